@@ -1,0 +1,84 @@
+"""The one tree of errors. A class's docstring is its advice: what the reader of the message can do.
+
+RecollectError
+├── ConfigError              a setting is wrong; carries key, value and line
+│   ├── ImportFormatError    "module:attr" is not of that form
+│   ├── ImportModuleError    there is no such module
+│   └── ImportAttributeError the module has no such attribute
+├── IdentityError            who is asking, or for whom, is missing or malformed
+├── LimitError               a bound was reached; try again later
+├── ModelError               the model could not answer
+├── ToolError                a tool could not do its work
+├── MemoryBackendError       a memory could not be read or written
+└── StoreError               the database could not be read or written
+"""
+
+from __future__ import annotations
+
+
+class RecollectError(Exception):
+    """The root: `except RecollectError` catches what this project raises on purpose, and nothing else."""
+
+
+class ConfigError(RecollectError):
+    """A setting is wrong: correct the named key.
+
+    `key` is the dotted path ("agents.helper.model"), `value` what stood there, `line` its 1-based line in the
+    file, or None where the setting did not come from a file.
+    """
+
+    def __init__(self, problem: str, *, key: str | None = None, value: object = None, line: int | None = None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.key = key
+        self.value = value
+        self.line = line
+
+    def __str__(self) -> str:
+        where = f"line {self.line}: " if self.line is not None else ""
+        key = f"{self.key}: " if self.key else ""
+        return f"{where}{key}{self.problem}"
+
+
+class ImportFormatError(ConfigError):
+    """Write it as "module:attribute", for example "my_package.memory:MyMemory"."""
+
+
+class ImportModuleError(ConfigError):
+    """Install the module, or put it beside the config file, whose folder is on the import path."""
+
+
+class ImportAttributeError(ConfigError):
+    """Name an attribute that the module has."""
+
+
+class IdentityError(RecollectError):
+    """Say for whom: pass a user_id that is a non-empty string or a whole number, or a session_id."""
+
+
+class LimitError(RecollectError):
+    """A bound was reached: try again after `retry_after` seconds (None: not known)."""
+
+    def __init__(self, problem: str, *, retry_after: float | None = None) -> None:
+        super().__init__(problem)
+        self.retry_after = retry_after
+
+
+class ModelError(RecollectError):
+    """The model could not answer: check its name, key and address; `retryable` says whether trying again may help."""
+
+    def __init__(self, problem: str, *, retryable: bool = False) -> None:
+        super().__init__(problem)
+        self.retryable = retryable
+
+
+class ToolError(RecollectError):
+    """Raise it in a tool to tell the model, in words, why the call did not work."""
+
+
+class MemoryBackendError(RecollectError):
+    """A memory could not be read or written; the answer goes on without it."""
+
+
+class StoreError(RecollectError):
+    """The database could not be read or written: check its path, its permissions and the disk."""

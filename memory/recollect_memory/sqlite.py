@@ -1,0 +1,257 @@
+"""SQLite as a server needs it: one writer thread with group commit, readers on their own connections.
+
+Every write that is waiting goes into one transaction and shares its fsync, each inside a savepoint of its own, so that
+one that fails undoes nothing but itself. A write is acknowledged after the commit. Readers never wait for the writer (WAL).
+
+Nothing here is tied to an event loop: `write` and `read` may be awaited from any loop, `write_now` and `read_now` called
+from any thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import re
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from .errors import StoreError
+
+T = TypeVar("T")
+Operation = Callable[[sqlite3.Connection], T]
+
+READERS = 2
+"""Reader threads: one less than would help nobody on two cores, and reads are short."""
+_MOST_IN_ONE_COMMIT = 512
+_BUSY_SECONDS = 10.0
+_MIGRATION = re.compile(r"(\d{3})_\w+\.sql")
+
+
+def named_queries(text: str) -> dict[str, str]:
+    """The statements of a `.sql` file by name: each starts at a line `-- name: the_name`; other comments are kept."""
+    parts = re.split(r"^-- name: (\w+)[^\n]*\n", text, flags=re.MULTILINE)
+    return {name: body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def path_of(url: str) -> Path:
+    """The file of a `sqlite:///file.db` address; relative to the working directory unless it has a fourth slash."""
+    if not url.startswith("sqlite:///") or len(url) == len("sqlite:///"):
+        raise StoreError(f"{url!r} is not a SQLite address: write sqlite:///file.db, or sqlite:////absolute/file.db")
+    return Path(url.removeprefix("sqlite:///"))
+
+
+class Database:
+    """One SQLite file: `await db.write(operation)` and `await db.read(operation)`, where an operation gets the connection.
+
+    Opens at the first use. Raises StoreError where the file cannot be opened, is not a database or is full; what an
+    operation itself raises comes back as it is.
+    """
+
+    def __init__(self, path: Path | str, *, synchronous: Literal["FULL", "NORMAL"] = "FULL") -> None:
+        self.path = Path(path)
+        self._synchronous = synchronous
+        self._lock = threading.Lock()
+        self._writes: queue.SimpleQueue[tuple[Operation[Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._writer: threading.Thread | None = None
+        self._readers: ThreadPoolExecutor | None = None
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._closed = False
+
+    async def write(self, operation: Operation[T]) -> T:
+        """Run `operation` in the next commit; its result is returned once that commit is on disk."""
+        return await asyncio.wrap_future(self._submit(operation))
+
+    def write_now(self, operation: Operation[T]) -> T:
+        """`write` for threads without an event loop."""
+        return self._submit(operation).result()
+
+    async def read(self, operation: Operation[T]) -> T:
+        """Run `operation` on a reader's connection, off the event loop. It sees every write acknowledged before."""
+        return await asyncio.wrap_future(self._reading().submit(self._read, operation))
+
+    def read_now(self, operation: Operation[T]) -> T:
+        """`read` on the calling thread, with a connection of that thread's own."""
+        self._reading()
+        return self._read(operation)
+
+    def migrate(self, component: str, folder: Traversable) -> int:
+        """Bring `component` up to the newest `NNN_what_it_does.sql` of `folder`; the version it is at afterwards.
+
+        Each migration is one transaction. Raises StoreError where the file is newer than this program.
+        """
+        files = sorted(
+            (int(found[1]), entry) for entry in folder.iterdir() if (found := _MIGRATION.fullmatch(entry.name))
+        )
+
+        def version(db: sqlite3.Connection) -> int:
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS schema_version (component TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT"
+            )
+            row = db.execute("SELECT version FROM schema_version WHERE component = ?", (component,)).fetchone()
+            return int(row[0]) if row else 0
+
+        current = self.write_now(version)
+        newest = files[-1][0] if files else 0
+        if current > newest:
+            raise StoreError(
+                f"{self.path} was written by a newer Recollect (its {component} tables are version {current}, this "
+                f"program knows {newest}): upgrade Recollect, or use another file"
+            )
+        for number, entry in files:
+            if number > current:
+                self.write_now(partial(_apply, entry.read_text(encoding="utf-8"), component, number))
+        return newest
+
+    async def aclose(self) -> None:
+        """Finish the waiting writes, then close every connection."""
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """`aclose` for threads without an event loop. Closing twice is fine."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            writer, readers = self._writer, self._readers
+        if readers is not None:
+            readers.shutdown(wait=True)
+        if writer is not None:
+            self._writes.put(None)
+            writer.join()
+        for connection in self._connections:
+            connection.close()
+
+    # -- the rim ------------------------------------------------------------------------------------------------------
+
+    def _submit(self, operation: Operation[T]) -> Future[T]:
+        future: Future[T] = Future()
+        with self._lock:
+            self._refuse_if_closed()
+            if self._writer is None:
+                self._writer = threading.Thread(target=self._write_forever, name="sqlite-writer", daemon=True)
+                self._writer.start()
+            self._writes.put((operation, future))
+        return future
+
+    def _reading(self) -> ThreadPoolExecutor:
+        with self._lock:
+            self._refuse_if_closed()
+            if self._readers is None:
+                self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sqlite-reader")
+            return self._readers
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise StoreError(f"{self.path} is closed")
+
+    def _read(self, operation: Operation[T]) -> T:
+        try:
+            connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+            if connection is None:
+                connection = self._local.connection = self._connect()
+            return operation(connection)
+        except sqlite3.Error as error:
+            raise self._explain(error) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(
+            self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+            connection.execute("PRAGMA secure_delete = ON")
+            connection.execute("PRAGMA foreign_keys = ON")
+        except sqlite3.Error:
+            connection.close()
+            raise
+        with self._lock:
+            self._connections.append(connection)
+        return connection
+
+    def _explain(self, error: Exception) -> StoreError:
+        return StoreError(f"{self.path}: {error}. {_advice(error)}")
+
+    def _write_forever(self) -> None:
+        connection: sqlite3.Connection | None = None
+        running = True
+        while running:
+            batch: list[tuple[Operation[Any], Future[Any]]] = []
+            item = self._writes.get()
+            while item is not None:
+                if item[1].set_running_or_notify_cancel():
+                    batch.append(item)
+                if len(batch) >= _MOST_IN_ONE_COMMIT or self._writes.empty():
+                    break
+                item = self._writes.get()
+            running = item is not None
+            if not batch:
+                continue
+            try:
+                connection = connection or self._connect()
+                self._commit(connection, batch)
+            except (sqlite3.Error, OSError) as error:
+                if connection is not None and connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                explained = self._explain(error)
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(explained)
+
+    def _commit(self, connection: sqlite3.Connection, batch: list[tuple[Operation[Any], Future[Any]]]) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        results: list[tuple[Future[Any], Any]] = []
+        for operation, future in batch:
+            connection.execute("SAVEPOINT one")
+            try:
+                results.append((future, operation(connection)))
+            except sqlite3.OperationalError:
+                raise  # the disk, not the operation: the whole group is undone and told
+            except Exception as error:  # noqa: BLE001 - handed to whoever awaits it
+                connection.execute("ROLLBACK TO one")
+                future.set_exception(error)
+            connection.execute("RELEASE one")
+        connection.execute("COMMIT")
+        for future, result in results:
+            future.set_result(result)
+
+
+def _apply(script: str, component: str, number: int, db: sqlite3.Connection) -> None:
+    for statement in _statements(script):
+        db.execute(statement)
+    db.execute("INSERT OR REPLACE INTO schema_version (component, version) VALUES (?, ?)", (component, number))
+
+
+def _statements(script: str) -> list[str]:
+    """The statements of a script, split where SQLite itself says that one is complete (`executescript` would commit)."""
+    found: list[str] = []
+    pending = ""
+    for line in script.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            found.append(pending)
+            pending = ""
+    return found
+
+
+def _advice(error: Exception) -> str:
+    text = str(error)
+    if "not a database" in text or "malformed" in text:
+        return "The file is left as it is: restore a backup, or name another file"
+    if "readonly" in text or "read-only" in text or isinstance(error, PermissionError):
+        return "Make the file and its folder writable, or name another file"
+    if "unable to open" in text or isinstance(error, OSError):
+        return "Check that the folder exists and may be written"
+    if "locked" in text:
+        return "Another process holds the file: stop it, or name another file"
+    if "full" in text:
+        return "Free space on the disk"
+    return "Check the file and the disk"
