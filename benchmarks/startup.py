@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +35,7 @@ def megabytes(pid: int) -> float:
 
 
 @contextmanager
-def server(folder: str) -> Iterator[tuple[subprocess.Popen[bytes], str, float]]:
+def server(folder: str) -> Generator[tuple[subprocess.Popen[bytes], str, float]]:
     """A server on the built-in config, as (process, address, seconds until it served its card)."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     began = time.perf_counter()

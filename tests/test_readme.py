@@ -1,0 +1,225 @@
+"""What README and docs show is run: the terminal sessions, the programs, the configurations, the links.
+
+A console block is typed as it stands, against a real server on a free port; a Python or YAML block that begins with
+a comment that is a file's name is that file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from recollect_server.config import Config, load_config
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {
+    **os.environ,
+    "COLUMNS": "120",
+    "NO_COLOR": "1",
+    "OPENAI_API_KEY": "unused",
+    "PYTHONPATH": "",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    page: str
+    language: str
+    text: str
+    line: int
+
+    @property
+    def file(self) -> str | None:
+        """The name of the file that the block is, if its first line says so."""
+        found = re.match(r"# (\w+\.(?:py|yaml))\n", self.text)
+        return found[1] if found else None
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks(*languages: str) -> list[Block]:
+    found: list[Block] = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for match in re.finditer(r"^```(\w+)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+            line = text.count("\n", 0, match.start()) + 1
+            found.append(Block(page.relative_to(ROOT).as_posix(), match[1], match[2], line))
+    return [block for block in found if not languages or block.language in languages]
+
+
+def write_files(page: str, folder: Path) -> None:
+    """The blocks of a page that are files, as files."""
+    for block in blocks("python", "yaml"):
+        if block.page == page and block.file:
+            (folder / block.file).write_text(block.text, encoding="utf-8")
+
+
+def typed(block: Block) -> list[tuple[list[str], str]]:
+    """The commands of a console block, each with what is shown below it."""
+    parts = re.split(r"^\$ (.*)\n", block.text, flags=re.MULTILINE)
+    assert not parts[0], f"{block} begins with output"
+    return [(shlex.split(command), shown) for command, shown in zip(parts[1::2], parts[2::2], strict=True)]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+@contextmanager
+def serving(folder: Path, *options: str) -> Generator[str]:
+    """`recollect serve` in a folder, on a free port; its address."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    with (folder / "server.log").open("a+", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [BIN / "recollect", "serve", *options, "--port", str(port)],
+            cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 60
+            while not is_up(url):
+                log.seek(0)
+                assert process.poll() is None, log.read()
+                assert time.monotonic() < deadline, log.read()
+                time.sleep(0.02)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def is_up(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/healthz", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def run(command: list[str], folder: Path, url: str) -> str:
+    """What a command of the terminal prints; `send` goes to the address of the test's server."""
+    name, *arguments = command
+    assert name == ".venv/bin/recollect"
+    done = subprocess.run(
+        [BIN / "recollect", *arguments, "--url", url],
+        cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
+    return done.stdout
+
+
+def readme_consoles() -> tuple[Block, Block]:
+    first, second = blocks("console")
+    return first, second
+
+
+def test_the_first_terminal_session(tmp_path: Path) -> None:
+    """The three sends of README: Alice is remembered from one conversation to the next, and Bob's agent knows nothing of her."""
+    first, _ = readme_consoles()
+    (tell, _), (ask, shown), (bob, shown_to_bob) = typed(first)
+    assert "Rome" in shown
+    assert not re.search("Rome|Italy", shown_to_bob)
+    with serving(tmp_path) as url:
+        run(tell, tmp_path, url)
+        assert "Rome" in run(ask, tmp_path, url)
+        assert not re.search("Rome|Italy", run(bob, tmp_path, url))
+    with serving(tmp_path) as url:
+        assert "Rome" in run(ask, tmp_path, url), "a restart of the server loses nothing"
+
+
+def test_the_second_terminal_session(tmp_path: Path) -> None:
+    """README's own model, memory and executor, from its files and its configuration, print what README shows."""
+    _, second = readme_consoles()
+    write_files("README.md", tmp_path)
+    (serve, _), *sends = typed(second)
+    assert serve[:2] == [".venv/bin/recollect", "serve"]
+    with serving(tmp_path, *serve[2:]) as url:
+        for command, shown in sends:
+            printed = run(command, tmp_path, url)
+            assert re.sub(r"\d", "0", printed) == re.sub(r"\d", "0", shown)  # the time is another one
+
+
+@pytest.mark.parametrize("block", [block for block in blocks("python") if not block.file], ids=str)
+def test_a_program_runs(block: Block, tmp_path: Path) -> None:
+    """Every Python block is a whole program that ends without an error; what it says of Alice, it says of Rome."""
+    write_files(block.page, tmp_path)
+    if "http://127.0.0.1:9000" in block.text:
+        with serving(tmp_path) as url:
+            run([".venv/bin/recollect", "send", "I am from Italy", "--user", "alice"], tmp_path, url)
+            printed = run_program(block.text.replace("http://127.0.0.1:9000", url), tmp_path)
+    else:
+        printed = run_program(block.text, tmp_path)
+    if "capital of my country" in block.text:
+        assert "Rome" in printed
+
+
+def run_program(text: str, folder: Path) -> str:
+    (folder / "program.py").write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_a_configuration_is_right(block: Block, tmp_path: Path) -> None:
+    """`recollect check` has nothing to say against any configuration that is shown."""
+    write_files(block.page, tmp_path)
+    (tmp_path / "shown.yaml").write_text(block.text, encoding="utf-8")
+    done = subprocess.run(
+        [BIN / "recollect", "check", "shown.yaml"],
+        cwd=tmp_path, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def keys(model: type[BaseModel], at: str = "") -> Iterator[str]:
+    """The dotted keys of a configuration; NAME stands for a name that its author chooses, lists count as one key."""
+    for name, field in model.model_fields.items():
+        shape: Any = field.annotation
+        options: tuple[Any, ...] = (shape, *get_args(shape))
+        sections = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        if sections and Ellipsis not in get_args(shape):
+            yield from keys(sections[0], f"{at}{name}.NAME." if str in options else f"{at}{name}.")
+        else:
+            yield f"{at}{name}"
+
+
+def test_every_key_is_documented() -> None:
+    """The table of docs/guides/config.md has each key of the configuration, and no other."""
+    table = (ROOT / "docs/guides/config.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\| `([\w.]+)` \|", table, flags=re.MULTILINE)
+    assert sorted(documented) == sorted(keys(Config))
+
+
+def test_the_default_configuration_is_the_built_in_one() -> None:
+    """config/recollect.yaml says what holds without it."""
+    assert load_config(ROOT / "config/recollect.yaml") == Config()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """A relative link names a file of the repository."""
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
