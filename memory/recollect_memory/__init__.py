@@ -1,5 +1,6 @@
 """Long-term memory for LLM agents: the contract, the built-in memory, and the adapters."""
 
+from .backend import MemoryBackend, MemoryModule, as_memory
 from .contract import (
     ChatModel,
     Embedder,
@@ -15,19 +16,30 @@ from .contract import (
     ToolSpec,
     Usage,
 )
+from .recall import Recall, RecallFailure, RecallResult
+from .registry import open_memory
+from .rendering import render
 
 __all__ = [
     "ChatModel",
     "Embedder",
     "InvocationContext",
     "Memory",
+    "MemoryBackend",
     "MemoryEntry",
     "MemoryKind",
+    "MemoryModule",
     "Message",
     "ModelDelta",
     "Provenance",
+    "Recall",
+    "RecallFailure",
+    "RecallResult",
     "Scope",
     "ToolCall",
     "ToolSpec",
     "Usage",
+    "as_memory",
+    "open_memory",
+    "render",
 ]

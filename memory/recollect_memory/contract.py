@@ -6,6 +6,7 @@ A memory is anything with `retrieve` and `update`. It is told for whom by an `In
 
 from __future__ import annotations
 
+import re
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Role = Literal["system", "user", "assistant", "tool"]
+
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What no id may hold: control characters, and halves of surrogate pairs, which no database can store."""
 
 
 def _new_id() -> str:
@@ -98,7 +102,10 @@ class Scope:
 
     @classmethod
     def of(cls, ctx: InvocationContext | None, space: str = "default") -> Self:
-        """The scope of a turn. Raises IdentityError where neither a user nor a session is named: no scope, no access."""
+        """The scope of a turn. Raises IdentityError where neither a user nor a session is named: no scope, no access.
+
+        Ids compare byte for byte; one that holds a control character, or is not a string, is refused.
+        """
         if ctx is None:
             raise IdentityError("no InvocationContext: pass ctx=InvocationContext(session_id=..., user_id=...)")
         if ctx.user_id is not None:
@@ -107,6 +114,9 @@ class Scope:
             owner, id_ = "session", ctx.session_id
         if not id_:
             raise IdentityError(f"the {owner}_id is empty: a memory needs someone whose it is")
+        for name, part in ((f"{owner}_id", id_), ("tenant", ctx.tenant), ("space", space)):
+            if not isinstance(part, str) or _UNFIT.search(part):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise IdentityError(f"the {name} {part!r} is not a string without control characters")
         return cls(ctx.tenant, space, owner, id_)  # type: ignore[arg-type]
 
     @property

@@ -76,6 +76,10 @@ class ToolError(RecollectError):
     """Raise it in a tool to tell the model, in words, why the call did not work."""
 
 
+class OutcomeUnknown(RecollectError):
+    """A step that may not be repeated was under way when the process stopped: find out what it did before asking again."""
+
+
 class MemoryBackendError(RecollectError):
     """A memory could not be read or written; the answer goes on without it."""
 

@@ -1,0 +1,177 @@
+"""Memories written as four callbacks: `MemoryBackend`, the `MemoryModule` it registers as, and both used as a `Memory`."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from .contract import InvocationContext, Memory, MemoryEntry, Message, Provenance, Scope
+from .errors import MemoryBackendError
+
+MOST_CALLS_AT_ONCE = 32
+"""Synchronous calls of one backend under way at once: more means that it hangs, and is an error at once."""
+_REMEMBERED_TURNS = 10_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class MemoryBackend(ABC):
+    """A memory of your own in three methods, each a plain `def` (it then runs off the event loop) or an `async def`.
+
+    `session_id` is the key of the memory's scope: one string a user, or a session where no user is known; users of
+    different tenants, and sessions that happen to share a name, never get the same one.
+    """
+
+    name: str = "memory"
+
+    @abstractmethod
+    def record(self, session_id: str, user_msg: str, assistant_msg: str) -> Awaitable[None] | None:
+        """Remember one turn. `assistant_msg` is empty where there was no answer."""
+
+    @abstractmethod
+    def recall(self, session_id: str, query: str, max_entries: int) -> Awaitable[list[MemoryEntry]] | list[MemoryEntry]:
+        """What matters for `query`, best first, at most `max_entries`."""
+
+    @abstractmethod
+    def flush(self, session_id: str) -> Awaitable[None] | None:
+        """Make what was recorded durable and findable; called after every turn, last."""
+
+    def consolidate(self, session_id: str) -> Awaitable[None] | None:
+        """Compact or summarise; called after every turn, between `record` and `flush`. By default nothing is done."""
+        return None
+
+    def as_memory_module(self) -> MemoryModule:
+        """What an `Agent` takes in `memories=[...]`."""
+        own = type(self).consolidate is not MemoryBackend.consolidate
+        return MemoryModule(self.name, self.record, self.recall, self.flush, self.consolidate if own else None)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryModule:
+    """A named memory as callbacks; each may be synchronous or return an awaitable. Shapes as in `MemoryBackend`."""
+
+    name: str
+    record: Callable[[str, str, str], Awaitable[None] | None]
+    recall: Callable[[str, str, int], Awaitable[list[MemoryEntry]] | list[MemoryEntry]]
+    flush: Callable[[str], Awaitable[None] | None] | None = None
+    consolidate: Callable[[str], Awaitable[None] | None] | None = None
+
+
+def as_memory(value: Memory | MemoryBackend | MemoryModule, *, space: str = "default") -> Memory:
+    """Any of the three shapes as a `Memory`; `space` goes into the scopes of the latter two."""
+    if isinstance(value, Memory):
+        return value
+    module = value.as_memory_module() if isinstance(value, MemoryBackend) else value
+    return ModuleMemory(module, space=space)
+
+
+class ModuleMemory(Memory):
+    """A `MemoryModule` as a `Memory`: whatever it raises becomes a MemoryBackendError that names it.
+
+    A turn that was recorded is not recorded again by this process (the last 10,000 turn ids are known).
+    """
+
+    def __init__(self, module: MemoryModule, *, space: str = "default") -> None:
+        self.name = module.name
+        self._module = module
+        self._space = space
+        self._turns: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._slots = threading.Semaphore(MOST_CALLS_AT_ONCE)
+
+    async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
+        scope = Scope.of(kwargs.get("ctx"), self._space)
+        entries = await self._call("recall", self._module.recall, scope.key, query, top_k)
+        try:
+            return [self._message(entry) for entry in list(entries or ())[:top_k]]
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            raise MemoryBackendError(f"{self.name}: recall did not return MemoryEntry objects: {error}") from error
+
+    async def update(self, messages: list[Message], **kwargs: Any) -> None:
+        ctx: InvocationContext | None = kwargs.get("ctx")
+        key = Scope.of(ctx, self._space).key
+        turn = (key, ctx.turn_id) if ctx is not None and ctx.turn_id is not None else None
+        if turn is not None and turn in self._turns:
+            return
+        for user_msg, assistant_msg in _exchanges(messages):
+            await self._call("record", self._module.record, key, user_msg, assistant_msg)
+        if self._module.consolidate is not None:
+            await self._call("consolidate", self._module.consolidate, key)
+        if self._module.flush is not None:
+            await self._call("flush", self._module.flush, key)
+        if turn is not None:
+            self._turns[turn] = None
+            if len(self._turns) > _REMEMBERED_TURNS:
+                self._turns.popitem(last=False)
+
+    async def _call(self, what: str, callback: Callable[..., Any], *args: object) -> Any:
+        try:
+            if inspect.iscoroutinefunction(callback):
+                return await callback(*args)
+            result = await self._off_the_loop(what, callback, *args)
+            return await result if inspect.isawaitable(result) else result
+        except MemoryBackendError:
+            raise
+        except Exception as error:
+            raise self._explain(what, error) from error
+
+    def _explain(self, what: str, error: BaseException) -> MemoryBackendError:
+        explained = MemoryBackendError(f"{self.name}: {what} failed: {type(error).__name__}: {error}")
+        explained.__cause__ = error
+        return explained
+
+    async def _off_the_loop(self, what: str, callback: Callable[..., Any], *args: object) -> Any:
+        """On a daemon thread of its own: one that never returns keeps neither the pool nor the exit of the process."""
+        if not self._slots.acquire(blocking=False):
+            raise MemoryBackendError(f"{self.name}: {what} refused: {MOST_CALLS_AT_ONCE} earlier calls still run")
+        done: Future[Any] = Future()
+        done.set_running_or_notify_cancel()
+
+        def work() -> None:
+            try:
+                result = callback(*args)
+            except BaseException as error:  # noqa: BLE001 - handed to whoever awaits it
+                done.set_exception(self._explain(what, error))
+            else:
+                done.set_result(result)
+            finally:
+                self._slots.release()
+
+        threading.Thread(target=work, name=f"memory-{self.name}-{what}", daemon=True).start()
+        return await asyncio.wrap_future(done)
+
+    def _message(self, entry: MemoryEntry) -> Message:
+        created = _EPOCH + timedelta(microseconds=entry.timestamp_ns // 1000)
+        relevance = float(entry.relevance)
+        provenance = Provenance(
+            id=str(entry.key),
+            kind=str(entry.kind),
+            score=min(1.0, max(0.0, relevance)) if relevance == relevance else 0.0,
+            sources=[],
+            created_at=created.isoformat(),
+            backend=self.name,
+        )
+        return Message(
+            "system", str(entry.content), id=str(entry.key), created_at=created, metadata={"memory": provenance}
+        )
+
+
+def _exchanges(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
+    """Each user message with the answer that follows it; an answer alone stands with an empty question."""
+    asked: str | None = None
+    for message in messages:
+        if message.role == "user":
+            if asked is not None:
+                yield asked, ""
+            asked = message.content
+        elif message.role == "assistant" and message.content:
+            yield asked or "", message.content
+            asked = None
+    if asked is not None:
+        yield asked, ""

@@ -1,0 +1,11 @@
+"""The built-in memory: rows in SQLite, an index of each scope in memory, BM25 and MiniLM vectors fused.
+
+Nothing of this package is imported before a native memory is opened.
+"""
+
+import os
+
+# One thread a query: the arrays are small, and threads that wait for each other cost 5-10 ms on busy cores. Both are
+# read when the libraries load, and what the user has set stays.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,272 @@
+"""NativeMemory: the built-in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+
+import numpy as np
+
+from recollect_memory.contract import Embedder, InvocationContext, Memory, Message, Provenance, Scope
+from recollect_memory.errors import ConfigError, MemoryBackendError, StoreError
+from recollect_memory.sqlite import Database, path_of
+
+from . import store
+from .embedding import find_embedder
+from .index import Index, Indexes
+from .ranking import Query, neutral, rank
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+log = logging.getLogger(__name__)
+
+DEFAULT_DATABASE = "sqlite:///var/recollect.db"
+_THREADS = 4
+"""For what a turn computes: embedding releases the GIL, and one scope's loading must not hold up all others."""
+_SETTINGS = {"database": DEFAULT_DATABASE, "embedder": "minilm", "cache_mb": 128}
+
+
+class NativeMemory(Memory):
+    """What was said, kept word for word in a database and found by words and by meaning.
+
+    `database` is one that the caller shares and closes, or an address that the memory opens itself at its first use.
+    `embedder` is an embedder or a function that finds one, called once, off the event loop, at the first use; None:
+    retrieval is by words alone. `cache_mb` bounds the indexes kept in memory. May be used from any event loop.
+    """
+
+    def __init__(
+        self,
+        database: Database | str = DEFAULT_DATABASE,
+        *,
+        embedder: Embedder | Callable[[], Embedder | None] | None = None,
+        space: str = "default",
+        name: str = "native",
+        cache_mb: float = 128,
+    ) -> None:
+        self.name = name
+        self.space = space
+        self._owns_database = isinstance(database, str)
+        self._database = Database(path_of(database)) if isinstance(database, str) else database
+        self._embedder_source = embedder
+        self._embedder: Embedder | None = None
+        self._opening = threading.Lock()
+        self._opened = False
+        self._closed = False
+        self._indexes = Indexes(int(cache_mb * 1_000_000))
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="memory")
+
+    @classmethod
+    def from_config(
+        cls,
+        entry: Mapping[str, Any],
+        *,
+        name: str,
+        database: Database | None,
+        embedder: Embedder | Callable[[], Embedder | None] | None,
+    ) -> Self:
+        """From a config entry: `database`, `embedder` ("minilm" or off) and `cache_mb`. Raises ConfigError."""
+        from recollect_memory.registry import nearest
+
+        for key, value in entry.items():
+            if key not in _SETTINGS:
+                near = nearest(key, _SETTINGS) or f" (it has {', '.join(_SETTINGS)})"
+                raise ConfigError(f"the native memory has no setting {key!r}{near}", key=key, value=value)
+        settings = _SETTINGS | dict(entry)
+        return cls(
+            _database(settings["database"]) if database is None or "database" in entry else database,
+            embedder=_embedder(settings["embedder"], embedder),
+            space=name,
+            name=name,
+            cache_mb=_megabytes(settings["cache_mb"]),
+        )
+
+    def open(self) -> None:
+        """Open the database and the embedder now rather than at the first use. Raises StoreError; blocks."""
+        with self._opening:
+            if self._closed:
+                raise MemoryBackendError(f"{self.name}: the memory is closed")
+            if not self._opened:
+                store.migrate(self._database)
+                self._embedder = self._find_embedder()
+                self._opened = True
+
+    async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
+        scope = Scope.of(kwargs.get("ctx"), self.space)
+        if top_k < 1 or not query.strip():
+            return []
+        return await self._run(self._retrieve, scope, query, top_k)
+
+    async def update(self, messages: list[Message], **kwargs: Any) -> None:
+        ctx: InvocationContext | None = kwargs.get("ctx")
+        scope = Scope.of(ctx, self.space)
+        assert ctx is not None  # noqa: S101 - Scope.of refuses None
+        new = list(_memories(messages, ctx))
+        if not new:
+            return
+        rows = await self._run(self._embedded, new)
+        await self._database.write(lambda db: store.add(db, scope, rows))
+        if self._indexes.get(scope) is not None:
+            await self._run(self._caught_up, scope)
+
+    async def aclose(self) -> None:
+        """Wait for what is under way; close the database if it is the memory's own. Closing twice is fine."""
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """`aclose` for threads without an event loop."""
+        with self._opening:
+            self._closed = True
+        self._pool.shutdown(wait=True)
+        self._indexes.clear()
+        if self._owns_database:
+            self._database.close()
+
+    # -- on the pool's threads ----------------------------------------------------------------------------------------
+
+    async def _run(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._closed:
+            raise MemoryBackendError(f"{self.name}: the memory is closed")
+
+        def opened() -> R:
+            if not self._opened:
+                self.open()
+            return work(*args, **kwargs)
+
+        return await asyncio.wrap_future(self._pool.submit(opened))
+
+    def _retrieve(self, scope: Scope, query: str, top_k: int) -> list[Message]:
+        index = self._caught_up(scope)
+        if not index.size:
+            return []
+        vectors = self._embed([neutral(query, list(index.speaker_codes))])
+        with index.lock:
+            scores = rank(index, Query.of(query), vectors[0] if vectors is not None else None, datetime.now(UTC))
+            best = np.lexsort((-index.seqs, -scores))[:top_k]
+            chosen = [(int(index.seqs[place]), float(scores[place])) for place in best]
+        rows = self._database.read_now(lambda db: store.by_seq(db, scope, [seq for seq, _ in chosen]))
+        return [_message(rows[seq], score) for seq, score in chosen if seq in rows]
+
+    def _caught_up(self, scope: Scope) -> Index:
+        """The scope's index, with everything in it that was acknowledged before this call."""
+        index = self._indexes.get(scope)
+        if index is None:
+            embedder = self._embedder
+            name, dimensions = (embedder.name, embedder.dimensions) if embedder is not None else (None, 0)
+            index = self._indexes.put(scope, Index(name, dimensions))
+        with index.lock:
+            changed = self._database.read_now(lambda db: _catch_up(db, scope, index))
+            if changed:
+                self._indexes.settle(scope, index)
+        return index
+
+    def _embedded(self, memories: Sequence[store.NewMemory]) -> Sequence[store.NewMemory]:
+        vectors, embedder = self._embed([memory.content for memory in memories]), self._embedder
+        if vectors is None or embedder is None:
+            return memories
+        return [
+            dataclasses.replace(memory, embedder=embedder.name, dimensions=len(vector), vector=vector.tobytes())
+            for memory, vector in zip(memories, vectors.astype("<f4"), strict=True)
+        ]
+
+    def _embed(self, texts: Sequence[str]) -> NDArray[np.float32] | None:
+        """Their vectors; None where there is no embedder, or where it fails: words alone are better than nothing."""
+        if self._embedder is None:
+            return None
+        try:
+            return self._embedder.embed(texts)
+        except Exception:
+            log.exception("memory %s: the embedder failed on %d texts: by words alone", self.name, len(texts))
+            return None
+
+    def _find_embedder(self) -> Embedder | None:
+        source = self._embedder_source
+        if isinstance(source, Embedder):
+            return source
+        found: Embedder | None = None
+        if source is not None:
+            try:
+                found = source()
+            except Exception:
+                log.exception("memory %s: the embedder cannot be had", self.name)
+        if found is None:
+            log.warning("memory %s: no embedder: what is remembered is found by its words alone", self.name)
+        return found
+
+
+def _catch_up(db: Any, scope: Scope, index: Index) -> bool:
+    version, epoch = store.state(db, scope)
+    if epoch != index.epoch:
+        index.start_over(epoch)
+    if version == index.version:
+        return False
+    index.apply(store.changed_since(db, scope, index.version), version)
+    return True
+
+
+def _memories(messages: Sequence[Message], ctx: InvocationContext) -> list[store.NewMemory]:
+    """What the user and the assistant said. Recalled memories, instructions and tool results are not memories."""
+    return [
+        store.NewMemory(
+            message_id=store.storable(message.id),
+            turn_id=None if ctx.turn_id is None else store.storable(ctx.turn_id),
+            position=position,
+            role=message.role,
+            speaker=store.storable(message.name or ""),
+            content=store.storable(message.content),
+            session_id=store.storable(ctx.session_id),
+            said_at=store.microseconds(message.created_at),
+        )
+        for position, message in enumerate(messages)
+        if message.role in ("user", "assistant") and message.content.strip() and "memory" not in message.metadata
+    ]
+
+
+def _message(memory: store.StoredMemory, score: float) -> Message:
+    created = store.moment(memory.created_at)
+    provenance = Provenance(
+        id=memory.id,
+        kind=memory.kind,
+        score=round(min(1.0, max(0.0, score)), 6),
+        sources=list(memory.sources),
+        created_at=created.isoformat(),
+        backend="native",
+    )
+    metadata = {"memory": provenance, "role": memory.role}
+    name = memory.speaker or memory.role
+    return Message("system", memory.content, id=memory.id, name=name, created_at=created, metadata=metadata)
+
+
+def _database(address: object) -> str:
+    try:
+        if isinstance(address, str):
+            path_of(address)
+            return address
+    except StoreError as error:
+        raise ConfigError(str(error), key="database", value=address) from None
+    raise ConfigError("a database is an address such as sqlite:///file.db", key="database", value=address)
+
+
+def _embedder(
+    setting: object, given: Embedder | Callable[[], Embedder | None] | None
+) -> Embedder | Callable[[], Embedder | None] | None:
+    if setting in (False, None, "off", "none"):
+        return None
+    if setting != "minilm":
+        raise ConfigError('an embedder is "minilm", or off', key="embedder", value=setting)
+    return given or find_embedder
+
+
+def _megabytes(setting: object) -> float:
+    if isinstance(setting, bool) or not isinstance(setting, int | float) or not setting > 0:
+        raise ConfigError("a size in megabytes is a number above 0", key="cache_mb", value=setting)
+    return float(setting)

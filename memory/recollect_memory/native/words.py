@@ -1,0 +1,69 @@
+"""Texts as terms: words folded and stemmed, without stop words. Sole importer of snowballstemmer, which has no types."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import threading
+import unicodedata
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, cast
+
+_WORD = re.compile(r"[^\W_]+")
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]"
+)
+"""Scripts that put no space between words: Thai, Lao, Burmese, Khmer, Kana, Han."""
+
+_STOP_WORDS = """
+a about after again all also am an and any are as at be because been before being but by can could did do does doing
+done down each even ever few for from had has have having he her here hers herself him himself his how i if in into
+is it its itself just may me might mine more most much must my myself no nor not now of off on once only or other our
+ours out over own quite rather really same shall she should so some still such than that the their theirs them
+themselves then there these they this those though through to too under until up upon us very was we were what when
+where which while who whom whose why will with would yes yet you your yours yourself
+hello hey hi oh ok okay please thank thanks well
+aren couldn d didn doesn don hadn hasn haven isn ll m re s shouldn t ve wasn weren won wouldn
+"""
+_STOP = frozenset(_STOP_WORDS.split())
+
+_QUESTION_MARKS = ("?", "\uff1f", "\u061f")
+_ASKS = re.compile(
+    r"\s*(?:(?:and|but|hey|hi|hello|ok|okay|please|so)[\s,]+)*(?:"
+    r"(?:what|who|whom|whose|where|when|which|why|how)(?:'s|\u2019s)?\s+(?!a\b|an\b|i\b|we\b|my\b)"
+    r"|(?:am|are|can|could|did|do|does|has|have|is|may|should|was|were|will|would)\s+(?:i|you|he|she|it|we|they|my|the|there)\b"
+    r"|(?:tell|give|show|remind|help)\s+me\b|explain\b|list\b|summari[sz]e\b|translate\b)",
+    re.IGNORECASE,
+)
+
+_stemmer: Any = importlib.import_module("snowballstemmer").stemmer("english")
+_stemming = threading.Lock()
+
+
+def terms(text: str) -> list[str]:
+    """The terms of a text in order, repeated as often as they occur; those of unspaced scripts are character pairs."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return [term for word in _WORD.findall(folded) for term in _terms_of(word)]
+
+
+@lru_cache(maxsize=65_536)
+def _terms_of(word: str) -> tuple[str, ...]:
+    if _UNSPACED.search(word):
+        return tuple(_pairs(word))
+    if word in _STOP:
+        return ()
+    with _stemming:  # the stemmer keeps the word it works on in itself
+        return (cast(str, _stemmer.stemWord(word)),)
+
+
+def asks(text: str) -> bool:
+    """Whether a text asks for something rather than telling it."""
+    return text.rstrip().endswith(_QUESTION_MARKS) or _ASKS.match(text) is not None
+
+
+def _pairs(word: str) -> Iterator[str]:
+    if len(word) == 1:
+        yield word
+    for i in range(len(word) - 1):
+        yield word[i : i + 2]
