@@ -1,0 +1,219 @@
+"""What a configuration names, made: memories, models, tools, agents. What cannot be made is told by key and line."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as StillRunning
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from a2a.server.agent_execution import AgentExecutor
+
+from recollect_agents import Agent
+from recollect_agents.models import check_model, open_model
+from recollect_agents.tools import open_tool
+from recollect_memory import ChatModel, Embedder, Memory, Message
+from recollect_memory.errors import ConfigError, MemoryBackendError
+from recollect_memory.registry import import_from_string, open_memory
+from recollect_memory.sqlite import Database, path_of
+
+from .config import AgentConfig, Config, InvalidConfig
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 5.0
+"""How long a memory's constructor may keep the server from starting; it goes on in its thread."""
+
+
+class Registry:
+    """The agents of a configuration, by name, and what they share. Nothing is connected or loaded before it is used.
+
+    `deep` also asks LiteLLM whether it knows the providers of its models, for which it is imported. Raises InvalidConfig
+    with everything that cannot be made.
+    """
+
+    def __init__(self, config: Config, *, deep: bool = False) -> None:
+        self.config = config
+        self._deep = deep
+        self.database = Database(path_of(config.database))
+        self.memories: dict[str, Memory] = {}
+        self.agents: dict[str, Agent | AgentExecutor] = {}
+        self._models: list[ChatModel] = []
+        self._problems: list[ConfigError] = []
+        self._opened = threading.Lock()
+        if config.path is not None:
+            _import_from(config.path.parent)
+        embedder = cache(_find_embedder)
+        for name in {memory: None for agent in config.agents for memory in config.memories_of(agent)}:
+            self._make_memory(name, embedder)
+        for name, entry in config.agents.items():
+            made = self._executor(name, entry.executor) if entry.executor else self._agent(name, entry)
+            if made is not None:
+                self.agents[name] = made
+        if self._problems:
+            raise InvalidConfig(self._problems, config.path)
+
+    def open(self) -> None:
+        """Open the database, and bring what the built-in memory keeps in it up to date. Raises StoreError; blocks."""
+        with self._opened:
+            self.database.write_now(lambda db: db.execute("SELECT count(*) FROM sqlite_schema").fetchone())
+            if any(self.config.memory[name].backend == "native" for name in self.memories):
+                from recollect_memory.native.memory import NativeMemory
+
+                for memory in self.memories.values():
+                    if isinstance(memory, NativeMemory):
+                        memory.open()
+
+    async def aclose(self) -> None:
+        """Let memory writes end, then close what the agents used, the database last."""
+        for agent in self.agents.values():
+            if isinstance(agent, Agent):
+                await agent.settle()
+        closing: list[ChatModel | Memory] = [*self._models, *self.memories.values()]
+        for used in closing:
+            try:
+                await used.aclose()
+            except Exception:
+                log.exception("%s could not be closed", used.name)
+        await self.database.aclose()
+
+    def _make_memory(self, name: str, embedder: Callable[[], Embedder | None]) -> None:
+        def make() -> Memory:
+            return open_memory(self.config.memory[name].entry, name=name, database=self.database, embedder=embedder)
+
+        making = _in_thread(make, f"open-memory-{name}")
+        try:
+            self.memories[name] = making.result(PATIENCE_SECONDS)
+        except StillRunning:
+            log.warning("memory %s: its constructor has not returned yet; the server starts without waiting", name)
+            self.memories[name] = LateMemory(name, making)
+        except ConfigError as error:
+            self._problems.append(self.config.locate(error, "memory", name, error.key or "backend"))
+
+    def _agent(self, name: str, entry: AgentConfig) -> Agent | None:
+        at = ("agents", name)
+        before = len(self._problems)
+        model = self._model(name, entry)
+        tools = [self._try(partial(open_tool, spec), *at, "tools", index) for index, spec in enumerate(entry.tools)]
+        memories = [self.memories.get(memory) for memory in self.config.memories_of(name)]
+        if len(self._problems) > before or model is None or None in memories:
+            return None
+        return self._try(
+            lambda: Agent(
+                model,
+                name=name,
+                description=entry.description,
+                system_prompt=entry.system_prompt,
+                memories=[memory for memory in memories if memory is not None],
+                tools=[tool for tool in tools if tool is not None],
+                max_steps=entry.max_steps,
+            ),
+            *at,
+            "tools",
+        )
+
+    def _model(self, name: str, entry: AgentConfig) -> ChatModel | None:
+        assert entry.model is not None  # noqa: S101 - the schema wants a model or an executor
+        at, settings = ("agents", name), entry.settings.given
+        try:
+            model: ChatModel = open_model(entry.model, **settings)
+            if self._deep:
+                check_model(entry.model)
+        except ConfigError as error:
+            place = ("settings", error.key) if error.key in settings else ("model",)
+            self._problems.append(self.config.locate(error, *at, *place))
+            return None
+        except TypeError as error:
+            problem = f"{entry.model} does not take these: {error}"
+            self._problems.append(self.config.error(problem, *at, "settings"))
+            return None
+        self._models.append(model)
+        return model
+
+    def _executor(self, name: str, spec: str) -> AgentExecutor | None:
+        def make() -> AgentExecutor:
+            found: Any = import_from_string(spec)
+            try:
+                made: object = found() if isinstance(found, type) else found
+            except Exception as error:
+                raise ConfigError(f"{spec!r} cannot be made: {type(error).__name__}: {error}") from error
+            if not isinstance(made, AgentExecutor):
+                raise ConfigError(f"{spec!r} is a {type(made).__name__}, not an a2a-sdk AgentExecutor")
+            return made
+
+        return self._try(make, "agents", name, "executor")
+
+    def _try(self, make: Callable[[], T], *at: str | int) -> T | None:
+        try:
+            return make()
+        except ConfigError as error:
+            self._problems.append(self.config.locate(error, *at))
+            return None
+
+
+class LateMemory(Memory):
+    """A memory whose constructor is still running. Until it returns, every call is refused at once."""
+
+    def __init__(self, name: str, making: Future[Memory]) -> None:
+        self.name = name
+        self._making = making
+        making.add_done_callback(self._tell)
+
+    async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
+        return await self._made().retrieve(query, top_k=top_k, **kwargs)
+
+    async def update(self, messages: list[Message], **kwargs: Any) -> None:
+        await self._made().update(messages, **kwargs)
+
+    async def aclose(self) -> None:
+        if self._making.done() and self._making.exception() is None:
+            await self._making.result().aclose()
+
+    def _made(self) -> Memory:
+        if not self._making.done():
+            raise MemoryBackendError(f"{self.name}: not ready: its constructor has not returned")
+        if (error := self._making.exception()) is not None:
+            raise MemoryBackendError(f"{self.name}: could not be made: {error}") from error
+        return self._making.result()
+
+    def _tell(self, making: Future[Memory]) -> None:
+        if (error := making.exception()) is not None:
+            log.error("memory %s: could not be made: %s", self.name, error)
+        else:
+            log.info("memory %s: ready at last", self.name)
+
+
+def _in_thread(work: Callable[[], T], name: str) -> Future[T]:
+    """Run on a daemon thread of its own, which holds up neither the start nor the exit of the process."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - handed to whoever asks for the result
+            done.set_exception(error)
+        else:
+            done.set_result(result)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return done
+
+
+def _find_embedder() -> Embedder | None:
+    from recollect_memory.native.embedding import find_embedder
+
+    return find_embedder()
+
+
+def _import_from(folder: Path) -> None:
+    """Put the folder of the configuration on the import path, so that it can name modules beside it."""
+    place = str(folder.resolve())
+    if place not in sys.path:
+        sys.path.insert(0, place)
