@@ -1,0 +1,129 @@
+"""The one function in which the parts meet: routes, handlers, lifespan."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from a2a.server.agent_execution import AgentExecutor
+from a2a.server.routes import create_jsonrpc_routes, create_rest_routes
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .cards import REST, agent_card, base_url, card_route
+from .config import Config, default_config, load_config
+from .executor import A2AExecutor
+from .handler import Handler, history_from, task_store
+from .identity import OpenDoor
+from .registry import Registry
+
+
+def create_app(config: Config | Path | str | None = None, *, registry: Registry | None = None) -> Starlette:
+    """The server as an ASGI application. `config` may be a file's path; None: the built-in configuration.
+
+    Raises InvalidConfig with everything that is wrong. The database is opened when the application's lifespan begins,
+    unless a `registry` that did so is given; one that cannot be used raises StoreError.
+    """
+    if registry is None:
+        if not isinstance(config, Config):
+            config = default_config() if config is None else load_config(config)
+        registry = Registry(config)
+    config = registry.config
+    identity = OpenDoor()
+    handlers: dict[str, Handler] = {}
+
+    for name, served in registry.agents.items():
+        store = task_store()
+        executor = served if isinstance(served, AgentExecutor) else A2AExecutor(served, history=history_from(store))
+        handlers[name] = Handler(executor, store, agent_card(name, config.agents[name], ""))
+
+    def site(name: str, at: str) -> Router:
+        """An agent at its base: JSON-RPC (1.0 and 0.3) on the base itself, REST and the card below."""
+        return Router(
+            [
+                *create_jsonrpc_routes(handlers[name], "/", identity, enable_v0_3_compat=True),
+                Mount(REST, _rest(handlers[name], identity)),
+                card_route(name, config.agents[name], public_url=config.server.public_url, at=at),
+            ],
+            redirect_slashes=False,
+        )
+
+    async def agents(request: Request) -> Response:
+        base = config.server.public_url or base_url(request)
+        return JSONResponse([_entry(config, name, base) for name in config.agents])
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
+        answer = {"error": error.detail} | ({"agents": list(config.agents)} if error.status_code == 404 else {})
+        return JSONResponse(answer, error.status_code, headers=error.headers)
+
+    async def fail(request: Request, error: Exception) -> Response:
+        return JSONResponse({"error": "the server failed unexpectedly; its log says why"}, 500)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncGenerator[None]:
+        await asyncio.to_thread(registry.open)
+        try:
+            yield
+        finally:
+            for handler in handlers.values():
+                await handler.aclose()
+            await registry.aclose()
+
+    app = Starlette(
+        routes=[
+            Route("/healthz", _healthy),
+            Route("/agents", agents),
+            Route("/agents/", agents),
+            Mount("/agents", _ByName({name: site(name, f"/agents/{name}") for name in config.agents})),
+            Mount("/", site(config.default_agent, "")),
+        ],
+        exception_handlers={HTTPException: refuse, Exception: fail},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _rest(handler: Handler, identity: OpenDoor) -> Router:
+    """The SDK's REST routes, plain and below a tenant's name, without its routers' redirects to paths with a slash."""
+    routes = [route for route in create_rest_routes(handler, identity) if isinstance(route, Route)]
+    tenants = Mount("/{tenant}", Router(routes, redirect_slashes=False))
+    return Router([*routes, tenants], redirect_slashes=False)
+
+
+class _ByName:
+    """The agents below /agents/, found by their name whatever their number."""
+
+    def __init__(self, sites: Mapping[str, ASGIApp]) -> None:
+        self._sites = sites
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        root: str = scope["root_path"]
+        name, slash, _ = scope["path"].removeprefix(f"{root}/").partition("/")
+        site = self._sites.get(name)
+        if site is None:
+            raise HTTPException(404, f"there is no agent {name!r}; this server has: {', '.join(self._sites)}")
+        path = scope["path"] if slash else f"{scope['path']}/"  # POST /agents/x means /agents/x/
+        await site({**scope, "root_path": f"{root}/{name}", "path": path}, receive, send)
+
+
+async def _healthy(request: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+def _entry(config: Config, name: str, base: str) -> dict[str, str | bool]:
+    url = f"{base}/agents/{name}/"
+    return {
+        "name": name,
+        "description": config.agents[name].description,
+        "url": url,
+        "default": name == config.default_agent,
+        "card": f"{url}.well-known/agent-card.json",
+    }

@@ -1,0 +1,80 @@
+"""Agent cards: what an agent is, and where it is reached."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+
+from a2a.server.request_handlers.response_helpers import agent_card_to_dict
+from a2a.types import AgentCapabilities, AgentCard, AgentInterface, AgentProvider, AgentSkill
+from a2a.utils.constants import AGENT_CARD_WELL_KNOWN_PATH, TransportProtocol
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from .config import AgentConfig, SkillConfig
+
+REST = "/rest"
+"""Where the HTTP+JSON binding lives, below an agent's base."""
+CACHE_CONTROL = "public, max-age=60"
+"""Cards change with the configuration, which people edit: a minute, then a revalidation that costs a 304."""
+TEXT = "text/plain"
+
+
+def agent_card(name: str, agent: AgentConfig, url: str) -> AgentCard:
+    """The card of an agent whose base address is `url`, which has no slash at its end."""
+    provider = agent.provider
+    return AgentCard(
+        name=name,
+        description=agent.description or f"The agent {name}.",
+        version=agent.version,
+        supported_interfaces=[
+            AgentInterface(url=f"{url}/", protocol_binding=TransportProtocol.JSONRPC, protocol_version="1.0"),
+            AgentInterface(url=f"{url}/", protocol_binding=TransportProtocol.JSONRPC, protocol_version="0.3"),
+            AgentInterface(url=f"{url}{REST}", protocol_binding=TransportProtocol.HTTP_JSON, protocol_version="1.0"),
+        ],
+        capabilities=AgentCapabilities(streaming=True),
+        default_input_modes=[TEXT],
+        default_output_modes=[TEXT],
+        skills=[_skill(skill) for skill in agent.skills] or [_only_skill(name, agent)],
+        provider=AgentProvider(organization=provider.organization, url=provider.url) if provider else None,
+    )
+
+
+def card_route(name: str, agent: AgentConfig, *, public_url: str | None, at: str) -> Route:
+    """Serves the card of the agent whose base is the path `at` ("" or "/agents/x"), below the address callers use."""
+
+    @lru_cache(maxsize=32)
+    def answer(base: str) -> tuple[bytes, dict[str, str]]:
+        body = JSONResponse(agent_card_to_dict(agent_card(name, agent, f"{base}{at}"))).body
+        tag = hashlib.sha256(body).hexdigest()[:32]
+        return bytes(body), {"ETag": f'"{tag}"', "Cache-Control": CACHE_CONTROL, "Vary": "Host"}
+
+    async def card(request: Request) -> Response:
+        body, headers = answer(public_url or base_url(request))
+        wanted = request.headers.get("if-none-match", "")
+        if headers["ETag"] in wanted or wanted.strip() == "*":
+            return Response(status_code=304, headers=headers)
+        return Response(body, headers=headers, media_type="application/json")
+
+    return Route(AGENT_CARD_WELL_KNOWN_PATH, card, methods=["GET"])
+
+
+def base_url(request: Request) -> str:
+    """The server's address as this request reached it, without a slash at its end."""
+    return str(request.base_url).rstrip("/")
+
+
+def _skill(skill: SkillConfig) -> AgentSkill:
+    return AgentSkill(
+        id=skill.id,
+        name=skill.name,
+        description=skill.description,
+        tags=skill.tags or (skill.id,),
+        examples=skill.examples,
+    )
+
+
+def _only_skill(name: str, agent: AgentConfig) -> AgentSkill:
+    """A card must list a skill: where none is configured, what the agent does is the one."""
+    return AgentSkill(id=name, name=name, description=agent.description or f"The agent {name}.", tags=["chat"])
