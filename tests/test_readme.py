@@ -23,7 +23,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from recollect_server.config import Config, load_config
+from recollect_server.config import Config
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -116,15 +116,23 @@ def is_up(url: str) -> bool:
 
 
 def run(command: list[str], folder: Path, url: str) -> str:
-    """What a command of the terminal prints; `send` goes to the address of the test's server."""
+    """What a command of the terminal prints, told of the test's server by the environment."""
     name, *arguments = command
     assert name == ".venv/bin/recollect"
     done = subprocess.run(
-        [BIN / "recollect", *arguments, "--url", url],
-        cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+        [BIN / "recollect", *arguments], cwd=folder, env={**ENVIRONMENT, "RECOLLECT_URL": url},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
     return done.stdout
+
+
+def same(printed: str, shown: str) -> bool:
+    """Whether it says the same. The embedded model's words differ a little between processors, so of what it says the names
+    count: what starts with a capital within a sentence. Elsewhere a digit may be another one: the time is."""
+    if re.match("You|Thank you", shown):
+        return set(re.findall(r"(?<=[a-z,] )[A-Z]\w+", shown)) <= set(re.findall(r"\w+", printed))
+    return re.sub(r"\d", "0", printed) == re.sub(r"\d", "0", shown)
 
 
 def readme_consoles() -> tuple[Block, Block]:
@@ -133,29 +141,31 @@ def readme_consoles() -> tuple[Block, Block]:
 
 
 def test_the_first_terminal_session(tmp_path: Path) -> None:
-    """The three sends of README: Alice is remembered from one conversation to the next, and Bob's agent knows nothing of her."""
+    """README's three sends: Alice is remembered from one conversation to the next, and by the next server process; of what
+    she said, Bob's agent knows nothing."""
     first, _ = readme_consoles()
-    (tell, _), (ask, shown), (bob, shown_to_bob) = typed(first)
-    assert "Rome" in shown
-    assert not re.search("Rome|Italy", shown_to_bob)
+    tell, ask, bob = typed(first)
+    assert "Italy" in tell[1]
+    assert "Rome" in ask[1]
+    assert not re.search("Rome|Italy", bob[1])
     with serving(tmp_path) as url:
-        run(tell, tmp_path, url)
-        assert "Rome" in run(ask, tmp_path, url)
-        assert not re.search("Rome|Italy", run(bob, tmp_path, url))
+        assert same(run(tell[0], tmp_path, url), tell[1])
+        assert same(run(ask[0], tmp_path, url), ask[1])
+        assert not re.search("Rome|Italy", run(bob[0], tmp_path, url))
     with serving(tmp_path) as url:
-        assert "Rome" in run(ask, tmp_path, url), "a restart of the server loses nothing"
+        assert same(run(ask[0], tmp_path, url), ask[1])
 
 
 def test_the_second_terminal_session(tmp_path: Path) -> None:
     """README's own model, memory and executor, from its files and its configuration, print what README shows."""
     _, second = readme_consoles()
     write_files("README.md", tmp_path)
-    (serve, _), *sends = typed(second)
-    assert serve[:2] == [".venv/bin/recollect", "serve"]
+    (serve, nothing), *sends = typed(second)
+    assert (serve[:2], nothing) == ([".venv/bin/recollect", "serve"], "")
     with serving(tmp_path, *serve[2:]) as url:
         for command, shown in sends:
             printed = run(command, tmp_path, url)
-            assert re.sub(r"\d", "0", printed) == re.sub(r"\d", "0", shown)  # the time is another one
+            assert same(printed, shown), printed
 
 
 @pytest.mark.parametrize("block", [block for block in blocks("python") if not block.file], ids=str)
@@ -211,11 +221,6 @@ def test_every_key_is_documented() -> None:
     table = (ROOT / "docs/guides/config.md").read_text(encoding="utf-8")
     documented = re.findall(r"^\| `([\w.]+)` \|", table, flags=re.MULTILINE)
     assert sorted(documented) == sorted(keys(Config))
-
-
-def test_the_default_configuration_is_the_built_in_one() -> None:
-    """config/recollect.yaml says what holds without it."""
-    assert load_config(ROOT / "config/recollect.yaml") == Config()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
