@@ -39,7 +39,8 @@ def server(folder: str) -> Generator[tuple[subprocess.Popen[bytes], str, float]]
     """A server on the built-in config, as (process, address, seconds until it served its card)."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     began = time.perf_counter()
-    process = subprocess.Popen([RECOLLECT, "serve", "--port", str(port)], cwd=folder, stderr=subprocess.DEVNULL)
+    command = [RECOLLECT, "serve", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while not answers(f"{url}/.well-known/agent-card.json"):
             if process.poll() is not None or time.perf_counter() > began + 60:
