@@ -92,8 +92,9 @@ def _standing(answer: Sequence[Message], place: int) -> tuple[float, float]:
     message = answer[place]
     provenance = message.metadata.get("memory")
     score: object = cast("dict[str, Any]", provenance).get("score") if isinstance(provenance, dict) else None
-    known = isinstance(score, int | float) and score == score
-    return (float(score) if known else 1.0 - place / len(answer)), message.created_at.timestamp()
+    if not isinstance(score, int | float) or score != score:
+        score = 1.0 - place / len(answer)
+    return float(score), message.created_at.timestamp()
 
 
 def _same(text: str) -> str:

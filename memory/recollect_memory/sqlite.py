@@ -16,6 +16,8 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -57,7 +59,7 @@ class Database:
         self.path = Path(path)
         self._synchronous = synchronous
         self._lock = threading.Lock()
-        self._writes: queue.SimpleQueue[tuple[Operation[Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._writes: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._readers: ThreadPoolExecutor | None = None
         self._local = threading.local()
@@ -66,11 +68,16 @@ class Database:
 
     async def write(self, operation: Operation[T]) -> T:
         """Run `operation` in the next commit; its result is returned once that commit is on disk."""
-        return await asyncio.wrap_future(self._submit(operation))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._submit(_Write(operation, future, loop))
+        return await future
 
     def write_now(self, operation: Operation[T]) -> T:
         """`write` for threads without an event loop."""
-        return self._submit(operation).result()
+        future: Future[T] = Future()
+        self._submit(_Write(operation, future, None))
+        return future.result()
 
     async def read(self, operation: Operation[T]) -> T:
         """Run `operation` on a reader's connection, off the event loop. It sees every write acknowledged before."""
@@ -130,15 +137,13 @@ class Database:
 
     # -- the rim ------------------------------------------------------------------------------------------------------
 
-    def _submit(self, operation: Operation[T]) -> Future[T]:
-        future: Future[T] = Future()
+    def _submit(self, write: _Write) -> None:
         with self._lock:
             self._refuse_if_closed()
             if self._writer is None:
                 self._writer = threading.Thread(target=self._write_forever, name="sqlite-writer", daemon=True)
                 self._writer.start()
-            self._writes.put((operation, future))
-        return future
+            self._writes.put(write)
 
     def _reading(self) -> ThreadPoolExecutor:
         with self._lock:
@@ -184,44 +189,77 @@ class Database:
         connection: sqlite3.Connection | None = None
         running = True
         while running:
-            batch: list[tuple[Operation[Any], Future[Any]]] = []
-            item = self._writes.get()
-            while item is not None:
-                if item[1].set_running_or_notify_cancel():
-                    batch.append(item)
+            batch: list[_Write] = []
+            write = self._writes.get()
+            while write is not None:
+                batch.append(write)
                 if len(batch) >= _MOST_IN_ONE_COMMIT or self._writes.empty():
                     break
-                item = self._writes.get()
-            running = item is not None
-            if not batch:
-                continue
+                write = self._writes.get()
+            running = write is not None
             try:
-                connection = connection or self._connect()
-                self._commit(connection, batch)
+                if batch:
+                    connection = connection or self._connect()
+                    _commit(connection, batch)
             except (sqlite3.Error, OSError) as error:
                 if connection is not None and connection.in_transaction:
                     connection.execute("ROLLBACK")
                 explained = self._explain(error)
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(explained)
+                for write in batch:
+                    write.error = write.error or explained
+            _acknowledge(batch)
 
-    def _commit(self, connection: sqlite3.Connection, batch: list[tuple[Operation[Any], Future[Any]]]) -> None:
-        connection.execute("BEGIN IMMEDIATE")
-        results: list[tuple[Future[Any], Any]] = []
-        for operation, future in batch:
-            connection.execute("SAVEPOINT one")
-            try:
-                results.append((future, operation(connection)))
-            except sqlite3.OperationalError:
-                raise  # the disk, not the operation: the whole group is undone and told
-            except Exception as error:  # noqa: BLE001 - handed to whoever awaits it
-                connection.execute("ROLLBACK TO one")
-                future.set_exception(error)
-            connection.execute("RELEASE one")
-        connection.execute("COMMIT")
-        for future, result in results:
-            future.set_result(result)
+
+@dataclass(slots=True, eq=False)
+class _Write:
+    """An operation that waits for its commit, and who waits for it: a future of `loop`, or of no loop."""
+
+    operation: Operation[Any]
+    future: asyncio.Future[Any] | Future[Any]
+    loop: asyncio.AbstractEventLoop | None
+    result: Any = None
+    error: Exception | None = None
+
+    def settle(self) -> None:
+        if self.future.done():
+            return  # whoever waited was cancelled
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)
+
+
+def _commit(connection: sqlite3.Connection, batch: list[_Write]) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    for write in batch:
+        connection.execute("SAVEPOINT one")
+        try:
+            write.result = write.operation(connection)
+        except sqlite3.OperationalError:
+            raise  # the disk, not the operation: the whole group is undone and told
+        except Exception as error:  # noqa: BLE001 - handed to whoever awaits it
+            connection.execute("ROLLBACK TO one")
+            write.error = error
+        connection.execute("RELEASE one")
+    connection.execute("COMMIT")
+
+
+def _acknowledge(batch: list[_Write]) -> None:
+    """Tell those who wait; a loop is woken once, however many of its writes are done."""
+    by_loop: dict[asyncio.AbstractEventLoop | None, list[_Write]] = {}
+    for write in batch:
+        by_loop.setdefault(write.loop, []).append(write)
+    for loop, writes in by_loop.items():
+        if loop is None:
+            _settle(writes)
+        else:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+                loop.call_soon_threadsafe(_settle, writes)
+
+
+def _settle(writes: list[_Write]) -> None:
+    for write in writes:
+        write.settle()
 
 
 def _apply(script: str, component: str, number: int, db: sqlite3.Connection) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,31 @@ def find_embedder() -> Embedder | None:
     model, vocabulary = locate(MINILM), locate(VOCAB)
     runtime = all(importlib.util.find_spec(name) is not None for name in ("onnxruntime", "tokenizers"))
     return MiniLM(model, vocabulary) if model is not None and vocabulary is not None and runtime else None
+
+
+class Recent(Embedder):
+    """An embedder that keeps its last vectors: a turn's query is the message that is stored at the turn's end."""
+
+    def __init__(self, embedder: Embedder, *, most: int = 512) -> None:
+        self.name, self.dimensions = embedder.name, embedder.dimensions
+        self._embedder = embedder
+        self._most = most
+        self._lock = threading.Lock()
+        self._vectors: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        with self._lock:
+            known = {text: self._vectors[text] for text in texts if text in self._vectors}
+        unknown = list(dict.fromkeys(text for text in texts if text not in known))
+        if unknown:
+            known |= zip(unknown, self._embedder.embed(unknown), strict=True)
+        with self._lock:
+            for text in texts:
+                self._vectors[text] = known[text]
+                self._vectors.move_to_end(text)
+            while len(self._vectors) > self._most:
+                self._vectors.popitem(last=False)
+        return np.array([known[text] for text in texts], np.float32).reshape(len(texts), self.dimensions)
 
 
 class MiniLM(Embedder):

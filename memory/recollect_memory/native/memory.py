@@ -18,9 +18,9 @@ from recollect_memory.errors import ConfigError, MemoryBackendError, StoreError
 from recollect_memory.sqlite import Database, path_of
 
 from . import store
-from .embedding import find_embedder
+from .embedding import Recent, find_embedder
 from .index import Index, Indexes
-from .ranking import Query, neutral, rank
+from .ranking import Query, best, neutral, rank
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,7 +58,7 @@ class NativeMemory(Memory):
         self._owns_database = isinstance(database, str)
         self._database = Database(path_of(database)) if isinstance(database, str) else database
         self._embedder_source = embedder
-        self._embedder: Embedder | None = None
+        self._embedder: Recent | None = None
         self._opening = threading.Lock()
         self._opened = False
         self._closed = False
@@ -142,7 +142,11 @@ class NativeMemory(Memory):
                 self.open()
             return work(*args, **kwargs)
 
-        return await asyncio.wrap_future(self._pool.submit(opened))
+        try:
+            under_way = self._pool.submit(opened)
+        except RuntimeError:  # closed since
+            raise MemoryBackendError(f"{self.name}: the memory is closed") from None
+        return await asyncio.wrap_future(under_way)
 
     def _retrieve(self, scope: Scope, query: str, top_k: int) -> list[Message]:
         index = self._caught_up(scope)
@@ -151,8 +155,7 @@ class NativeMemory(Memory):
         vectors = self._embed([neutral(query, list(index.speaker_codes))])
         with index.lock:
             scores = rank(index, Query.of(query), vectors[0] if vectors is not None else None, datetime.now(UTC))
-            best = np.lexsort((-index.seqs, -scores))[:top_k]
-            chosen = [(int(index.seqs[place]), float(scores[place])) for place in best]
+            chosen = [(int(index.seqs[place]), float(scores[place])) for place in best(scores, top_k)]
         rows = self._database.read_now(lambda db: store.by_seq(db, scope, [seq for seq, _ in chosen]))
         return [_message(rows[seq], score) for seq, score in chosen if seq in rows]
 
@@ -188,19 +191,18 @@ class NativeMemory(Memory):
             log.exception("memory %s: the embedder failed on %d texts: by words alone", self.name, len(texts))
             return None
 
-    def _find_embedder(self) -> Embedder | None:
+    def _find_embedder(self) -> Recent | None:
         source = self._embedder_source
-        if isinstance(source, Embedder):
-            return source
-        found: Embedder | None = None
-        if source is not None:
+        found = source if isinstance(source, Embedder) else None
+        if found is None and callable(source):
             try:
                 found = source()
             except Exception:
                 log.exception("memory %s: the embedder cannot be had", self.name)
         if found is None:
             log.warning("memory %s: no embedder: what is remembered is found by its words alone", self.name)
-        return found
+            return None
+        return Recent(found)
 
 
 def _catch_up(db: Any, scope: Scope, index: Index) -> bool:

@@ -11,10 +11,16 @@ ON CONFLICT (tenant, space, owner, owner_id) DO UPDATE SET version = version + 1
 RETURNING version
 
 -- name: is_taken
-SELECT 1 FROM memory_sources
-WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
-  AND (message_id = :message_id OR (turn_id = :turn_id AND position = :position))
-LIMIT 1
+-- Two lookups: with OR in one, SQLite reads the whole scope.
+SELECT EXISTS (
+    SELECT 1 FROM memory_sources
+    WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
+      AND message_id = :message_id
+) OR EXISTS (
+    SELECT 1 FROM memory_sources
+    WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
+      AND turn_id = :turn_id AND position = :position
+)
 
 -- name: refresh_duplicate
 UPDATE memories SET said_at = max(said_at, :said_at), version = :version
@@ -42,12 +48,13 @@ WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :own
 ORDER BY seq
 
 -- name: by_seq
+-- "+" keeps SQLite from reading the whole scope through one of its indexes: the few rows are found by seq, then checked.
 SELECT seq, id, kind, role, speaker, content, created_at FROM memories
-WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
+WHERE +tenant = :tenant AND +space = :space AND +owner = :owner AND +owner_id = :owner_id
   AND seq IN (SELECT value FROM json_each(:seqs))
 
 -- name: sources_by_seq
 SELECT memory_seq, message_id FROM memory_sources
-WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
+WHERE +tenant = :tenant AND +space = :space AND +owner = :owner AND +owner_id = :owner_id
   AND memory_seq IN (SELECT value FROM json_each(:seqs))
 ORDER BY memory_seq, said_at, message_id

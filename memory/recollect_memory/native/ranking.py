@@ -79,6 +79,16 @@ def rank(index: Index, query: Query, vector: NDArray[np.float32] | None, now: da
     return ((fused + _LATEST * np.exp2(-age / _HALF_LIFE)) / _HIGHEST).astype(np.float32)
 
 
+def best(scores: NDArray[np.float32], most: int) -> list[int]:
+    """The places of the `most` highest scores, highest first; of equal ones, what was written later."""
+    if most < len(scores):
+        bound = np.partition(scores, len(scores) - most)[len(scores) - most]
+        places = np.flatnonzero(scores >= bound)
+    else:
+        places = np.arange(len(scores))
+    return [int(place) for place in places[np.lexsort((-places, -scores[places]))][:most]]
+
+
 def bm25(index: Index, query: Query) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Each memory's BM25 score over "speaker text", and which share of its different terms the query holds (0..1)."""
     scores, matched = np.zeros(index.size, np.float32), np.zeros(index.size, np.float32)

@@ -110,7 +110,7 @@ def add(db: sqlite3.Connection, scope: Scope, memories: Sequence[NewMemory]) -> 
             "said_at": new.said_at,
             "content_hash": content_hash(new.role, new.speaker, new.content),
         }
-        if db.execute(_SQL["is_taken"], values).fetchone() is not None:
+        if db.execute(_SQL["is_taken"], values).fetchone()[0]:
             continue
         if version is None:
             (version,) = db.execute(_SQL["next_version"], key).fetchall()[0]

@@ -1,0 +1,237 @@
+"""Memories written as callbacks."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from recollect_memory import (
+    InvocationContext,
+    MemoryBackend,
+    MemoryEntry,
+    MemoryKind,
+    MemoryModule,
+    Message,
+    as_memory,
+)
+from recollect_memory.backend import MOST_CALLS_AT_ONCE
+from recollect_memory.errors import IdentityError, MemoryBackendError
+from recollect_memory.recall import Recall
+from recollect_memory.testing import turn_of
+
+Log = list[tuple[Any, ...]]
+TURN = [Message("user", "I am from Italy"), Message("assistant", "Nice!")]
+
+
+def entry(content: str, relevance: float = 0.5) -> MemoryEntry:
+    return MemoryEntry("k1", content, MemoryKind.PREFERENCE, relevance, 1_700_000_000_123_456_789)
+
+
+def ignore(session_id: str, user_msg: str, assistant_msg: str) -> None:
+    """A record that keeps nothing."""
+
+
+def recalling(answer: Any) -> Callable[[str, str, int], Any]:
+    return lambda session_id, query, most: answer
+
+
+class Plain(MemoryBackend):
+    """Synchronous, without a consolidate of its own."""
+
+    name = "plain"
+
+    def __init__(self) -> None:
+        self.log: Log = []
+        self.threads: set[int] = set()
+
+    def record(self, session_id: str, user_msg: str, assistant_msg: str) -> None:
+        self.threads.add(threading.get_ident())
+        self.log.append(("record", session_id, user_msg, assistant_msg))
+
+    def recall(self, session_id: str, query: str, max_entries: int) -> list[MemoryEntry]:
+        self.threads.add(threading.get_ident())
+        self.log.append(("recall", session_id, query, max_entries))
+        return [entry(said[2]) for said in self.log if said[:2] == ("record", session_id)]
+
+    def flush(self, session_id: str) -> None:
+        self.log.append(("flush", session_id))
+
+
+class Asynchronous(MemoryBackend):
+    """Every method a coroutine, on the loop that calls."""
+
+    name = "asynchronous"
+
+    def __init__(self) -> None:
+        self.log: Log = []
+        self.loops: set[asyncio.AbstractEventLoop] = set()
+
+    async def record(self, session_id: str, user_msg: str, assistant_msg: str) -> None:
+        self.loops.add(asyncio.get_running_loop())
+        self.log.append(("record", session_id, user_msg, assistant_msg))
+
+    async def recall(self, session_id: str, query: str, max_entries: int) -> list[MemoryEntry]:
+        self.log.append(("recall", session_id, query, max_entries))
+        return [entry(said[2]) for said in self.log if said[:2] == ("record", session_id)]
+
+    async def flush(self, session_id: str) -> None:
+        self.log.append(("flush", session_id))
+
+    async def consolidate(self, session_id: str) -> None:
+        self.log.append(("consolidate", session_id))
+
+
+async def test_synchronous_methods_run_off_the_loop() -> None:
+    """The event loop never waits for them; a turn is record, then flush; the default consolidate costs nothing."""
+    backend = Plain()
+    memory = as_memory(backend.as_memory_module())
+    await memory.update(TURN, ctx=turn_of())
+    (hit,) = await memory.retrieve("Italy", top_k=4, ctx=turn_of())
+    key = "user//default/alice"
+    assert backend.log == [
+        ("record", key, "I am from Italy", "Nice!"),
+        ("flush", key),
+        ("recall", key, "Italy", 4),
+    ]
+    assert threading.get_ident() not in backend.threads
+    assert backend.as_memory_module().consolidate is None
+    assert memory.name == "plain"
+    assert hit.content == "I am from Italy"
+
+
+async def test_coroutines_run_on_the_loop_in_order() -> None:
+    """record -> consolidate -> flush."""
+    backend = Asynchronous()
+    await as_memory(backend).update(TURN, ctx=turn_of())
+    assert [call[0] for call in backend.log] == ["record", "consolidate", "flush"]
+    assert backend.loops == {asyncio.get_running_loop()}
+
+
+async def test_a_plain_function_may_return_an_awaitable() -> None:
+    """Each callback may be either, or a mixture."""
+    said: list[str] = []
+
+    def record(session_id: str, user_msg: str, assistant_msg: str) -> Any:
+        async def later() -> None:
+            said.append(user_msg)
+
+        return later()
+
+    memory = as_memory(MemoryModule("mixed", record, lambda session_id, query, most: [entry("x")]))
+    await memory.update(TURN, ctx=turn_of())
+    assert said == ["I am from Italy"]
+    assert [hit.content for hit in await memory.retrieve("x", ctx=turn_of())] == ["x"]
+
+
+async def test_entries_become_messages_with_their_provenance() -> None:
+    """Kind, time, key and relevance arrive; a relevance out of range is brought into it."""
+    entries = [entry("a", 0.9), entry("b", 7.0), entry("c", float("nan")), entry("d")]
+    memory = as_memory(MemoryModule("m", ignore, recalling(entries)))
+    hits = await memory.retrieve("x", top_k=3, ctx=turn_of())
+    assert [hit.metadata["memory"]["score"] for hit in hits] == [0.9, 1.0, 0.0]
+    assert hits[0].metadata["memory"] == {
+        "id": "k1",
+        "kind": "Preference",
+        "score": 0.9,
+        "sources": [],
+        "created_at": "2023-11-14T22:13:20.123456+00:00",
+        "backend": "m",
+    }
+
+
+async def test_scopes_of_users_tenants_sessions_and_spaces_differ() -> None:
+    """What a backend sees as session_id is a different string for every scope."""
+    backend = Plain()
+    contexts = [
+        InvocationContext("s", "u"),
+        InvocationContext("u"),
+        InvocationContext("s", "u", tenant="t"),
+        InvocationContext("s", "t/u"),
+    ]
+    for ctx in contexts:
+        await as_memory(backend).update(TURN, ctx=ctx)
+        await as_memory(backend, space="other").update(TURN, ctx=ctx)
+    assert len({call[1] for call in backend.log if call[0] == "record"}) == 2 * len(contexts)
+    with pytest.raises(IdentityError):
+        await as_memory(backend).retrieve("x")
+
+
+@pytest.mark.parametrize(
+    ("messages", "recorded"),
+    [
+        ([Message("user", "a")], [("a", "")]),
+        ([Message("user", "a"), Message("user", "b"), Message("assistant", "c")], [("a", ""), ("b", "c")]),
+        ([Message("assistant", "c")], [("", "c")]),
+        ([Message("system", "x"), Message("user", "a"), Message("tool", "y"), Message("assistant", "c")], [("a", "c")]),
+        ([], []),
+    ],
+)
+async def test_messages_are_recorded_as_exchanges(messages: list[Message], recorded: list[tuple[str, str]]) -> None:
+    """A user's message with the answer that follows it; instructions and tool results are left out."""
+    backend = Plain()
+    await as_memory(backend).update(messages, ctx=turn_of())
+    assert [call[2:] for call in backend.log if call[0] == "record"] == recorded
+
+
+async def test_a_turn_is_recorded_once() -> None:
+    """The same turn id again changes nothing; a turn that failed is recorded when it is tried again."""
+    backend, failing = Plain(), [True]
+
+    def flush(session_id: str) -> None:
+        if failing:
+            raise OSError("disk")
+
+    memory = as_memory(MemoryModule("m", backend.record, backend.recall, flush))
+    with pytest.raises(MemoryBackendError, match="m: flush failed: OSError: disk"):
+        await memory.update(TURN, ctx=turn_of(turn="t1"))
+    failing.clear()
+    for _ in range(3):
+        await memory.update(TURN, ctx=turn_of(turn="t1"))
+    assert len([call for call in backend.log if call[0] == "record"]) == 2
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), KeyError("x"), SystemExit(3), StopIteration()])
+async def test_whatever_a_backend_raises_is_a_memory_error(error: BaseException) -> None:
+    """Named, with its cause, and never the end of the process."""
+
+    def recall(session_id: str, query: str, most: int) -> list[MemoryEntry]:
+        raise error
+
+    memory = as_memory(MemoryModule("mine", ignore, recall))
+    with pytest.raises(MemoryBackendError, match="mine: recall failed") as caught:
+        await memory.retrieve("x", ctx=turn_of())
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("answer", [["text"], 5, [None]])
+async def test_answers_of_the_wrong_shape_are_memory_errors(answer: Any) -> None:
+    """Something else than MemoryEntry objects."""
+    memory = as_memory(MemoryModule("mine", ignore, recalling(answer)))
+    with pytest.raises(MemoryBackendError, match="MemoryEntry"):
+        await memory.retrieve("x", ctx=turn_of())
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+async def test_a_backend_that_blocks_is_left_behind(gate: threading.Event) -> None:
+    """Its thread waits on alone; after too many of them it is refused at once instead of adding one more."""
+
+    def recall(session_id: str, query: str, most: int) -> list[MemoryEntry]:
+        gate.wait(60)
+        return []
+
+    memory = as_memory(MemoryModule("stuck", ignore, recall))
+    recalls = [Recall([memory], timeout=0.2).retrieve("x", turn_of()) for _ in range(MOST_CALLS_AT_ONCE)]
+    for result in await asyncio.gather(*recalls):
+        assert [failure.problem for failure in result.failures] == ["no answer within 0.2 s"]
+    result = await Recall([memory], timeout=30).retrieve("x", turn_of())
+    assert "earlier calls still run" in result.failures[0].problem

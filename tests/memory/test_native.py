@@ -1,0 +1,340 @@
+"""The built-in memory, through the contract."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import unicodedata
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from recollect_memory import Embedder, InvocationContext, Memory, Message
+from recollect_memory.errors import MemoryBackendError, ModelError, StoreError
+from recollect_memory.native.embedding import MiniLM
+from recollect_memory.native.memory import NativeMemory
+from recollect_memory.sqlite import Database
+from recollect_memory.testing import HashEmbedder, MemoryConformance, turn_of
+
+
+async def contents(memory: Memory, query: str, ctx: InvocationContext, top_k: int = 10) -> list[str]:
+    return [hit.content for hit in await memory.retrieve(query, top_k=top_k, ctx=ctx)]
+
+
+class TestByWords(MemoryConformance):
+    @pytest.fixture
+    def memory(self, native: NativeMemory) -> NativeMemory:
+        return native
+
+
+class TestWithHashEmbedder(MemoryConformance):
+    @pytest.fixture
+    async def memory(self, database: Database) -> AsyncIterator[NativeMemory]:
+        memory = NativeMemory(database, embedder=HashEmbedder())
+        yield memory
+        await memory.aclose()
+
+
+class TestWithMiniLM(MemoryConformance):
+    @pytest.fixture
+    async def memory(self, database: Database, minilm: MiniLM) -> AsyncIterator[NativeMemory]:
+        memory = NativeMemory(database, embedder=lambda: minilm)
+        yield memory
+        await memory.aclose()
+
+
+class TestWithAlmostNoCache(MemoryConformance):
+    """The cache is only a cache: with room for one index at a time, nothing changes."""
+
+    @pytest.fixture
+    async def memory(self, database: Database) -> AsyncIterator[NativeMemory]:
+        memory = NativeMemory(database, embedder=HashEmbedder(), cache_mb=0.001)
+        yield memory
+        await memory.aclose()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Your capital is Rome.",
+        "The capital of Italy is Rome.",
+        "You told me that you are from Italy, so your capital is Rome.",
+        "I am sorry, but I do not know which country you are from.",
+    ],
+)
+async def test_what_the_user_stated_outranks_what_was_asked_and_answered_about_it(
+    database: Database, minilm: MiniLM, answer: str
+) -> None:
+    """Asking the same thing again and again does not bury the fact that answers it."""
+    memory = NativeMemory(database, embedder=minilm)
+    try:
+        await memory.update(
+            [Message("user", "I am from Italy"), Message("assistant", "Italy is a lovely country.")],
+            ctx=turn_of(session="first"),
+        )
+        for fact in ("I have a cat named Tom", "I work as a nurse"):
+            await memory.update([Message("user", fact), Message("assistant", "Thank you.")], ctx=turn_of(session=fact))
+        question = "What's the capital of my country?"
+        for number in range(4):
+            ctx = turn_of(session=f"context {number}")
+            assert await contents(memory, question, ctx, top_k=1) == ["I am from Italy"]
+            await memory.update([Message("user", question), Message("assistant", answer)], ctx=ctx)
+    finally:
+        await memory.aclose()
+
+
+async def test_meaning_is_found_without_a_common_word(database: Database, minilm: MiniLM) -> None:
+    """The vectors find what no word of the query says."""
+    memory = NativeMemory(database, embedder=minilm)
+    for text in ("My dog is called Rex", "I drive to the office by car", "We ate pasta on the terrace"):
+        await memory.update([Message("user", text)], ctx=turn_of())
+    assert await contents(memory, "the pet's name", turn_of(), top_k=1) == ["My dog is called Rex"]
+    await memory.aclose()
+
+
+async def test_what_the_assistant_said_is_found_when_it_is_asked_for(native: NativeMemory) -> None:
+    """The prior for the user's words is off for "what did you recommend"."""
+    turn = [Message("user", "I want a good book to read"), Message("assistant", "Read Middlemarch, a good long book.")]
+    await native.update(turn, ctx=turn_of())
+    assert (await contents(native, "book?", turn_of()))[0] == "I want a good book to read"
+    asked = "Which long book did you recommend to read?"
+    assert (await contents(native, asked, turn_of()))[0] == "Read Middlemarch, a good long book."
+
+
+async def test_only_what_was_said_becomes_a_memory(native: NativeMemory) -> None:
+    """Instructions, tool results and recalled memories are not remembered."""
+    await native.update([Message("user", "I grow tomatoes")], ctx=turn_of())
+    recalled = await native.retrieve("tomatoes", ctx=turn_of())
+    other = [
+        Message("system", "tomatoes: be brief"),
+        Message("tool", "tomatoes cost 2", tool_call_id="c1"),
+        Message("user", "tomatoes again", metadata=recalled[0].metadata),
+    ]
+    await native.update([*recalled, *other], ctx=turn_of())
+    assert await contents(native, "tomatoes", turn_of()) == ["I grow tomatoes"]
+
+
+async def test_a_duplicate_keeps_every_source_and_is_fresh_again(native: NativeMemory) -> None:
+    """What is told again is one memory with two sources, as recent as its last telling."""
+    old, new = datetime(2020, 1, 1, tzinfo=UTC), datetime.now(UTC)
+    await native.update([Message("user", "I like tea", id="m1", created_at=old)], ctx=turn_of())
+    await native.update([Message("user", "tea is grown in Assam", id="m2", created_at=old)], ctx=turn_of())
+    await native.update([Message("user", "I  like\ntea", id="m3", created_at=new)], ctx=turn_of(session="s2"))
+    first, second = await native.retrieve("tea", ctx=turn_of())
+    assert first.content == "I like tea"
+    assert first.metadata["memory"]["sources"] == ["m1", "m3"]
+    assert first.created_at == old
+    assert second.metadata["memory"]["sources"] == ["m2"]
+
+
+async def test_a_message_is_taken_once_by_its_id(native: NativeMemory) -> None:
+    """Without a turn id, the message id keeps a repetition away; the same id in another scope is another message."""
+    for user in ("alice", "alice", "bob"):
+        ctx = InvocationContext("s", user)
+        await native.update([Message("user", "I swim", id="m1")], ctx=ctx)
+    (hit,) = await native.retrieve("swim", ctx=turn_of("alice"))
+    assert hit.metadata["memory"]["sources"] == ["m1"]
+    assert await contents(native, "swim", turn_of("bob")) == ["I swim"]
+
+
+async def test_a_longer_repetition_of_a_turn_adds_what_is_new(native: NativeMemory) -> None:
+    """A turn that was written without its answer is completed by writing it again with one."""
+    ctx = turn_of(turn="t1")
+    await native.update([Message("user", "I ski")], ctx=ctx)
+    await native.update([Message("user", "I ski"), Message("assistant", "Skiing is fun")], ctx=ctx)
+    assert sorted(await contents(native, "ski", ctx)) == ["I ski", "Skiing is fun"]
+
+
+async def test_memories_survive_and_are_shared_between_processes(tmp_path: Path) -> None:
+    """Two memories over one file, as two processes have it: each finds what the other wrote, warm index or not."""
+    url = f"sqlite:///{tmp_path}/deep/er/shared.db"
+    one, two = NativeMemory(url), NativeMemory(url)
+    await one.update([Message("user", "I play chess")], ctx=turn_of())
+    assert await contents(two, "chess", turn_of()) == ["I play chess"]
+    await one.update([Message("user", "I play go")], ctx=turn_of())
+    assert sorted(await contents(two, "play", turn_of())) == ["I play chess", "I play go"]
+    await one.aclose()
+    await two.aclose()
+    three = NativeMemory(url)
+    assert sorted(await contents(three, "play", turn_of())) == ["I play chess", "I play go"]
+    await three.aclose()
+
+
+def test_any_event_loop_may_use_it(tmp_path: Path) -> None:
+    """Opened outside any loop, used from one after the other."""
+    memory = NativeMemory(f"sqlite:///{tmp_path}/loops.db")
+    asyncio.run(memory.update([Message("user", "I paint")], ctx=turn_of()))
+    assert asyncio.run(contents(memory, "paint", turn_of())) == ["I paint"]
+    asyncio.run(memory.aclose())
+    with pytest.raises(MemoryBackendError, match="closed"):
+        asyncio.run(contents(memory, "paint", turn_of()))
+
+
+async def test_spaces_are_apart_in_one_database(database: Database) -> None:
+    """Two memories of the config share the file, not what they know."""
+    work, home = NativeMemory(database, space="work"), NativeMemory(database, space="home")
+    await work.update([Message("user", "The safe opens with 1234")], ctx=turn_of())
+    assert await contents(home, "safe", turn_of()) == []
+    await work.aclose()
+    await home.aclose()
+    assert await database.read(lambda db: db.execute("SELECT count(*) FROM memories").fetchone()) == (1,)
+
+
+async def test_rows_that_are_taken_away_leave_the_index(database: Database) -> None:
+    """A new epoch of a scope makes every index of it start over."""
+    memory = NativeMemory(database)
+    await memory.update([Message("user", "I row boats"), Message("user", "I sail boats")], ctx=turn_of())
+    assert len(await contents(memory, "boats", turn_of())) == 2
+
+    def take_away(db: sqlite3.Connection) -> None:
+        db.execute("DELETE FROM memories WHERE content = 'I row boats'")
+        db.execute("UPDATE memory_scopes SET epoch = epoch + 1, version = version + 1")
+
+    await database.write(take_away)
+    assert await contents(memory, "boats", turn_of()) == ["I sail boats"]
+    await memory.aclose()
+
+
+async def test_no_embedder_is_said_once(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """Words alone are a lesser memory: one warning, not one a turn."""
+    memory = NativeMemory(database, embedder=lambda: None)
+    for _ in range(3):
+        await memory.update([Message("user", "I knit")], ctx=turn_of())
+        await memory.retrieve("knit", ctx=turn_of())
+    await memory.aclose()
+    said = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(said) == 1
+    assert "by its words alone" in said[0].getMessage()
+
+
+class Broken(Embedder):
+    """Fails as embedders do: by the contract, or not."""
+
+    name = "broken"
+    dimensions = 8
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def embed(self, texts: Sequence[str]) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ModelError("out of memory"), ValueError("bug")])
+async def test_a_failing_embedder_loses_nothing(
+    database: Database, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it could not embed is stored and found by its words; the log says so."""
+    memory = NativeMemory(database, embedder=Broken(error))
+    await memory.update([Message("user", "I fence")], ctx=turn_of())
+    assert await contents(memory, "fence", turn_of()) == ["I fence"]
+    assert "embedder failed" in caplog.text
+    await memory.aclose()
+
+
+async def test_vectors_of_another_model_are_never_compared(database: Database) -> None:
+    """A changed embedder finds the old rows by their words, the new ones by both."""
+    before = NativeMemory(database, embedder=HashEmbedder(32))
+    await before.update([Message("user", "I collect stamps")], ctx=turn_of())
+    await before.aclose()
+    after = NativeMemory(database, embedder=HashEmbedder(64))
+    await after.update([Message("user", "I collect coins")], ctx=turn_of())
+    assert sorted(await contents(after, "collect", turn_of())) == ["I collect coins", "I collect stamps"]
+    await after.aclose()
+
+
+async def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    """Corrupt: a StoreError that names the file and the way out."""
+    file = tmp_path / "notes.db"
+    file.write_bytes(b"these are my notes\n" * 400)
+    before = file.read_bytes()
+    memory = NativeMemory(f"sqlite:///{file}")
+    for call in (memory.retrieve("x", ctx=turn_of()), memory.update([Message("user", "x")], ctx=turn_of())):
+        with pytest.raises(StoreError, match=r"notes\.db.*restore a backup"):
+            await call
+    await memory.aclose()
+    assert file.read_bytes() == before
+
+
+async def test_a_read_only_file_is_refused(tmp_path: Path) -> None:
+    """Not writable (the file says so itself, since root may write to any): a StoreError, nothing changed."""
+    file = tmp_path / "old.db"
+    with sqlite3.connect(file) as db:
+        db.execute("CREATE TABLE kept (x)")
+    db.close()
+    content = bytearray(file.read_bytes())
+    content[18] = 9  # a write format of the future: SQLite may read the file, and must not write to it
+    file.write_bytes(content)
+    memory = NativeMemory(f"sqlite:///{file}")
+    with pytest.raises(StoreError, match="writable"):
+        await memory.update([Message("user", "x")], ctx=turn_of())
+    await memory.aclose()
+    assert file.read_bytes() == bytes(content)
+
+
+async def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    """The path leads through a file: a StoreError that names it."""
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    memory = NativeMemory(f"sqlite:///{tmp_path}/file/x.db")
+    with pytest.raises(StoreError, match="folder"):
+        await memory.update([Message("user", "x")], ctx=turn_of())
+    await memory.aclose()
+
+
+# -- laws ---------------------------------------------------------------------------------------------------------------
+
+USERS = ["alice", "bob", "al%ce"]
+TENANTS = ["", "t"]
+SAID = st.tuples(st.sampled_from(USERS), st.sampled_from(TENANTS), st.text(st.characters(codec="utf-8"), max_size=30))
+PATIENT = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+
+
+@PATIENT
+@given(said=st.lists(SAID, max_size=12))
+def test_law_isolation_idempotency_and_nothing_lost(
+    tmp_path_factory: pytest.TempPathFactory, said: list[tuple[str, str, str]]
+) -> None:
+    """Whatever is said by whom, every turn told twice: each scope holds its own texts, once, and no other's."""
+
+    async def play() -> None:
+        memory = NativeMemory(f"sqlite:///{tmp_path_factory.mktemp('law')}/x.db", embedder=HashEmbedder())
+        for number, (user, tenant, text) in enumerate(said):
+            for _ in range(2):
+                ctx = turn_of(user, tenant=tenant, turn=f"turn {number}")
+                await memory.update([Message("user", text, id=f"m{number}")], ctx=ctx)
+        for user in USERS:
+            for tenant in TENANTS:
+                own = {
+                    " ".join(unicodedata.normalize("NFC", text.replace("\0", "\ufffd")).split())
+                    for who, where, text in said
+                    if (who, where) == (user, tenant) and text.strip()
+                }
+                hits = await memory.retrieve("anything", top_k=99, ctx=turn_of(user, tenant=tenant))
+                found = [" ".join(unicodedata.normalize("NFC", hit.content).split()) for hit in hits]
+                assert sorted(found) == sorted(own)
+        await memory.aclose()
+
+    asyncio.run(play())
+
+
+def test_created_at_round_trips(tmp_path: Path) -> None:
+    """A time comes back as the moment it was, in UTC, whatever zone it was told in."""
+
+    async def play() -> None:
+        memory = NativeMemory(f"sqlite:///{tmp_path}/t.db")
+        for number, zone in enumerate((UTC, None)):
+            told = datetime(2024, 2, 29, 12, 30, 1, 234567, tzinfo=zone) + timedelta(hours=number)
+            await memory.update([Message("user", f"leap {number}", created_at=told)], ctx=turn_of(f"u{number}"))
+            (hit,) = await memory.retrieve("leap", ctx=turn_of(f"u{number}"))
+            assert hit.created_at == told.replace(tzinfo=UTC)
+        await memory.aclose()
+
+    asyncio.run(play())

@@ -1,0 +1,151 @@
+"""Several memories as one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recollect_memory import Memory, Message, Recall
+from recollect_memory.errors import MemoryBackendError
+from recollect_memory.recall import merge
+from recollect_memory.testing import turn_of
+
+WHEN = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def hit(content: str, score: float | None = None) -> Message:
+    metadata = {} if score is None else {"memory": {"score": score}}
+    return Message("system", content, created_at=WHEN, metadata=metadata)
+
+
+class Fixed(Memory):
+    """Knows what it was made with, or raises it."""
+
+    def __init__(self, name: str, answer: Any) -> None:
+        self.name = name
+        self.answer = answer
+        self.asked: list[dict[str, Any]] = []
+
+    async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
+        self.asked.append({"query": query, "top_k": top_k, **kwargs})
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer  # type: ignore[no-any-return]
+
+    async def update(self, messages: list[Message], **kwargs: Any) -> None:
+        raise AssertionError("recall does not write")
+
+
+class Hanging(Fixed):
+    """Does not answer, and does not heed being cancelled either, until it is let go."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, [])
+        self.let_go = asyncio.Event()
+
+    async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
+        while not self.let_go.is_set():
+            try:
+                await self.let_go.wait()
+            except asyncio.CancelledError:
+                continue
+        raise OSError("too late")
+
+
+async def test_the_best_of_all_under_one_budget() -> None:
+    """By score, a text once, no more than top_k; each is asked with the budget and the context."""
+    one = Fixed("one", [hit("a", 0.9), hit("b", 0.2)])
+    two = Fixed("two", [hit("c", 0.5), hit(" a\n", 0.4), hit("d", 0.3)])
+    ctx = turn_of()
+    result = await Recall([one, two], top_k=3).retrieve("q", ctx)
+    assert [message.content for message in result.messages] == ["a", "c", "d"]
+    assert result.failures == ()
+    assert one.asked == two.asked == [{"query": "q", "top_k": 3, "ctx": ctx}]
+
+
+async def test_one_that_fails_hurts_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """Errors of every kind are named in the result and in the log, and the rest is there."""
+    memories = [
+        Fixed("refusing", MemoryBackendError("no connection")),
+        Fixed("buggy", ZeroDivisionError("oops")),
+        Fixed("odd", ["text"]),
+        Fixed("good", [hit("a")]),
+        Fixed("empty", None),
+    ]
+    result = await Recall(memories).retrieve("q", turn_of())
+    assert [message.content for message in result.messages] == ["a"]
+    assert [(failure.memory, failure.problem) for failure in result.failures] == [
+        ("refusing", "no connection"),
+        ("buggy", "ZeroDivisionError: oops"),
+        ("odd", "TypeError: retrieve returned a str where a Message belongs"),
+    ]
+    assert "memory buggy: retrieve failed" in caplog.text
+
+
+async def test_one_that_hangs_is_left_behind_at_its_deadline() -> None:
+    """Even if it ignores being cancelled; what it raises later disturbs nobody."""
+    hanging = Hanging("hanging")
+    result = await Recall([hanging, Fixed("good", [hit("a")])], timeout=0.05).retrieve("q", turn_of())
+    assert [message.content for message in result.messages] == ["a"]
+    assert [failure.problem for failure in result.failures] == ["no answer within 0.05 s"]
+    hanging.let_go.set()
+
+
+async def test_cancelling_a_recall_cancels_the_memories() -> None:
+    """Nothing keeps running for a caller that has gone."""
+    cancelled = asyncio.Event()
+    started = asyncio.Event()
+
+    class Slow(Fixed):
+        async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+            return []
+
+    task = asyncio.create_task(Recall([Slow("slow", [])], timeout=60).retrieve("q", turn_of()))
+    await asyncio.wait_for(started.wait(), 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.wait_for(cancelled.wait(), 10)
+
+
+ONE = [Fixed("m", [hit("a")])]
+
+
+@pytest.mark.parametrize(("memories", "query", "top_k"), [([], "q", 5), (ONE, " ", 5), (ONE, "q", 0)])
+async def test_nothing_to_ask(memories: list[Memory], query: str, top_k: int) -> None:
+    """No memory, no query, no budget: nothing, without asking."""
+    result = await Recall(memories).retrieve(query, turn_of(), top_k=top_k)
+    assert (result.messages, result.failures) == ((), ())
+
+
+ANSWERS = st.lists(
+    st.lists(st.tuples(st.sampled_from("abcdefgh"), st.none() | st.floats(0, 1)), max_size=5), max_size=4
+)
+
+
+@given(ANSWERS, st.integers(0, 8))
+def test_law_merging_keeps_each_order_and_every_text_once(
+    answers: list[list[tuple[str, float | None]]], budget: int
+) -> None:
+    """Whatever the scores: no text twice, none lost within the budget, every answer in its own order, always the same."""
+    given_: Sequence[Sequence[Message]] = [[hit(text, score) for text, score in answer] for answer in answers]
+    merged = merge(given_, budget)
+    texts = [message.content for message in merged]
+    known = {text for answer in answers for text, _ in answer}
+    assert len(set(texts)) == len(texts) == min(budget, len(known))
+    for answer in given_:
+        own = [message for message in merged if any(message is one for one in answer)]
+        places = [next(i for i, one in enumerate(answer) if one is message) for message in own]
+        assert places == sorted(places)
+    assert merge(given_, budget) == merged

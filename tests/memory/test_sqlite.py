@@ -1,0 +1,107 @@
+"""The one SQLite writer and its readers."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from recollect_memory.errors import StoreError
+from recollect_memory.sqlite import Database, named_queries, path_of
+
+
+def create(db: sqlite3.Connection) -> None:
+    db.execute("CREATE TABLE t (x INTEGER UNIQUE) STRICT")
+
+
+def insert(value: int, db: sqlite3.Connection) -> int:
+    db.execute("INSERT INTO t VALUES (?)", (value,))
+    return value
+
+
+async def values(database: Database) -> list[int]:
+    return [x for (x,) in await database.read(lambda db: db.execute("SELECT x FROM t ORDER BY x").fetchall())]
+
+
+async def test_writes_of_one_commit_fail_apart(database: Database) -> None:
+    """Each write gets its own result or its own error; what the others wrote stays."""
+    await database.write(create)
+    numbers = [1, 2, 2, 3, 1, 4]
+    done = await asyncio.gather(*(database.write(partial(insert, n)) for n in numbers), return_exceptions=True)
+    assert [type(one) for one in done] == [int, int, sqlite3.IntegrityError, int, sqlite3.IntegrityError, int]
+    assert await values(database) == [1, 2, 3, 4]
+
+
+async def test_a_write_that_fails_midway_leaves_nothing(database: Database) -> None:
+    """All or nothing, and whatever it raised."""
+    await database.write(create)
+
+    def half(db: sqlite3.Connection) -> None:
+        insert(1, db)
+        raise KeyError("midway")
+
+    with pytest.raises(KeyError, match="midway"):
+        await database.write(half)
+    assert await values(database) == []
+
+
+async def test_a_read_sees_what_was_acknowledged(database: Database) -> None:
+    """Every write acknowledged before, from every loop and thread."""
+    await database.write(create)
+    for number in range(20):
+        await database.write(partial(insert, number))
+        assert (await values(database))[-1] == number
+        assert await asyncio.to_thread(database.read_now, lambda db: db.execute("SELECT max(x) FROM t").fetchone()) == (
+            number,
+        )
+
+
+async def test_migrations_run_once_and_whole(database: Database, tmp_path: Path) -> None:
+    """In order, each in one transaction; a newer file is refused, a failing one leaves the version before it."""
+    folder = tmp_path / "sql"
+    folder.mkdir()
+    (folder / "queries.sql").write_text("-- name: x\nSELECT 1", encoding="utf-8")
+    (folder / "001_first.sql").write_text("CREATE TABLE t (x INTEGER);\nINSERT INTO t VALUES (1);\n", encoding="utf-8")
+    for _ in range(2):
+        assert await asyncio.to_thread(database.migrate, "part", folder) == 1
+    (folder / "002_second.sql").write_text(
+        "INSERT INTO t VALUES (2);\nINSERT INTO nowhere VALUES (3);\n", encoding="utf-8"
+    )
+    with pytest.raises(StoreError, match="nowhere"):
+        await asyncio.to_thread(database.migrate, "part", folder)
+    assert await values(database) == [1]
+    (folder / "002_second.sql").write_text("INSERT INTO t VALUES (2);\n", encoding="utf-8")
+    assert await asyncio.to_thread(database.migrate, "part", folder) == 2
+    assert await values(database) == [1, 2]
+    (folder / "002_second.sql").unlink()
+    with pytest.raises(StoreError, match="newer Recollect"):
+        await asyncio.to_thread(database.migrate, "part", folder)
+
+
+async def test_closing_finishes_what_waits(tmp_path: Path) -> None:
+    """Writes handed in before are on disk; afterwards nothing is accepted."""
+    database = Database(tmp_path / "x.db")
+    await database.write(create)
+    waiting = [asyncio.ensure_future(database.write(partial(insert, n))) for n in range(50)]
+    await asyncio.sleep(0)
+    await database.aclose()
+    assert await asyncio.gather(*waiting) == list(range(50))
+    with pytest.raises(StoreError, match="closed"):
+        await database.write(create)
+    again = Database(tmp_path / "x.db")
+    assert await values(again) == list(range(50))
+    await again.aclose()
+
+
+def test_named_queries_and_addresses() -> None:
+    """A statement by its name; a path by its address."""
+    text = "-- about the file\n-- name: one\nSELECT 1\n\n-- name: two (of two)\n-- why\nSELECT 2\n"
+    assert named_queries(text) == {"one": "SELECT 1", "two": "-- why\nSELECT 2"}
+    assert path_of("sqlite:///a/b.db") == Path("a/b.db")
+    assert path_of("sqlite:////a/b.db") == Path("/a/b.db")
+    for bad in ("", "x.db", "sqlite://x.db", "sqlite:///", "postgresql://host/db"):
+        with pytest.raises(StoreError, match="sqlite:///"):
+            path_of(bad)
