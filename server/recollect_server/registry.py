@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
 from functools import cache, partial
@@ -29,14 +31,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 5.0
-"""How long a memory's constructor may keep the server from starting; it goes on in its thread."""
+"""How long a memory's constructor may keep the server from starting (it goes on in its thread), and what is closed from
+ending."""
 
 
 class Registry:
     """The agents of a configuration, by name, and what they share. Nothing is connected or loaded before it is used.
 
-    `deep` also asks LiteLLM whether it knows the providers of its models, for which it is imported. Raises InvalidConfig
-    with everything that cannot be made.
+    `deep` also makes memories that no agent uses, and asks LiteLLM whether it knows the providers of its models, for which
+    it is imported. Raises InvalidConfig with everything that cannot be made.
     """
 
     def __init__(self, config: Config, *, deep: bool = False) -> None:
@@ -51,8 +54,10 @@ class Registry:
         if config.path is not None:
             _import_from(config.path.parent)
         embedder = cache(_find_embedder)
-        for name in {memory: None for agent in config.agents for memory in config.memories_of(agent)}:
-            self._make_memory(name, embedder)
+        used = {memory for agent in config.agents for memory in config.memories_of(agent)}
+        for name in config.memory:
+            if deep or name in used:
+                self._make_memory(name, embedder)
         for name, entry in config.agents.items():
             made = self._executor(name, entry.executor) if entry.executor else self._agent(name, entry)
             if made is not None:
@@ -75,13 +80,11 @@ class Registry:
         """Let memory writes end, then close what the agents used, the database last."""
         for agent in self.agents.values():
             if isinstance(agent, Agent):
-                await agent.settle()
-        closing: list[ChatModel | Memory] = [*self._models, *self.memories.values()]
-        for used in closing:
-            try:
-                await used.aclose()
-            except Exception:
-                log.exception("%s could not be closed", used.name)
+                await _end(agent.settle(), f"the memory writes of {agent.name}")
+        for model in self._models:
+            await _end(model.aclose(), model.name)
+        for name, memory in self.memories.items():
+            await _end(memory.aclose(), f"memory {name}")
         await self.database.aclose()
 
     def _make_memory(self, name: str, embedder: Callable[[], Embedder | None]) -> None:
@@ -122,6 +125,10 @@ class Registry:
     def _model(self, name: str, entry: AgentConfig) -> ChatModel | None:
         assert entry.model is not None  # noqa: S101 - the schema wants a model or an executor
         at, settings = ("agents", name), entry.settings.given
+        if entry.model.startswith("local/") and importlib.util.find_spec("xllamacpp") is None:
+            problem = "local models need xllamacpp, which is not installed: pip install 'recollect[local]'"
+            self._problems.append(self.config.error(problem, *at, "model"))
+            return None
         try:
             model: ChatModel = open_model(entry.model, **settings)
             if self._deep:
@@ -188,6 +195,17 @@ class LateMemory(Memory):
             log.error("memory %s: could not be made: %s", self.name, error)
         else:
             log.info("memory %s: ready at last", self.name)
+
+
+async def _end(work: Coroutine[Any, Any, None], what: str) -> None:
+    """Await what ends something, and go on to the next whatever comes of it."""
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await work
+    except TimeoutError:
+        log.warning("%s did not end within %g seconds", what, PATIENCE_SECONDS)
+    except Exception:
+        log.exception("%s did not end well", what)
 
 
 def _in_thread(work: Callable[[], T], name: str) -> Future[T]:

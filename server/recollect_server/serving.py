@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import ipaddress
 import logging
+import os
 import socket
 from contextlib import suppress
 
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 _CONNECTIONS_MAY_END_SECONDS = 10
 """How long a stop waits for open connections."""
+_CONNECTIONS_MAY_WAIT = 2048
+"""How many the system keeps until they are accepted."""
 
 
 class AddressError(RecollectError):
@@ -36,11 +39,12 @@ def serve(config: Config) -> None:
     from .registry import Registry
 
     registry = Registry(config)
-    listener = _bind(config.server.host, config.server.port)
+    listener = _bind(config)
     with listener:
         registry.open()
         _fetch(_weights(config))
         app = create_app(registry=registry)
+        _listen(listener, config)
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
         if not ipaddress.ip_address(host).is_loopback:
@@ -68,29 +72,41 @@ class _Server(uvicorn.Server):
         print(self.ready, flush=True)
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """A listening socket: who asks for a card while the server starts waits instead of being refused."""
+def _bind(config: Config) -> socket.socket:
+    """The server's address, taken before anything that takes its time; nobody can connect to it yet."""
+    host, port = config.server.host, config.server.port
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
         raise AddressError(f"cannot listen on {host}: {error.strerror or error}") from error
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # elsewhere the option would let two servers share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(2048)
     except OSError as error:
         listener.close()
-        in_use = "is in use: stop what uses it, or choose another with --port"
-        reason = in_use if error.errno == errno.EADDRINUSE else f"cannot be listened on: {error.strerror}"
-        raise AddressError(f"port {port} on {host} {reason}") from error
+        raise _explain(error, config) from error
     return listener
+
+
+def _listen(listener: socket.socket, config: Config) -> None:
+    try:
+        listener.listen(_CONNECTIONS_MAY_WAIT)
+    except OSError as error:  # another server took it in the meantime
+        raise _explain(error, config) from error
+
+
+def _explain(error: OSError, config: Config) -> AddressError:
+    in_use = "is in use: stop what uses it, or choose another with --port"
+    reason = in_use if error.errno == errno.EADDRINUSE else f"cannot be listened on: {error.strerror}"
+    return AddressError(f"port {config.server.port} on {config.server.host} {reason}")
 
 
 def _weights(config: Config) -> list[Weight]:
     """What the configuration's models and memories will load."""
     agents = [agent for agent in config.agents.values() if agent.model is not None]
-    wanted = [SMOLLM2] if any(str(agent.model).startswith("local") for agent in agents) else []
+    wanted = [SMOLLM2] if any(str(agent.model).startswith("local/") for agent in agents) else []
     used = {memory for name in config.agents for memory in config.memories_of(name)}
     entries = [config.memory[name].entry for name in used]
     embeds = any(entry["backend"] == "native" and entry.get("embedder", "minilm") == "minilm" for entry in entries)

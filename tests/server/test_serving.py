@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -159,6 +160,18 @@ async def test_an_old_client_gets_an_answer(http: httpx.AsyncClient, base: str) 
     result = answered.json()["result"]
     assert (result["kind"], result["status"]["state"]) == ("task", "completed")
     assert result["artifacts"][0]["parts"][0]["text"] == "hello"
+
+
+async def test_an_old_client_hears_a_stream(http: httpx.AsyncClient) -> None:
+    """A2A 0.3 streams too, and its bad requests are refused as such."""
+    said = {"kind": "message", "messageId": "m1", "role": "user", "parts": [{"kind": "text", "text": "hello"}]}
+    old = {"A2A-Version": ""}
+    streamed = await http.post("/", json=rpc("message/stream", message=said), headers=old)
+    heard = [json.loads(line.removeprefix("data:"))["result"] for line in streamed.text.splitlines() if "data:" in line]
+    assert [event["kind"] for event in heard][0::3] == ["task", "status-update"]
+    assert heard[-1]["status"]["state"] == "completed"
+    refused = await http.post("/", json=rpc("message/send", message=said | {"metadata": {"user_id": ""}}), headers=old)
+    assert refused.json()["error"]["code"] == -32602
 
 
 async def test_an_unknown_agent_is_404_and_says_who_is_there(http: httpx.AsyncClient) -> None:
