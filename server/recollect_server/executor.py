@@ -1,0 +1,261 @@
+"""A2AExecutor: a request becomes an InvocationContext, and an agent's events become A2A events.
+
+It is a plain a2a-sdk `AgentExecutor`: it runs under the SDK's `DefaultRequestHandler` as well as under ours.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from a2a.server.agent_execution import AgentExecutor, RequestContext
+from a2a.server.events import EventQueue
+from a2a.types import (
+    Artifact,
+    Part,
+    Role,
+    Task,
+    TaskArtifactUpdateEvent,
+    TaskState,
+    TaskStatus,
+    TaskStatusUpdateEvent,
+)
+from a2a.types import Message as A2AMessage
+from a2a.utils.errors import InvalidParamsError
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from recollect_agents import Agent, Journal, NullJournal, State
+from recollect_agents.contract import (
+    Event,
+    FinalAnswer,
+    InputRequired,
+    MemoryFailed,
+    MemoryRetrieved,
+    StepLimitReached,
+    TextDelta,
+    ToolCalled,
+)
+from recollect_memory import InvocationContext, Message
+from recollect_memory.errors import RecollectError
+
+from .identity import user_of
+
+logger = logging.getLogger(__name__)
+
+History = Callable[[RequestContext], Awaitable[list[Message]]]
+"""What was said in the request's context before its message, oldest first, in a window that fits a prompt."""
+
+JOURNAL = "recollect.journal"
+"""Where the runtime puts a turn's `Journal` into `call_context.state`."""
+TURN = "recollect.turn"
+"""Where it puts the turn itself."""
+
+
+def text_of(message: A2AMessage) -> str:
+    """The words of a message: its text parts, and its data parts as JSON, a line each."""
+    return "\n".join(
+        part.text if part.HasField("text") else json.dumps(MessageToDict(part.data), ensure_ascii=False)
+        for part in message.parts
+        if part.HasField("text") or part.HasField("data")
+    )
+
+
+def refuse_without_text(message: A2AMessage) -> None:
+    """Raise InvalidParamsError where a message gives a model nothing to read."""
+    if not any(part.text.strip() for part in message.parts):
+        reason = "has no parts" if not message.parts else "has no text"
+        raise InvalidParamsError(f"the message {reason}: this agent reads text, so send at least one part with text")
+
+
+def conversation(task: Task) -> list[Message]:
+    """A stored task as the messages of a prompt: its history, then its artifacts as what the agent answered."""
+    said = [_message(entry) for entry in task.history if entry.parts]
+    answers = [
+        Message("assistant", "".join(part.text for part in artifact.parts), id=f"{task.id}/{artifact.artifact_id}")
+        for artifact in task.artifacts
+    ]
+    return [message for message in (*said, *answers) if message.content]
+
+
+class A2AExecutor(AgentExecutor):
+    """Runs one agent for each request. `history` tells what was said before; without it, only the task's own messages."""
+
+    def __init__(self, agent: Agent, *, history: History | None = None) -> None:
+        self.agent = agent
+        self._history = history or _of_task
+
+    def check(self, message: A2AMessage) -> None:
+        """Raise InvalidParamsError for a message that `execute` could not run; a handler asks before it stores anything."""
+        refuse_without_text(message)
+
+    async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
+        message = context.message
+        if message is None:
+            raise InvalidParamsError("the request carries no message")
+        self.check(message)
+        task = context.current_task
+        user = user_of(context.metadata, message.metadata, task.metadata if task else None)
+        publish = _Publisher(context, event_queue)
+        history = await self._history(context)
+        if task is None:
+            await publish.task(message, user)
+        await publish.status(TaskState.TASK_STATE_WORKING)
+        turn = InvocationContext(
+            session_id=message.context_id,
+            user_id=user,
+            tenant=context.tenant,
+            agent=self.agent.name,
+            task_id=message.task_id,
+            turn_id=f"{message.task_id}/{message.message_id}",
+            metadata=context.metadata,
+        )
+        state = State([*history, _message(message)])
+        journal: Journal = context.call_context.state.get(JOURNAL) or NullJournal()
+        try:
+            async with aclosing(self.agent.stream(state, ctx=turn, journal=journal)) as events:
+                async for event in events:
+                    await publish.event(event)
+                    if publish.ended and JOURNAL not in context.call_context.state:
+                        break  # its memory write is under way and must not delay the answer
+        except RecollectError as error:
+            logger.warning("task %s failed: %s", message.task_id, error)
+            await publish.failure(str(error))
+        except Exception:
+            logger.exception("task %s failed", message.task_id)
+            await publish.failure("the agent failed unexpectedly; the server's log says why")
+        else:
+            await publish.end()
+
+    async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
+        await _Publisher(context, event_queue).status(TaskState.TASK_STATE_CANCELED)
+
+
+class _Publisher:
+    """Says in A2A what an agent does. A text delta waits for the next one, so that the last can be marked as such."""
+
+    def __init__(self, context: RequestContext, queue: EventQueue) -> None:
+        self._task_id = context.task_id or ""
+        self._context_id = context.context_id or ""
+        self._artifact_id = f"answer-{context.message.message_id}" if context.message else "answer"
+        self._queue = queue
+        self._held: str | None = None
+        self._begun = False
+        self._memory: dict[str, Any] = {}
+        self._end: tuple[TaskState, str | None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer, or the reason why there is none, is known."""
+        return self._end is not None
+
+    async def event(self, event: Event) -> None:
+        match event:
+            case TextDelta(text):
+                await self._flush()
+                self._held = text
+            case ToolCalled():
+                await self._flush()
+                self._begun = False  # what the model says next is another text, and takes the place of this one
+            case MemoryRetrieved(messages):
+                self._memory["retrieved"] = [_provenance(message) for message in messages]
+            case MemoryFailed(operation, memory, problem):
+                failures: list[Any] = self._memory.setdefault("failed", [])
+                failures.append({"operation": operation, "memory": memory, "problem": problem})
+            case FinalAnswer(content):
+                if self._held is None and not self._begun:
+                    self._held = content
+                await self._flush(last=True)
+                self._end = (TaskState.TASK_STATE_COMPLETED, None)
+            case InputRequired(content):
+                await self._flush(last=True)
+                self._end = (TaskState.TASK_STATE_INPUT_REQUIRED, content)
+            case StepLimitReached(steps):
+                await self._flush(last=True)
+                self._end = (
+                    TaskState.TASK_STATE_FAILED,
+                    f"the agent reached its limit of {steps} steps without an answer: raise max_steps, or ask for less",
+                )
+            case _:
+                pass
+
+    async def end(self) -> None:
+        """Publish how the turn ended, with what its memory did."""
+        state, text = self._end or (TaskState.TASK_STATE_FAILED, "the agent ended without an answer")
+        await self.status(state, text, self._metadata())
+
+    async def failure(self, reason: str) -> None:
+        await self._flush(last=True)
+        await self.status(TaskState.TASK_STATE_FAILED, reason, self._metadata())
+
+    async def task(self, message: A2AMessage, user: str | None) -> None:
+        task = Task(id=self._task_id, context_id=self._context_id, history=[message])
+        task.status.CopyFrom(TaskStatus(state=TaskState.TASK_STATE_SUBMITTED, timestamp=_now()))
+        if user is not None:
+            task.metadata["user_id"] = user
+        await self._queue.enqueue_event(task)
+
+    async def status(self, state: TaskState, text: str | None = None, metadata: Struct | None = None) -> None:
+        status = TaskStatus(state=state, timestamp=_now())
+        if text is not None:
+            status.message.CopyFrom(
+                A2AMessage(
+                    message_id=f"{self._artifact_id}/status",
+                    task_id=self._task_id,
+                    context_id=self._context_id,
+                    role=Role.ROLE_AGENT,
+                    parts=[Part(text=text)],
+                )
+            )
+        await self._queue.enqueue_event(
+            TaskStatusUpdateEvent(task_id=self._task_id, context_id=self._context_id, status=status, metadata=metadata)
+        )
+
+    async def _flush(self, *, last: bool = False) -> None:
+        if self._held is None:
+            return
+        text, self._held = self._held, None
+        await self._queue.enqueue_event(
+            TaskArtifactUpdateEvent(
+                task_id=self._task_id,
+                context_id=self._context_id,
+                artifact=Artifact(artifact_id=self._artifact_id, name="answer", parts=[Part(text=text)]),
+                append=self._begun,
+                last_chunk=last,
+            )
+        )
+        self._begun = True
+
+    def _metadata(self) -> Struct | None:
+        if not self._memory:
+            return None
+        found = Struct()
+        found.update({"memory": {"update": "pending", **self._memory}})
+        return found
+
+
+async def _of_task(context: RequestContext) -> list[Message]:
+    if context.current_task is None or context.message is None:
+        return []
+    latest = context.message.message_id
+    return [message for message in conversation(context.current_task) if message.id != latest]
+
+
+def _message(message: A2AMessage) -> Message:
+    role = "assistant" if message.role == Role.ROLE_AGENT else "user"
+    return Message(role, text_of(message), id=message.message_id)
+
+
+def _provenance(message: Message) -> Mapping[str, Any]:
+    memory = message.metadata.get("memory", {})
+    return {key: memory.get(key) for key in ("id", "score", "kind", "sources")}
+
+
+def _now() -> Timestamp:
+    stamp = Timestamp()
+    stamp.GetCurrentTime()
+    return stamp
