@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sqlite3
 import unicodedata
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recollect_memory import Embedder, InvocationContext, Memory, Message
+from recollect_memory import Embedder, InvocationContext, Memory, Message, Scope
 from recollect_memory.errors import MemoryBackendError, ModelError, StoreError
 from recollect_memory.native.embedding import MiniLM
 from recollect_memory.native.memory import NativeMemory
-from recollect_memory.sqlite import Database
+from recollect_memory.sqlite import Database, named_queries
 from recollect_memory.testing import HashEmbedder, MemoryConformance, turn_of
 
 
@@ -323,6 +325,57 @@ def test_law_isolation_idempotency_and_nothing_lost(
         await memory.aclose()
 
     asyncio.run(play())
+
+
+ODD_IDS = [
+    "a",
+    "A",
+    "a ",
+    " a",
+    "%",
+    "_",
+    "*",
+    "a%",
+    "a/b",
+    "a%2Fb",
+    "\u0430",
+    "e\u0301",
+    "\u00e9",
+    "' OR 1=1 --",
+    "null",
+    "0",
+    "\u200b",
+]
+IDS = st.sampled_from(ODD_IDS) | st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=4
+)
+CONTEXTS = st.builds(InvocationContext, session_id=IDS, user_id=st.none() | IDS, tenant=st.just("") | IDS)
+
+
+def test_law_no_scope_reads_another(tmp_path: Path) -> None:
+    """Whatever the ids hold, look-alikes, wildcards and SQL included: what one scope was told, only that scope finds."""
+    memory = NativeMemory(f"sqlite:///{tmp_path}/x.db", cache_mb=0.05)
+    told: dict[Scope, str] = {}
+
+    @settings(max_examples=150, deadline=None)
+    @given(writer=CONTEXTS, reader=CONTEXTS)
+    def hold(writer: InvocationContext, reader: InvocationContext) -> None:
+        secret = told.setdefault(Scope.of(writer), f"the code is {len(told)}")
+        asyncio.run(memory.update([Message("user", secret)], ctx=writer))
+        known = told.get(Scope.of(reader))
+        found = asyncio.run(contents(memory, "what is the code", reader))
+        assert found == ([] if known is None else [known])
+
+    hold()
+    memory.close()
+
+
+def test_every_statement_names_the_whole_scope() -> None:
+    """No row is read or changed by an id alone."""
+    for name, statement in named_queries((files("recollect_memory.native") / "queries.sql").read_text("utf-8")).items():
+        for part in re.split(r"\) OR EXISTS \(", statement):
+            for column in ("tenant", "space", "owner", "owner_id"):
+                assert f":{column}" in part, (name, column)
 
 
 def test_created_at_round_trips(tmp_path: Path) -> None:
