@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from recollect_memory import ChatModel, Message, ModelDelta, ToolCall, ToolSpec, Usage
@@ -73,6 +73,7 @@ class LiteLLMChat(ChatModel):
         }
         if tools:
             request["tools"] = [_tool(spec) for spec in tools]
+            request["_skip_mcp_handler"] = True  # or litellm imports an MCP client that is not installed
         if schema is not None:
             described = {"name": "answer", "schema": dict(schema), "strict": True}
             request["response_format"] = {"type": "json_schema", "json_schema": described}
@@ -110,7 +111,7 @@ class LiteLLMChat(ChatModel):
                         calls.setdefault(piece.index or 0, _PartialCall()).add(piece)
         finally:
             await response.aclose()  # also on cancellation: the provider stops, and is not paid for what nobody reads
-        if finish is None:
+        if finish is None or _was_cut(litellm, response):
             raise ModelError(f"{self.name}: the connection ended in the middle of the answer", retryable=True)
         yield ModelDelta(tool_calls=tuple(calls[i].whole(self.name) for i in sorted(calls)), usage=usage, finish=finish)
 
@@ -128,11 +129,12 @@ class LiteLLMChat(ChatModel):
             problem = f"the provider does not know this model or address ({status}): {said}"
         elif kind == "ContextWindowExceededError":
             problem = f"the conversation is longer than the model can read: {said}"
-        elif kind == "Timeout":
-            problem, retryable = f"no answer within {self._settings['timeout']:g} seconds", True
+        elif kind == "Timeout" or any("timeout" in type(cause).__name__.lower() for cause in _causes(error)):
+            what = "nothing more" if begun else "no answer"
+            problem, retryable = f"{what} within {self._settings['timeout']:g} seconds", True
         elif begun:
             problem, retryable = f"the connection ended in the middle of the answer ({kind}): {said}", True
-        elif kind == "APIConnectionError":
+        elif any(isinstance(cause, ConnectionError) or "Connect" in type(cause).__name__ for cause in _causes(error)):
             problem, retryable = f"no connection to the provider: {said}", True
         elif status is not None and status >= 500:
             problem, retryable = f"the provider failed ({status}): {said}", True
@@ -203,9 +205,28 @@ def _tool(spec: ToolSpec) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
+def _was_cut(litellm: Any, response: Any) -> bool:
+    """Whether the stream ended without saying why. litellm then says "stop" itself, as if the answer were whole; with
+    the providers of OpenAI's protocol, which always say, it is not.
+    """
+    provider = getattr(response, "custom_llm_provider", None)
+    says = provider in ("openai", "azure") or provider in litellm.openai_compatible_providers
+    heard = (getattr(response, f"{when}_finish_reason", None) for when in ("received", "intermittent"))
+    return says and not any(heard)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what led to it, innermost last."""
+    for _ in range(10):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _seconds_to_wait(error: Exception, attempt: int) -> float:
     """What the endpoint asks for in Retry-After, else twice as long each time, with a little chance in it."""
-    headers: Any = getattr(getattr(error, "response", None), "headers", None) or {}
+    headers: Any = getattr(error, "litellm_response_headers", None) or {}
     try:
         return max(0.0, float(headers.get("retry-after", "")))
     except ValueError:

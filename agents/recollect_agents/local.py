@@ -14,8 +14,9 @@ import os
 import secrets
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from typing import Any
 
 from recollect_memory import ChatModel, Message, ModelDelta, ToolSpec, Usage
@@ -28,8 +29,9 @@ log = logging.getLogger(__name__)
 
 KNOWN = {"smollm2-135m": SMOLLM2}
 
-_CONTEXT_TOKENS = 2048
-_PROMPT_TOKENS = 1536
+_PROMPT_TOKENS = 768
+"""What is read at most, 2-4 s on two cores; what is longer is cut."""
+_ANSWER_TOKENS = 512
 _CHARACTERS_A_TOKEN = 3.5
 """English has 4 to 4.5; where a text has fewer, the runtime says so and the prompt is cut once more."""
 _BATCH_TOKENS = 128
@@ -46,10 +48,8 @@ class LocalChat(ChatModel):
         if model not in KNOWN:
             known = ", ".join(f"local/{name}" for name in sorted(KNOWN))
             raise ConfigError(f"there is no local model {model!r}; known: {known}", key="model", value=f"local/{model}")
-        if max_tokens < 1 or max_tokens > _CONTEXT_TOKENS - _PROMPT_TOKENS:
-            raise ConfigError(
-                f"from 1 to {_CONTEXT_TOKENS - _PROMPT_TOKENS}, not {max_tokens}", key="max_tokens", value=max_tokens
-            )
+        if not 1 <= max_tokens <= _ANSWER_TOKENS:
+            raise ConfigError(f"from 1 to {_ANSWER_TOKENS}, not {max_tokens}", key="max_tokens", value=max_tokens)
         self.name = f"local/{model}"
         self._max_tokens = max_tokens
 
@@ -69,16 +69,12 @@ class LocalChat(ChatModel):
         if schema is not None:
             prompt = smollm2.Prompt("plain", prompt.turns)
         room = int(_PROMPT_TOKENS * _CHARACTERS_A_TOKEN)
-        for _ in range(3):
-            fitted = smollm2.fit(prompt, room)
+        for _ in range(5):
             try:
-                if fitted.prefill:
-                    yield ModelDelta(fitted.prefill)
-                async for delta in self._generate(fitted, schema, settings):
+                async for delta in self._generate(smollm2.fit(prompt, room), schema, settings):
                     yield delta
                 return
             except _TooLongError as error:
-                prompt = smollm2.Prompt(fitted.shape, fitted.turns)  # the prefill is said
                 room = int(room * _PROMPT_TOKENS / error.tokens * 0.95)
         raise ModelError(f"{self.name}: the message is longer than the model can read")
 
@@ -88,7 +84,7 @@ class LocalChat(ChatModel):
         turns = [*prompt.turns, ("assistant", prompt.prefill)] if prompt.prefill else prompt.turns
         body: dict[str, Any] = {
             "messages": [{"role": role, "content": text} for role, text in turns],
-            "max_tokens": settings.get("max_tokens", self._max_tokens),
+            "max_tokens": min(settings.get("max_tokens", self._max_tokens), _ANSWER_TOKENS),
             "temperature": 0,
             "seed": 1,
             "dry_multiplier": 0.8,  # a small model repeats itself: break loops of a dozen tokens, leave quotes alone
@@ -100,22 +96,26 @@ class LocalChat(ChatModel):
         }
         if schema is not None:
             body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}
-        first = not prompt.prefill
+        begun = False
         finish = "stop"
-        async for chunk in _chunks(body):
-            if error := chunk.get("error"):
-                if error.get("type") == "exceed_context_size_error":
-                    raise _TooLongError(int(error["n_prompt_tokens"]))
-                raise ModelError(f"{self.name}: {error.get('message', error)}")
-            for choice in chunk.get("choices", ()):
-                finish = choice.get("finish_reason") or finish
-                if text := choice.get("delta", {}).get("content"):
-                    text = text.lstrip() if first else text
-                    first = first and not text
-                    if text:
-                        yield ModelDelta(text)
-            if usage := chunk.get("usage"):
-                yield ModelDelta(usage=Usage(usage["prompt_tokens"], usage["completion_tokens"]), finish=finish)
+        async with aclosing(_chunks(body)) as chunks:
+            async for chunk in chunks:
+                if error := chunk.get("error"):
+                    if error.get("type") == "exceed_context_size_error":
+                        raise _TooLongError(int(error["n_prompt_tokens"]))
+                    raise ModelError(f"{self.name}: {error.get('message', error)}")
+                if (reading := chunk.get("prompt_progress")) and reading["total"] > _PROMPT_TOKENS:
+                    raise _TooLongError(int(reading["total"]))
+                for choice in chunk.get("choices", ()):
+                    finish = choice.get("finish_reason") or finish
+                    if text := choice.get("delta", {}).get("content"):
+                        if not begun:
+                            text = prompt.prefill + text if prompt.prefill else text.lstrip()
+                            begun = bool(text)
+                        if text:
+                            yield ModelDelta(text)
+                if usage := chunk.get("usage"):
+                    yield ModelDelta(usage=Usage(usage["prompt_tokens"], usage["completion_tokens"]), finish=finish)
 
 
 class _TooLongError(Exception):
@@ -124,7 +124,7 @@ class _TooLongError(Exception):
         self.tokens = tokens
 
 
-async def _chunks(body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+async def _chunks(body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
     """What the runtime streams, moved from its thread to this loop. Leaving early stops the generation."""
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
@@ -181,7 +181,7 @@ def _runtime() -> Any:
         raise ModelError(f"xllamacpp cannot be loaded ({error}): install recollect[local]") from error
     params = runtime.CommonParams()
     params.model.path = str(path)
-    params.n_ctx = _CONTEXT_TOKENS
+    params.n_ctx = _PROMPT_TOKENS + _ANSWER_TOKENS
     params.n_parallel = 1
     params.n_batch = params.n_ubatch = _BATCH_TOKENS
     params.cache_ram_mib = 0
