@@ -23,6 +23,9 @@ from .handler import Handler, history_from, task_store
 from .identity import OpenDoor
 from .registry import Registry
 
+STREAMS_MAY_END_SECONDS = 8.0
+"""How long a stop waits for streams; less than it waits for connections."""
+
 
 def create_app(config: Config | Path | str | None = None, *, registry: Registry | None = None) -> Starlette:
     """The server as an ASGI application. `config` may be a file's path; None: the built-in configuration.
@@ -47,7 +50,13 @@ def create_app(config: Config | Path | str | None = None, *, registry: Registry 
         """An agent at its base: JSON-RPC (1.0 and 0.3) on the base itself, REST and the card below."""
         return Router(
             [
-                *create_jsonrpc_routes(handlers[name], "/", identity, enable_v0_3_compat=True),
+                *create_jsonrpc_routes(
+                    handlers[name],
+                    "/",
+                    identity,
+                    enable_v0_3_compat=True,
+                    shutdown_grace_period=STREAMS_MAY_END_SECONDS,
+                ),
                 Mount(REST, _rest(handlers[name], identity)),
                 card_route(name, config.agents[name], public_url=config.server.public_url, at=at),
             ],
@@ -93,7 +102,8 @@ def create_app(config: Config | Path | str | None = None, *, registry: Registry 
 
 def _rest(handler: Handler, identity: OpenDoor) -> Router:
     """The SDK's REST routes, plain and below a tenant's name, without its routers' redirects to paths with a slash."""
-    routes = [route for route in create_rest_routes(handler, identity) if isinstance(route, Route)]
+    made = create_rest_routes(handler, identity, shutdown_grace_period=STREAMS_MAY_END_SECONDS)
+    routes = [route for route in made if isinstance(route, Route)]
     tenants = Mount("/{tenant}", Router(routes, redirect_slashes=False))
     return Router([*routes, tenants], redirect_slashes=False)
 

@@ -136,7 +136,7 @@ def send(
                 text, metadata, context_id=context, agent=agent, stream=print_piece if show else None
             )
     except RecollectError as error:
-        _refuse(str(error), 1)
+        _refuse(f"\n{error}" if shown else str(error), 1)
     if shown:
         typer.echo()
     if json_:

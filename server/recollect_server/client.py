@@ -28,6 +28,7 @@ T = TypeVar("T")
 URL = "http://127.0.0.1:9000"
 CONNECT_SECONDS = 5.0
 _FAILED = (TaskState.TASK_STATE_FAILED, TaskState.TASK_STATE_REJECTED, TaskState.TASK_STATE_CANCELED)
+_UNDER_WAY = (TaskState.TASK_STATE_SUBMITTED, TaskState.TASK_STATE_WORKING)
 
 
 class CallError(RecollectError):
@@ -170,19 +171,18 @@ class TaskClient:
     ) -> FinishedTask:
         try:
             client = await self._client(agent, streaming=stream is not None)
-            answer = StreamResponse()
-            task_id = ""
+            task = Task()
             sent = cast("AsyncGenerator[StreamResponse]", client.send_message(request))
             async with aclosing(sent) as events:
-                async for answer in events:
-                    task_id = _task_id(answer) or task_id
-                    if stream and answer.HasField("artifact_update"):
-                        stream(_text(answer.artifact_update.artifact.parts))
-            if stream is None and answer.HasField("task"):
-                return FinishedTask(answer.task)
-            if answer.HasField("message"):
-                return FinishedTask(None, answer.message)
-            return FinishedTask(await client.get_task(GetTaskRequest(id=task_id)))
+                async for event in events:
+                    if event.HasField("message"):
+                        return FinishedTask(None, event.message)
+                    _follow(task, event)
+                    if stream and event.HasField("artifact_update"):
+                        stream(_text(event.artifact_update.artifact.parts))
+            if task.status.state in _UNDER_WAY:  # the stream ended before the task did
+                task = await client.get_task(GetTaskRequest(id=task.id))
+            return FinishedTask(task)
         except A2AError as error:
             raise self._explain(error) from error
 
@@ -243,16 +243,25 @@ def _message(message: str | Message) -> Message:
     return Message(message_id=uuid.uuid4().hex, role=Role.ROLE_USER, parts=[Part(text=message)])
 
 
-def _task_id(event: StreamResponse) -> str:
+def _follow(task: Task, event: StreamResponse) -> None:
+    """Bring `task` up to what an event says."""
     match event.WhichOneof("payload"):
         case "task":
-            return event.task.id
+            task.CopyFrom(event.task)
         case "status_update":
-            return event.status_update.task_id
+            task.status.CopyFrom(event.status_update.status)
+            task.metadata.MergeFrom(event.status_update.metadata)
         case "artifact_update":
-            return event.artifact_update.task_id
+            new = event.artifact_update.artifact
+            known = next((artifact for artifact in task.artifacts if artifact.artifact_id == new.artifact_id), None)
+            if known is None:
+                task.artifacts.append(new)
+            elif event.artifact_update.append:
+                known.parts.extend(new.parts)
+            else:
+                known.CopyFrom(new)
         case _:
-            return ""
+            pass
 
 
 def _text(parts: Any) -> str:
