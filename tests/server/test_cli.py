@@ -241,18 +241,20 @@ def test_a_stop_lets_streams_end(serve: Serve, tmp_path: Path) -> None:
     slow = "import recollect_agents.testing as t\nmodel = t.EchoModel(delay=0.1, chunks=20)\n"
     (tmp_path / "slow.py").write_text(slow, encoding="utf-8")
     text = "a stop lets streams end, " * 4
-    with serve(tmp_path, "agents: {a: {model: 'slow:model', memory: off}}\n") as server:
-        with subprocess.Popen(
+    with (
+        serve(tmp_path, "agents: {a: {model: 'slow:model', memory: off}}\n") as server,
+        subprocess.Popen(
             command("send", text, "--url", server.url, "--stream"),
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-        ) as sending:
-            assert sending.stdout is not None
-            heard = sending.stdout.read(3)
-            server.process.terminate()
-            heard += sending.stdout.read()
+        ) as sending,
+    ):
+        assert sending.stdout is not None
+        heard = sending.stdout.read(3)
+        server.process.terminate()
+        heard += sending.stdout.read()
     assert (sending.returncode, heard) == (0, f"{text}\n")
 
 
