@@ -203,6 +203,35 @@ async def test_rows_that_are_taken_away_leave_the_index(database: Database) -> N
     await memory.aclose()
 
 
+async def test_opening_early_opens_the_database_only(tmp_path: Path) -> None:
+    """A server may find out at its start that the file is good; the embedder is looked for at the first use, once."""
+    asked: list[int] = []
+
+    def find() -> HashEmbedder:
+        asked.append(1)
+        return HashEmbedder()
+
+    memory = NativeMemory(f"sqlite:///{tmp_path}/x.db", embedder=find)
+    memory.open()
+    memory.open()
+    assert (tmp_path / "x.db").exists()
+    assert asked == []
+    await asyncio.gather(*(memory.update([Message("user", f"I hum {i}")], ctx=turn_of()) for i in range(8)))
+    assert asked == [1]
+    await memory.aclose()
+    with pytest.raises(MemoryBackendError, match="closed"):
+        memory.open()
+
+
+async def test_who_only_asks_leaves_nothing_behind(database: Database) -> None:
+    """Any number of scopes that nothing was written to: the cache stays within its bound."""
+    memory = NativeMemory(database, cache_mb=0.1)
+    for number in range(200):
+        assert await contents(memory, "anything", turn_of(None, session=f"s{number}")) == []
+    assert len(list(memory.indexes.kept())) <= 25
+    await memory.aclose()
+
+
 async def test_no_embedder_is_said_once(database: Database, caplog: pytest.LogCaptureFixture) -> None:
     """Words alone are a lesser memory: one warning, not one a turn."""
     memory = NativeMemory(database, embedder=lambda: None)

@@ -33,7 +33,7 @@ _COLUMNS = {
     "speakers": np.int32,
     "sessions": np.int32,
 }
-_TERM_BYTES, _POSTING_BYTES = 250, 8
+_INDEX_BYTES, _TERM_BYTES, _POSTING_BYTES = 4_000, 250, 8
 
 
 class Index:
@@ -127,7 +127,8 @@ class Index:
     def nbytes(self) -> int:
         """About what the index occupies."""
         columns = sum(column.nbytes for column in self._columns.values())
-        return columns + self._vectors.nbytes + self._posted * _POSTING_BYTES + len(self._postings) * _TERM_BYTES
+        words = self._posted * _POSTING_BYTES + len(self._postings) * _TERM_BYTES
+        return _INDEX_BYTES + columns + self._vectors.nbytes + words
 
     # -- keeping up ---------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 import numpy as np
 
 from recollect_memory.contract import Embedder, InvocationContext, Memory, Message, Provenance, Scope
-from recollect_memory.errors import ConfigError, MemoryBackendError, StoreError
+from recollect_memory.errors import ConfigError, MemoryBackendError, RecollectError, StoreError
 from recollect_memory.sqlite import Database, path_of
 
 from . import store
@@ -59,10 +59,10 @@ class NativeMemory(Memory):
         self._database = Database(path_of(database)) if isinstance(database, str) else database
         self._embedder_source = embedder
         self._embedder: Recent | None = None
-        self._opening = threading.Lock()
-        self._opened = False
+        self._opening, self._getting_ready = threading.Lock(), threading.Lock()
+        self._opened = self._ready = False
         self._closed = False
-        self._indexes = Indexes(int(cache_mb * 1_000_000))
+        self.indexes = Indexes(int(cache_mb * 1_000_000))
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="memory")
 
     @classmethod
@@ -91,13 +91,12 @@ class NativeMemory(Memory):
         )
 
     def open(self) -> None:
-        """Open the database and the embedder now rather than at the first use. Raises StoreError; blocks."""
+        """Open the database now rather than at the first use; the embedder still waits for that. Raises StoreError; blocks."""
         with self._opening:
             if self._closed:
                 raise MemoryBackendError(f"{self.name}: the memory is closed")
             if not self._opened:
                 store.migrate(self._database)
-                self._embedder = self._find_embedder()
                 self._opened = True
 
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
@@ -115,8 +114,11 @@ class NativeMemory(Memory):
             return
         rows = await self._run(self._embedded, new)
         await self._database.write(lambda db: store.add(db, scope, rows))
-        if self._indexes.get(scope) is not None:
-            await self._run(self._caught_up, scope)
+        if self.indexes.get(scope) is not None:  # now rather than in the next retrieve, which would do it too
+            try:
+                await self._run(self._caught_up, scope)
+            except RecollectError as error:  # the messages are accepted all the same
+                log.warning("memory %s: its index could not be brought up to date: %s", self.name, error)
 
     async def aclose(self) -> None:
         """Wait for what is under way; close the database if it is the memory's own. Closing twice is fine."""
@@ -127,7 +129,7 @@ class NativeMemory(Memory):
         with self._opening:
             self._closed = True
         self._pool.shutdown(wait=True)
-        self._indexes.clear()
+        self.indexes.clear()
         if self._owns_database:
             self._database.close()
 
@@ -137,16 +139,23 @@ class NativeMemory(Memory):
         if self._closed:
             raise MemoryBackendError(f"{self.name}: the memory is closed")
 
-        def opened() -> R:
-            if not self._opened:
-                self.open()
+        def ready() -> R:
+            if not self._ready:
+                self._get_ready()
             return work(*args, **kwargs)
 
         try:
-            under_way = self._pool.submit(opened)
+            under_way = self._pool.submit(ready)
         except RuntimeError:  # closed since
             raise MemoryBackendError(f"{self.name}: the memory is closed") from None
         return await asyncio.wrap_future(under_way)
+
+    def _get_ready(self) -> None:
+        with self._getting_ready:
+            self.open()
+            if not self._ready:
+                self._embedder = self._find_embedder()
+                self._ready = True
 
     def _retrieve(self, scope: Scope, query: str, top_k: int) -> list[Message]:
         index = self._caught_up(scope)
@@ -161,16 +170,17 @@ class NativeMemory(Memory):
 
     def _caught_up(self, scope: Scope) -> Index:
         """The scope's index, with everything in it that was acknowledged before this call."""
-        index = self._indexes.get(scope)
-        if index is None:
-            embedder = self._embedder
-            name, dimensions = (embedder.name, embedder.dimensions) if embedder is not None else (None, 0)
-            index = self._indexes.put(scope, Index(name, dimensions))
+        kept = self.indexes.get(scope)
+        index = kept or self.indexes.put(scope, self._empty_index())
         with index.lock:
             changed = self._database.read_now(lambda db: _catch_up(db, scope, index))
-            if changed:
-                self._indexes.settle(scope, index)
+            if changed or kept is None:
+                self.indexes.settle(scope, index)
         return index
+
+    def _empty_index(self) -> Index:
+        embedder = self._embedder
+        return Index(embedder.name, embedder.dimensions) if embedder is not None else Index(None, 0)
 
     def _embedded(self, memories: Sequence[store.NewMemory]) -> Sequence[store.NewMemory]:
         vectors, embedder = self._embed([memory.content for memory in memories]), self._embedder
