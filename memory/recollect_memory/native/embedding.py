@@ -61,9 +61,10 @@ class Recent(Embedder):
 
 
 class MiniLM(Embedder):
-    """Mean-pooled, L2-normalised sentence vectors of 384 dimensions; loads (0.3 s, 100 MB) at the first text.
+    """Mean-pooled, L2-normalised sentence vectors of 384 dimensions; loads (0.3 s, 160 MB) at the first text.
 
-    One text takes about 1 ms, many together about 1 ms each; `threads` is what one call may use.
+    A sentence takes 1-3 ms on one thread, by its length and the machine; `threads` is what one call may use. (The file
+    holds int8; the runtime unfolds it into float32 when it loads, and computes in that.)
     """
 
     name = "all-minilm-l6-v2-int8"

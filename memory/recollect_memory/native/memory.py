@@ -63,6 +63,7 @@ class NativeMemory(Memory):
         self._opened = self._ready = False
         self._closed = False
         self.indexes = Indexes(int(cache_mb * 1_000_000))
+        """What is kept in memory; letting go of any of it loses nothing."""
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="memory")
 
     @classmethod
