@@ -1,7 +1,8 @@
 """The embedded model: SmolLM2-135M-Instruct in this process, through xllamacpp. No key, no server, no network.
 
 It is loaded at the first use, once a process, off the event loop; one generation runs at a time, the others wait their
-turn. The same conversation always gets the same answer. It has no tool calling.
+turn. The same conversation always gets the same answer. It has no tool calling: tools that an agent offers it are ignored,
+and the agent says so in the log.
 """
 
 from __future__ import annotations

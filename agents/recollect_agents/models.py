@@ -26,9 +26,9 @@ _PROVIDER = re.compile(r"[\w.-]+")
 def open_model(spec: str | ChatModel, **settings: Any) -> ChatModel:
     """The model that `spec` names; a `ChatModel` is returned as it is.
 
-    `settings` go to its constructor. Raises ConfigError for an unknown local model, for a name that cannot be one, and one
-    kind each for the three ways in which "module:attr" can be wrong. Whether a LiteLLM name exists shows at the first
-    request, or in `check_model`.
+    `settings` go to its constructor, which raises TypeError for one that it does not have. Raises ConfigError for an
+    unknown local model, for a name that cannot be one, and one kind each for the three ways in which "module:attr" can be
+    wrong. Whether a LiteLLM name exists shows at the first request, or in `check_model`.
     """
     if isinstance(spec, ChatModel):
         return spec

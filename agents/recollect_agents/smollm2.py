@@ -123,7 +123,10 @@ def _facts(messages: Sequence[Message], earlier: Sequence[Message], asked: str) 
     words = _content_words(asked)
     shared = {text: len(words & _content_words(text)) for text in statements}
     best = sorted(shared, key=lambda text: (-shared[text], not _tells(text)))
-    return [text.rstrip(".") for text in best[: 1 if best and shared[best[0]] else MOST_FACTS]]
+    return [
+        " ".join(text.split())[:_LONGEST_STATEMENT].rstrip(".")
+        for text in best[: 1 if best and shared[best[0]] else MOST_FACTS]
+    ]
 
 
 def _content_words(text: str) -> set[str]:
@@ -133,7 +136,8 @@ def _content_words(text: str) -> set[str]:
 
 def fit(prompt: Prompt, characters: int) -> Prompt:
     """The prompt cut to about so many characters: its oldest turns go first, then the start of what is left."""
-    first, *rest = prompt.turns
+    (role, system), *rest = prompt.turns
+    first = (role, system[: max(characters // 2, 200)])
     room = characters - len(first[1])
     kept: list[Turn] = []
     for role, text in reversed(rest):
@@ -143,4 +147,4 @@ def fit(prompt: Prompt, characters: int) -> Prompt:
         room -= len(text)
     if len(kept) > 1 and kept[-1][0] == "assistant":  # an answer to nothing
         kept.pop()
-    return Prompt(prompt.shape, ((first[0], first[1][: max(characters // 2, 200)]), *reversed(kept)), prompt.prefill)
+    return Prompt(prompt.shape, (first, *reversed(kept)), prompt.prefill)

@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints, overload
 
 from recollect_memory import ToolSpec
 from recollect_memory.errors import ConfigError, ToolError
@@ -142,7 +142,7 @@ class Tool:
             hint = hints.get(parameter.name, Any)
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
                 raise ConfigError(f"{self.name}: a model can only give {parameter} by name", key="tools")
-            if hint is ToolContext:
+            if hint is ToolContext or ToolContext in get_args(hint):
                 self._context = parameter.name
                 continue
             attribute = f"argument_{len(fields)}"

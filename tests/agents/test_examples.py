@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+
 from recollect_agents import Agent, FinalAnswerEvent, InvocationContext, Message, State
 from recollect_agents.testing import EchoModel
 from recollect_memory import Memory, MemoryBackend, MemoryEntry, MemoryKind, open_memory
@@ -21,12 +21,12 @@ async def memory(tmp_path: Path) -> AsyncIterator[Memory]:
     await memory.aclose()
 
 
-async def chat(agent: Agent, text: str, **who: Any) -> str:
+async def chat(agent: Agent, text: str, *, user_id: str | None = None, session_id: str = "s1") -> str:
     """One session: a state, a context, and the events up to the last."""
     state = State()
     state.add_message(Message(role="user", content=text))
     answer = ""
-    async for event in agent.stream(state, ctx=InvocationContext(**{"session_id": "s1", **who})):
+    async for event in agent.stream(state, ctx=InvocationContext(session_id=session_id, user_id=user_id)):
         if isinstance(event, FinalAnswerEvent):
             answer = event.content
     return answer

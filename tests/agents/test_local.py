@@ -263,6 +263,15 @@ def test_a_long_conversation_loses_its_oldest_turns() -> None:
     assert 500 < sum(len(text) for _, text in fitted.turns) <= 1000
 
 
+def test_a_long_system_prompt_or_memory_leaves_room_for_the_question() -> None:
+    long_system = Message("system", "Be kind. " * 1000)
+    fitted = smollm2.fit(smollm2.shape([long_system, user("Tell me about the capital of France. " * 20)]), 2000)
+    assert len(fitted.turns[0][1]) == 1000
+    assert len(fitted.turns[1][1]) > 700
+    folded = smollm2.shape([*recalled("I am from Italy " * 1000), user(QUESTION)])
+    assert len(folded.turns[-1][1]) < 400
+
+
 async def test_an_agent_gives_it_the_conversation() -> None:
     """Through the front door: history of the state, then the question."""
     agent = Agent("local/smollm2-135m", model_settings={"max_tokens": 30})

@@ -104,6 +104,16 @@ async def test_parameters_may_be_named_like_anything() -> None:
     assert await described({"schema": "a", "model_config": 1, "title": "b"}, CONTEXT) == ("a 1 b True", False)
 
 
+async def test_the_context_may_be_optional() -> None:
+    """A function that is also called by hand."""
+
+    def who(context: ToolContext | None = None) -> str:
+        return context.key if context else "by hand"
+
+    assert Tool.of(who).spec.parameters["properties"] == {}
+    assert (await Tool.of(who)({}, CONTEXT)).content == CONTEXT.key
+
+
 async def test_plain_functions_run_off_the_event_loop() -> None:
     def where() -> str:
         return threading.current_thread().name
