@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import random
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 _LONGEST_WAIT = 20.0
 """Seconds: an endpoint that asks for more (Retry-After) is not waited for."""
 _FIRST_WAIT = 0.5
+_NO_PROVIDER = 'LiteLLM knows no such provider; write it as "provider/model", such as "openai/gpt-5-mini"'
+_NOISE = re.compile(r"^litellm\.\w+: (\w+: )?(\w+Exception - )?| ssl:<[^>]*>")
+"""What litellm and its HTTP client put around the words that matter."""
 
 
 class LiteLLMChat(ChatModel):
@@ -119,10 +123,14 @@ class LiteLLMChat(ChatModel):
         """What went wrong, in a line that says what to do, and never the key."""
         status: int | None = getattr(error, "status_code", None)
         kind = type(error).__name__
-        said = " ".join(str(getattr(error, "message", error)).split())[:300]
+        said = _NOISE.sub("", " ".join(str(getattr(error, "message", error)).split()))[:300]
         retryable = False
         if kind in ("AuthenticationError", "PermissionDeniedError"):
             problem = f"the API key was refused ({status}): set api_key, or the provider's environment variable"
+        elif "api_key" in said and re.search(r"missing|must be set", said, re.IGNORECASE):
+            problem = "there is no API key: set api_key, or the provider's environment variable"
+        elif "LLM Provider NOT provided" in said:
+            problem = _NO_PROVIDER
         elif kind == "RateLimitError":
             problem, retryable = f"too many requests, or no quota left ({status}): {said}", True
         elif kind == "NotFoundError":
@@ -153,7 +161,7 @@ def check_provider(model: str) -> None:
         litellm.get_llm_provider(model)
     except litellm.exceptions.BadRequestError:
         raise ConfigError(
-            f'LiteLLM knows no provider for {model!r}; write it as "provider/model", such as "openai/gpt-5-mini"',
+            f"{model!r}: {_NO_PROVIDER}",
             key="model",
             value=model,
         ) from None

@@ -295,8 +295,7 @@ async def test_too_many_requests_are_tried_again(endpoint: Endpoint) -> None:
 async def test_a_long_retry_after_is_not_waited_for(endpoint: Endpoint) -> None:
     """An hour is an error now, said to be worth another try; the provider's words appear without the key."""
     error = await failure(model(endpoint.url, "full"))
-    assert "too many requests" in str(error)
-    assert "no quota for ***" in str(error)
+    assert str(error) == "openai/m: too many requests, or no quota left (429): no quota for ***"
     assert error.retryable
     assert len(endpoint.requests) == 1
 
@@ -322,6 +321,22 @@ async def test_every_failure_is_a_model_error_with_a_reason(
     assert said in str(error)
     assert error.retryable is retryable
     assert len(endpoint.requests) == requests
+
+
+async def test_without_a_key_nothing_is_sent(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an error at once that says where a key belongs."""
+    for name in [name for name in os.environ if name.startswith("OPENAI_")]:
+        monkeypatch.delenv(name)
+    error = await failure(LiteLLMChat("openai/m", api_base=f"{endpoint.url}/fine"))
+    assert str(error) == "openai/m: there is no API key: set api_key, or the provider's environment variable"
+    assert not error.retryable
+    assert endpoint.requests == []
+
+
+async def test_an_unknown_provider_is_said_at_the_first_request() -> None:
+    error = await failure(LiteLLMChat("opnai/m"))
+    assert str(error).startswith("opnai/m: LiteLLM knows no such provider")
+    assert not error.retryable
 
 
 async def test_nobody_listening_is_a_readable_error() -> None:
