@@ -19,6 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from recollect_memory.errors import ConfigError
+from recollect_memory.sqlite import hold
 from recollect_memory.weights import MINILM, SMOLLM2, VOCAB, Weight, cache_folder, locate
 
 ALL = (SMOLLM2, MINILM, VOCAB)
@@ -111,12 +112,11 @@ def _unavailable(weights: Sequence[Weight], why: str) -> ConfigError:
 
 @contextmanager
 def _only_one_process(folder: Path) -> Generator[None]:
-    """A lock between processes that ends with its holder, also on Windows: SQLite's own, on an empty database."""
-    with closing(sqlite3.connect(folder / ".lock", timeout=_OTHERS_FETCH_SECONDS, isolation_level=None)) as lock:
-        try:
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            raise ConfigError(f"{folder} is locked or cannot be written ({error}): set RECOLLECT_CACHE") from error
+    try:
+        lock = hold(folder / ".lock", _OTHERS_FETCH_SECONDS)
+    except sqlite3.OperationalError as error:
+        raise ConfigError(f"{folder} is locked or cannot be written ({error}): set RECOLLECT_CACHE") from error
+    with closing(lock):
         yield
 
 

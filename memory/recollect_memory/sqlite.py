@@ -48,6 +48,21 @@ def path_of(url: str) -> Path:
     return Path(url.removeprefix("sqlite:///"))
 
 
+def hold(path: Path, seconds: float = 0.0) -> sqlite3.Connection:
+    """A lock between processes on the file `path`, held until the connection is closed or its process ends, on any system.
+
+    It is SQLite's own, on an empty database. Waits up to `seconds`. Raises sqlite3.OperationalError: another holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = sqlite3.connect(path, timeout=seconds, isolation_level=None, check_same_thread=False)
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError:
+        lock.close()
+        raise
+    return lock
+
+
 class Database:
     """One SQLite file: `await db.write(operation)` and `await db.read(operation)`, where an operation gets the connection.
 

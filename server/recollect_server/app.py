@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from a2a.server.agent_execution import AgentExecutor
-from a2a.server.routes import create_jsonrpc_routes, create_rest_routes
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -16,15 +15,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .bindings import jsonrpc_route, rest_router, serve_grpc
 from .cards import REST, agent_card, base_url, card_route
 from .config import Config, default_config, load_config
 from .executor import A2AExecutor
-from .handler import Handler, history_from, task_store
+from .handler import Handler
 from .identity import OpenDoor
+from .push import Pusher, Screen
 from .registry import Registry
-
-STREAMS_MAY_END_SECONDS = 8.0
-"""How long a stop waits for streams; less than it waits for connections."""
+from .runtime.context import history_from
+from .runtime.local import LocalEngine
+from .runtime.retention import purge_forever
+from .runtime.turn import Progress
 
 
 def create_app(config: Config | Path | str | None = None, *, registry: Registry | None = None) -> Starlette:
@@ -39,26 +41,36 @@ def create_app(config: Config | Path | str | None = None, *, registry: Registry 
         registry = Registry(config)
     config = registry.config
     identity = OpenDoor()
-    handlers: dict[str, Handler] = {}
+    store, outbox, grace = registry.store, registry.outbox, config.server.grace
+    pusher = Pusher(store, Screen(config.push.allow), tries=config.push.tries)
+    history = history_from(store)
+    executors = {
+        name: served if isinstance(served, AgentExecutor) else A2AExecutor(served, history=history)
+        for name, served in registry.agents.items()
+    }
 
-    for name, served in registry.agents.items():
-        store = task_store()
-        executor = served if isinstance(served, AgentExecutor) else A2AExecutor(served, history=history_from(store))
-        handlers[name] = Handler(executor, store, agent_card(name, config.agents[name], ""))
+    def committed(progress: Progress | None) -> None:
+        if progress is None or progress.pushes:
+            pusher.wake()
+        if progress is not None:
+            outbox.owe(progress.writes)
+
+    limits = config.limits
+    engine = LocalEngine(store, executors, committed=committed, most=limits.turns, most_waiting=limits.waiting)
+    handlers = {
+        name: Handler(
+            name, executor, agent_card(name, config.agents[name], ""), engine=engine, store=store, pusher=pusher
+        )
+        for name, executor in executors.items()
+    }
 
     def site(name: str, at: str) -> Router:
         """An agent at its base: JSON-RPC (1.0 and 0.3) on the base itself, REST and the card below."""
         return Router(
             [
-                *create_jsonrpc_routes(
-                    handlers[name],
-                    "/",
-                    identity,
-                    enable_v0_3_compat=True,
-                    shutdown_grace_period=STREAMS_MAY_END_SECONDS,
-                ),
-                Mount(REST, _rest(handlers[name], identity)),
-                card_route(name, config.agents[name], public_url=config.server.public_url, at=at),
+                jsonrpc_route(handlers[name], identity, grace),
+                Mount(REST, rest_router(handlers[name], identity, grace)),
+                card_route(name, config.agents[name], server=config.server, at=at),
             ],
             redirect_slashes=False,
         )
@@ -78,11 +90,18 @@ def create_app(config: Config | Path | str | None = None, *, registry: Registry 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         await asyncio.to_thread(registry.open)
+        for part in (outbox, pusher, engine):
+            await part.start()
+        purging = asyncio.create_task(purge_forever(store, config.retention.days))
+        grpc = await serve_grpc(handlers[config.default_agent], config.server)
         try:
             yield
         finally:
-            for handler in handlers.values():
-                await handler.aclose()
+            purging.cancel()
+            await grpc.stop(grace)
+            await engine.stop(grace)
+            await outbox.stop()
+            await pusher.stop()
             await registry.aclose()
 
     app = Starlette(
@@ -98,14 +117,6 @@ def create_app(config: Config | Path | str | None = None, *, registry: Registry 
     )
     app.router.redirect_slashes = False
     return app
-
-
-def _rest(handler: Handler, identity: OpenDoor) -> Router:
-    """The SDK's REST routes, plain and below a tenant's name, without its routers' redirects to paths with a slash."""
-    made = create_rest_routes(handler, identity, shutdown_grace_period=STREAMS_MAY_END_SECONDS)
-    routes = [route for route in made if isinstance(route, Route)]
-    tenants = Mount("/{tenant}", Router(routes, redirect_slashes=False))
-    return Router([*routes, tenants], redirect_slashes=False)
 
 
 class _ByName:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from email.utils import formatdate
 from functools import lru_cache
+from urllib.parse import urlsplit
 
 from a2a.server.request_handlers.response_helpers import agent_card_to_dict
 from a2a.types import AgentCapabilities, AgentCard, AgentInterface, AgentProvider, AgentSkill
@@ -12,18 +14,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from .config import AgentConfig, SkillConfig
+from .config import AgentConfig, ServerConfig, SkillConfig
 
 REST = "/rest"
 """Where the HTTP+JSON binding lives, below an agent's base."""
 CACHE_CONTROL = "public, max-age=60"
 """Cards change with the configuration, which people edit: a minute, then a revalidation that costs a 304."""
-TEXT = "text/plain"
+TEXT, JSON, ANY = "text/plain", "application/json", "*/*"
 
 
-def agent_card(name: str, agent: AgentConfig, url: str) -> AgentCard:
-    """The card of an agent whose base address is `url`, which has no slash at its end."""
+def agent_card(name: str, agent: AgentConfig, url: str, grpc: str | None = None) -> AgentCard:
+    """The card of an agent whose base address is `url`, which has no slash at its end, and `grpc` "host:port"."""
     provider = agent.provider
+    more = [AgentInterface(url=grpc, protocol_binding=TransportProtocol.GRPC, protocol_version="1.0")] if grpc else []
     return AgentCard(
         name=name,
         description=agent.description or f"The agent {name}.",
@@ -32,28 +35,32 @@ def agent_card(name: str, agent: AgentConfig, url: str) -> AgentCard:
             AgentInterface(url=f"{url}/", protocol_binding=TransportProtocol.JSONRPC, protocol_version="1.0"),
             AgentInterface(url=f"{url}/", protocol_binding=TransportProtocol.JSONRPC, protocol_version="0.3"),
             AgentInterface(url=f"{url}{REST}", protocol_binding=TransportProtocol.HTTP_JSON, protocol_version="1.0"),
+            *more,
         ],
-        capabilities=AgentCapabilities(streaming=True),
-        default_input_modes=[TEXT],
+        capabilities=AgentCapabilities(streaming=True, push_notifications=True),
+        default_input_modes=agent.input_modes or ([ANY] if agent.executor else [TEXT, JSON]),
         default_output_modes=[TEXT],
         skills=[_skill(skill) for skill in agent.skills] or [_only_skill(name, agent)],
         provider=AgentProvider(organization=provider.organization, url=provider.url) if provider else None,
     )
 
 
-def card_route(name: str, agent: AgentConfig, *, public_url: str | None, at: str) -> Route:
+def card_route(name: str, agent: AgentConfig, *, server: ServerConfig, at: str) -> Route:
     """Serves the card of the agent whose base is the path `at` ("" or "/agents/x"), below the address callers use."""
+
+    since = formatdate(usegmt=True)  # a card changes when its server starts with another configuration
 
     @lru_cache(maxsize=32)
     def answer(base: str) -> tuple[bytes, dict[str, str]]:
-        body = JSONResponse(agent_card_to_dict(agent_card(name, agent, f"{base}{at}"))).body
-        tag = hashlib.sha256(body).hexdigest()[:32]
-        return bytes(body), {"ETag": f'"{tag}"', "Cache-Control": CACHE_CONTROL, "Vary": "Host"}
+        grpc = f"{urlsplit(base).hostname}:{server.grpc_port}" if server.grpc_port and not at else None
+        body = JSONResponse(agent_card_to_dict(agent_card(name, agent, f"{base}{at}", grpc))).body
+        headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"', "Last-Modified": since}
+        return bytes(body), headers | {"Cache-Control": CACHE_CONTROL, "Vary": "Host"}
 
     async def card(request: Request) -> Response:
-        body, headers = answer(public_url or base_url(request))
+        body, headers = answer(server.public_url or base_url(request))
         wanted = request.headers.get("if-none-match", "")
-        if headers["ETag"] in wanted or wanted.strip() == "*":
+        if headers["ETag"] in wanted or wanted.strip() == "*" or request.headers.get("if-modified-since") == since:
             return Response(status_code=304, headers=headers)
         return Response(body, headers=headers, media_type="application/json")
 

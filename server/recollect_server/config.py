@@ -82,6 +82,11 @@ class ServerConfig(Section):
         default=None, description="How callers reach the server, for the agent cards. null: as the request did."
     )
 
+    grpc_port: _Whole | None = Field(
+        default=None, ge=0, le=65535, description="Where the default agent speaks gRPC; null: nowhere."
+    )
+    grace: _Number = Field(default=10, ge=0, description="Seconds that a stop waits for what is being worked on.")
+
     @field_validator("public_url")
     @classmethod
     def _http(cls, value: str | None) -> str | None:
@@ -91,6 +96,28 @@ class ServerConfig(Section):
         if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
             raise ValueError("expected an address like https://agents.example.com")
         return value.rstrip("/")
+
+
+class LimitsConfig(Section):
+    """How much may wait. Beyond it, a message is refused at once, and can be sent again later."""
+
+    turns: _Whole = Field(default=10_000, ge=1, description="Messages being worked on or waiting, over all users.")
+    waiting: _Whole = Field(default=32, ge=1, description="Messages being worked on or waiting in one context.")
+
+
+class PushConfig(Section):
+    """Push notifications: where they may go, and how long they are tried."""
+
+    allow: tuple[str, ...] = Field(
+        default=(), description="Hosts or networks that may be called although they are not public."
+    )
+    tries: _Whole = Field(default=10, ge=1, description="After this many a notification is given up.")
+
+
+class RetentionConfig(Section):
+    """How long what has ended is kept."""
+
+    days: _Number | None = Field(default=30, gt=0, description="Days that ended tasks are kept; null: for ever.")
 
 
 class AuthConfig(Section):
@@ -178,6 +205,9 @@ class AgentConfig(Section):
     executor: str | None = Field(
         default=None, description='An a2a-sdk AgentExecutor as "module:attr", instead of a model.'
     )
+    input_modes: tuple[str, ...] = Field(
+        default=(), description="Media types it takes, for its card; nothing: text and JSON, any for an executor."
+    )
     version: str = Field(default="1.0.0", description="The agent's own version, for its card.")
     skills: tuple[SkillConfig, ...] = ()
     provider: ProviderConfig | None = None
@@ -211,6 +241,9 @@ class Config(Section):
         default="sqlite:///var/recollect.db", description="sqlite:///file.db, relative to the working folder."
     )
     auth: AuthConfig = AuthConfig()
+    limits: LimitsConfig = LimitsConfig()
+    push: PushConfig = PushConfig()
+    retention: RetentionConfig = RetentionConfig()
     memory: dict[str, MemoryConfig] = Field(default_factory=lambda: {"default": MemoryConfig()})
     agents: dict[str, AgentConfig] = Field(default_factory=_built_in_agents, min_length=1)
 

@@ -1,96 +1,298 @@
-"""The request handler: what a message must be before anything is stored or run for it."""
+"""The request handler: the A2A operations over the turn runtime. What is refused here is not stored."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import json
+import uuid
 from collections.abc import AsyncGenerator
-from typing import Any, cast
 
-from a2a.server.agent_execution import AgentExecutor, RequestContext
+from a2a.server.agent_execution import AgentExecutor
 from a2a.server.context import ServerCallContext
-from a2a.server.events import Event
-from a2a.server.request_handlers import DefaultRequestHandler
-from a2a.server.tasks import InMemoryTaskStore, TaskStore
-from a2a.types import AgentCard, ListTasksRequest, SendMessageRequest, Task
-from a2a.types import Message as A2AMessage
+from a2a.server.request_handlers import RequestHandler
+from a2a.types import (
+    AgentCard,
+    CancelTaskRequest,
+    DeleteTaskPushNotificationConfigRequest,
+    GetExtendedAgentCardRequest,
+    GetTaskPushNotificationConfigRequest,
+    GetTaskRequest,
+    ListTaskPushNotificationConfigsRequest,
+    ListTaskPushNotificationConfigsResponse,
+    ListTasksRequest,
+    ListTasksResponse,
+    Message,
+    Role,
+    SendMessageConfiguration,
+    SendMessageRequest,
+    SubscribeToTaskRequest,
+    Task,
+    TaskPushNotificationConfig,
+)
+from a2a.utils.errors import (
+    ContentTypeNotSupportedError,
+    ExtendedAgentCardNotConfiguredError,
+    ExtensionSupportRequiredError,
+    InvalidParamsError,
+    TaskNotFoundError,
+)
 from google.protobuf.json_format import MessageToDict
-from google.protobuf.struct_pb2 import Struct
 
-from recollect_memory import Message
+from recollect_memory.errors import RecollectError
 
-from .executor import A2AExecutor, History, conversation
-from .identity import USER_ID, user_of
+from .cards import ANY
+from .errors import on_the_wire
+from .executor import A2AExecutor
+from .identity import caller_of, checked_id, user_of
+from .push import Pusher
+from .runtime.engine import Engine, Submission
+from .runtime.events import Event
+from .runtime.store import Listing, Store
+from .runtime.turn import Caller
 
-HISTORY_TASKS = 20
-"""How many earlier tasks of a context a model may see."""
-HISTORY_CHARACTERS = 8_000
-"""How much of them, counted from the latest word back: about 2,000 tokens of English."""
+_PAGE, _LONGEST_PAGE = 50, 100
 
 
-class Handler(DefaultRequestHandler):
-    """The SDK's handler, which refuses a message that could not be run before it makes a task of it."""
+class Handler(RequestHandler):
+    """Serves one agent. `card` tells what it declares: extensions it requires, media types it takes."""
 
-    def __init__(self, executor: AgentExecutor, store: TaskStore, card: AgentCard) -> None:
-        super().__init__(agent_executor=executor, task_store=store, agent_card=card)
+    def __init__(
+        self, name: str, executor: AgentExecutor, card: AgentCard, *, engine: Engine, store: Store, pusher: Pusher
+    ) -> None:
+        self._name = name
         self._executor = executor
+        self._engine = engine
         self._store = store
+        self._pusher = pusher
+        self._required = frozenset(found.uri for found in card.capabilities.extensions if found.required)
+        self._modes = frozenset(card.default_input_modes).union(*(skill.input_modes for skill in card.skills))
 
-    async def on_message_send(self, params: SendMessageRequest, context: ServerCallContext) -> A2AMessage | Task:
-        await self._screen(params, context)
-        answer: Any = await super().on_message_send(params, context)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        return cast("A2AMessage | Task", answer)
+    # -- messages ------------------------------------------------------------------------------------------------------
+
+    async def on_message_send(self, params: SendMessageRequest, context: ServerCallContext) -> Task | Message:
+        submission = await self._submit(params, context)
+        accepted, run = submission.accepted, submission.run
+        length = _history_length(params.configuration)
+        if run is None:
+            return accepted.answer or _shortened(accepted.task, length)
+        if params.configuration.return_immediately:
+            return _shortened(run.snapshot.copy(), length)
+        answer = await run.settled
+        return _shortened(answer, length) if isinstance(answer, Task) else answer
 
     async def on_message_send_stream(
         self, params: SendMessageRequest, context: ServerCallContext
     ) -> AsyncGenerator[Event, None]:
-        await self._screen(params, context)
-        events: Any = super().on_message_send_stream(params, context)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        async for event in cast("AsyncGenerator[Event, None]", events):
-            yield event
+        submission = await self._submit(params, context)
+        accepted, run = submission.accepted, submission.run
+        length = _history_length(params.configuration)
+        if run is None:
+            yield accepted.answer or _shortened(accepted.task, length)
+            return
+        first, subscriber = run.snapshot.copy(), run.subscribe()
+        begun = False
+        if accepted.replay:
+            yield _shortened(first, length)
+            begun = True
+        try:
+            async for event in subscriber:
+                if not begun and not isinstance(event, Task | Message):
+                    yield _shortened(first, length)  # a stream begins with a task or a message
+                begun = True
+                yield _shortened(event, length) if isinstance(event, Task) else event
+        finally:
+            subscriber.close()
+        if run.settled.done():
+            run.settled.result()  # says why, where the turn was stopped
 
-    async def _screen(self, params: SendMessageRequest, context: ServerCallContext) -> None:
-        """Raise InvalidParamsError for what could not be run, and give a follow-up the context of its task."""
+    async def _submit(self, params: SendMessageRequest, context: ServerCallContext) -> Submission:
         message = params.message
-        stored = await self._store.get(message.task_id, context) if message.task_id else None
-        user_of(MessageToDict(params.metadata), message.metadata, stored.metadata if stored else None)
+        _need(messageId=message.message_id)
+        checked_id(message.message_id, "messageId")
+        checked_id(message.context_id, "contextId")
+        checked_id(message.task_id, "taskId")
+        if message.role != Role.ROLE_USER:
+            raise InvalidParamsError("role: a message that is sent to an agent has the role ROLE_USER")
         if isinstance(self._executor, A2AExecutor):
             self._executor.check(message)
-        if stored is not None and not message.context_id:
-            message.context_id = stored.context_id
+        elif not message.parts:
+            raise InvalidParamsError("parts: the message has none")
+        self._check_modes(message)
+        self._check_extensions(context)
+        _history_length(params.configuration)
+        caller = self._caller(context)
+        user = user_of(MessageToDict(params.metadata), message.metadata)
+        if params.configuration.HasField("task_push_notification_config"):
+            await self._prepare(params.configuration.task_push_notification_config)
+        extensions = frozenset(context.requested_extensions)
+        try:
+            return await self._engine.submit(caller, params, user=user, extensions=extensions)
+        except RecollectError as error:
+            raise on_the_wire(error) from error
+
+    def _check_modes(self, message: Message) -> None:
+        for part in message.parts:
+            if part.media_type and not self._modes & {part.media_type, ANY}:
+                raise ContentTypeNotSupportedError(
+                    f"mediaType {part.media_type}: this agent takes {', '.join(sorted(self._modes))}"
+                )
+
+    def _check_extensions(self, context: ServerCallContext) -> None:
+        if self._required and (missing := self._required - context.requested_extensions):
+            raise ExtensionSupportRequiredError(f"this agent requires the extensions {', '.join(sorted(missing))}")
+
+    # -- tasks ---------------------------------------------------------------------------------------------------------
+
+    async def on_get_task(self, params: GetTaskRequest, context: ServerCallContext) -> Task:
+        _need(id=params.id)
+        length = _history_length(params)
+        caller = self._caller(context)
+        task = self._engine.live(caller, params.id) or await self._store.task(caller, params.id)
+        if task is None:
+            raise TaskNotFoundError(f"there is no task {params.id}")
+        return _shortened(task, length)
+
+    async def on_list_tasks(self, params: ListTasksRequest, context: ServerCallContext) -> ListTasksResponse:
+        length = _history_length(params)
+        size = params.page_size if params.HasField("page_size") else _PAGE
+        if not 1 <= size <= _LONGEST_PAGE:
+            raise InvalidParamsError(f"pageSize: must be 1 to {_LONGEST_PAGE}, but is {size}")
+        caller = self._caller(context)
+        before, total = _read_token(params.page_token)
+        listing = Listing(
+            context_id=params.context_id,
+            state=params.status,
+            after=params.status_timestamp_after.ToMicroseconds() if params.HasField("status_timestamp_after") else -1,
+            size=size + 1,
+            before=before,
+            count=total is None,
+        )
+        tasks, counted = await self._store.tasks(caller, listing)
+        more = len(tasks) > size
+        page = tasks[:size]
+        total = counted if total is None else total
+        token = _write_token(page[-1], total) if more else ""
+        shown = [_listed(self._engine.live(caller, task.id) or task, params.include_artifacts, length) for task in page]
+        return ListTasksResponse(tasks=shown, next_page_token=token, page_size=size, total_size=total)
+
+    async def on_cancel_task(self, params: CancelTaskRequest, context: ServerCallContext) -> Task:
+        _need(id=params.id)
+        return await self._engine.cancel(self._caller(context), params.id)
+
+    async def on_subscribe_to_task(
+        self, params: SubscribeToTaskRequest, context: ServerCallContext
+    ) -> AsyncGenerator[Event, None]:
+        _need(id=params.id)
+        task, subscriber = await self._engine.subscribe(self._caller(context), params.id)
+        try:
+            yield task
+            async for event in subscriber:
+                yield event
+        finally:
+            self._engine.unsubscribe(params.id, subscriber)
+
+    # -- push notification configs --------------------------------------------------------------------------------------
+
+    async def on_create_task_push_notification_config(
+        self, params: TaskPushNotificationConfig, context: ServerCallContext
+    ) -> TaskPushNotificationConfig:
+        _need(taskId=params.task_id)
+        await self._prepare(params)
+        caller = self._caller(context)
+        if not await self._store.set_push_config(caller, params):
+            raise TaskNotFoundError(f"there is no task {params.task_id}")
+        self._engine.pushes(caller, params.task_id)
+        return params
+
+    async def on_get_task_push_notification_config(
+        self, params: GetTaskPushNotificationConfigRequest, context: ServerCallContext
+    ) -> TaskPushNotificationConfig:
+        _need(id=params.id)
+        for config in await self._push_configs(params.task_id, context):
+            if config.id == params.id:
+                return config
+        raise TaskNotFoundError(f"task {params.task_id} has no push notification config {params.id}")
+
+    async def on_list_task_push_notification_configs(
+        self, params: ListTaskPushNotificationConfigsRequest, context: ServerCallContext
+    ) -> ListTaskPushNotificationConfigsResponse:
+        return ListTaskPushNotificationConfigsResponse(configs=await self._push_configs(params.task_id, context))
+
+    async def on_delete_task_push_notification_config(
+        self, params: DeleteTaskPushNotificationConfigRequest, context: ServerCallContext
+    ) -> None:
+        _need(taskId=params.task_id, id=params.id)
+        if not await self._store.delete_push_config(self._caller(context), params.task_id, params.id):
+            raise TaskNotFoundError(f"there is no task {params.task_id}")
+
+    async def _prepare(self, config: TaskPushNotificationConfig) -> None:
+        _need(url=config.url)
+        await self._pusher.check(config)
+        config.id = checked_id(config.id, "id") or str(uuid.uuid4())
+
+    async def _push_configs(self, task_id: str, context: ServerCallContext) -> list[TaskPushNotificationConfig]:
+        _need(taskId=task_id)
+        found = await self._store.push_configs(self._caller(context), task_id)
+        if found is None:
+            raise TaskNotFoundError(f"there is no task {task_id}")
+        return found
+
+    # -- the rest --------------------------------------------------------------------------------------------------------
+
+    async def on_get_extended_agent_card(
+        self, params: GetExtendedAgentCardRequest, context: ServerCallContext
+    ) -> AgentCard:
+        raise ExtendedAgentCardNotConfiguredError("this agent has no card but its public one")
+
+    def _caller(self, context: ServerCallContext) -> Caller:
+        return caller_of(context, self._name)
 
 
-def task_store() -> TaskStore:
-    """Tasks in memory, each seen by the principal and the tenant it belongs to."""
-    return InMemoryTaskStore(
-        owner_resolver=lambda context: f"{len(context.tenant)}:{context.tenant}{context.user.user_name}"
-    )
+def _need(**fields: str) -> None:
+    """Raise InvalidParamsError, which names them, for fields that are not set."""
+    missing = [{"field": name, "message": "Field is required."} for name, value in fields.items() if not value]
+    if missing:
+        raise InvalidParamsError(f"{missing[0]['field']}: is missing", {"errors": missing})
 
 
-def history_from(store: TaskStore) -> History:
-    """What was said before in a request's context by and to its user, from the stored tasks, oldest first."""
-
-    async def history(request: RequestContext) -> list[Message]:
-        message, current = request.message, request.current_task
-        if message is None:
-            return []
-        user = user_of(request.metadata, message.metadata, current.metadata if current else None)
-        query = ListTasksRequest(context_id=request.context_id or "", page_size=HISTORY_TASKS, include_artifacts=True)
-        page = await store.list(query, request.call_context)
-        earlier = [task for task in reversed(page.tasks) if _user(task.metadata) == user]
-        said = [entry for task in earlier for entry in conversation(task) if entry.id != message.message_id]
-        return _latest(said)
-
-    return history
+def _history_length(params: SendMessageConfiguration | GetTaskRequest | ListTasksRequest) -> int | None:
+    """How many messages of the history are asked for; None: all. Raises InvalidParamsError for a negative number."""
+    if not params.HasField("history_length"):
+        return None
+    if params.history_length < 0:
+        raise InvalidParamsError(f"historyLength: must not be negative, but is {params.history_length}")
+    return params.history_length
 
 
-def _user(metadata: Struct) -> str | None:
-    return str(metadata[USER_ID]) if USER_ID in metadata else None
+def _shortened(task: Task, length: int | None) -> Task:
+    if length is None or len(task.history) <= length:
+        return task
+    copied = Task()
+    copied.CopyFrom(task)
+    del copied.history[: len(copied.history) - length]
+    return copied
 
 
-def _latest(messages: list[Message]) -> list[Message]:
-    """The messages at the end that fit together into what a prompt may spend on the past."""
-    left = HISTORY_CHARACTERS
-    for index in range(len(messages) - 1, -1, -1):
-        left -= len(messages[index].content)
-        if left < 0:
-            return messages[index + 1 :]
-    return messages
+def _listed(task: Task, artifacts: bool, length: int | None) -> Task:
+    if not artifacts:
+        task.ClearField("artifacts")
+    return _shortened(task, length)
+
+
+def _write_token(last: Task, total: int) -> str:
+    place = [last.status.timestamp.ToMicroseconds(), last.id, total]
+    return base64.urlsafe_b64encode(json.dumps(place, separators=(",", ":")).encode()).decode()
+
+
+def _read_token(token: str) -> tuple[tuple[int, str] | None, int | None]:
+    """Where the page before ended, and how many tasks there were when the first page was read."""
+    if not token:
+        return None, None
+    try:
+        at, task_id, total = json.loads(base64.urlsafe_b64decode(token))
+    except (ValueError, TypeError, binascii.Error) as error:
+        raise InvalidParamsError("pageToken: is not one that this server gave") from error
+    if not (isinstance(at, int) and isinstance(task_id, str) and isinstance(total, int)) or abs(at) > 2**62:
+        raise InvalidParamsError("pageToken: is not one that this server gave")
+    return (at, task_id), total

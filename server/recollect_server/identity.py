@@ -15,6 +15,8 @@ from a2a.utils.errors import InvalidParamsError
 from google.protobuf.struct_pb2 import Struct
 from starlette.requests import Request
 
+from .runtime.turn import Caller
+
 USER_ID = "user_id"
 """The metadata key that names the user. It is looked for in the request's metadata, then in the message's."""
 _LONGEST_ID = 512
@@ -80,6 +82,11 @@ class Principal(User):
     @property
     def user_name(self) -> str:
         return self._name
+
+
+def caller_of(context: ServerCallContext, agent: str) -> Caller:
+    """Who asks of an agent. With `auth: {mode: none}` everyone may act for every user of the tenant."""
+    return Caller(agent, context.tenant, context.user.user_name, None)
 
 
 LOOPBACK = Principal("loopback", authenticated=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Coroutine
@@ -20,11 +21,13 @@ from recollect_agents import Agent
 from recollect_agents.models import check_model, open_model
 from recollect_agents.tools import open_tool
 from recollect_memory import ChatModel, Embedder, Memory, Message
-from recollect_memory.errors import ConfigError, MemoryBackendError
+from recollect_memory.errors import ConfigError, MemoryBackendError, StoreError
 from recollect_memory.registry import import_from_string, open_memory
-from recollect_memory.sqlite import Database, path_of
+from recollect_memory.sqlite import Database, hold, path_of
 
 from .config import AgentConfig, Config, InvalidConfig
+from .runtime.outbox import Outbox, OutboxMemory
+from .runtime.sqlite import SQLiteStore
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +49,14 @@ class Registry:
         self.config = config
         self._deep = deep
         self.database = Database(path_of(config.database))
+        self.store = SQLiteStore(self.database)
         self.memories: dict[str, Memory] = {}
+        self.outbox = Outbox(self.store, self.memories)
         self.agents: dict[str, Agent | AgentExecutor] = {}
         self._models: list[ChatModel] = []
         self._problems: list[ConfigError] = []
         self._opened = threading.Lock()
+        self._held: sqlite3.Connection | None = None
         if config.path is not None:
             _import_from(config.path.parent)
         embedder = cache(_find_embedder)
@@ -66,9 +72,13 @@ class Registry:
             raise InvalidConfig(self._problems, config.path)
 
     def open(self) -> None:
-        """Open the database, and bring what the built-in memory keeps in it up to date. Raises StoreError; blocks."""
+        """Open the database, and bring what is kept in it up to date. Raises StoreError; blocks.
+
+        One process at a time: two would run the same turns.
+        """
         with self._opened:
-            self.database.write_now(lambda db: db.execute("SELECT count(*) FROM sqlite_schema").fetchone())
+            self._held = self._held or self._hold()
+            self.store.migrate()
             if any(self.config.memory[name].backend == "native" for name in self.memories):
                 from recollect_memory.native.memory import NativeMemory
 
@@ -86,6 +96,17 @@ class Registry:
         for name, memory in self.memories.items():
             await _end(memory.aclose(), f"memory {name}")
         await self.database.aclose()
+        if self._held is not None:
+            self._held.close()
+
+    def _hold(self) -> sqlite3.Connection:
+        path = self.database.path
+        try:
+            return hold(path.with_name(f"{path.name}.lock"))
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise StoreError(f"{path}: another server uses it: stop that one, or name another database") from error
+            raise StoreError(f"{path}: cannot be locked ({error}): make its folder writable") from error
 
     def _make_memory(self, name: str, embedder: Callable[[], Embedder | None]) -> None:
         def make() -> Memory:
@@ -105,8 +126,8 @@ class Registry:
         before = len(self._problems)
         model = self._model(name, entry)
         tools = [self._try(partial(open_tool, spec), *at, "tools", index) for index, spec in enumerate(entry.tools)]
-        memories = [self.memories.get(memory) for memory in self.config.memories_of(name)]
-        if len(self._problems) > before or model is None or None in memories:
+        names = self.config.memories_of(name)
+        if len(self._problems) > before or model is None or not self.memories.keys() >= set(names):
             return None
         return self._try(
             lambda: Agent(
@@ -114,7 +135,7 @@ class Registry:
                 name=name,
                 description=entry.description,
                 system_prompt=entry.system_prompt,
-                memories=[memory for memory in memories if memory is not None],
+                memories=[OutboxMemory(memory, self.memories[memory], self.outbox) for memory in names],
                 tools=[tool for tool in tools if tool is not None],
                 max_steps=entry.max_steps,
             ),

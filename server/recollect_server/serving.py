@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import ipaddress
 import logging
+import math
 import os
 import socket
 from contextlib import suppress
@@ -19,8 +20,8 @@ from .config import Config
 
 log = logging.getLogger(__name__)
 
-_CONNECTIONS_MAY_END_SECONDS = 10
-"""How long a stop waits for open connections."""
+_AFTER_STREAMS_SECONDS = 2
+"""How much longer than streams a stop waits for their connections."""
 _CONNECTIONS_MAY_WAIT = 2048
 """How many the system keeps until they are accepted."""
 
@@ -56,7 +57,7 @@ def serve(config: Config) -> None:
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=_CONNECTIONS_MAY_END_SECONDS,
+                timeout_graceful_shutdown=math.ceil(config.server.grace) + _AFTER_STREAMS_SECONDS,
             )
         )
         server.ready = f"Recollect serves {', '.join(config.agents)} at {url} (Ctrl+C to stop)"

@@ -38,7 +38,7 @@ def test_an_empty_file_is_the_default() -> None:
 def test_the_schema_is_json() -> None:
     """Editors can be given the schema of the file."""
     schema = json.loads(json.dumps(Config.model_json_schema()))
-    assert set(schema["properties"]) == {"server", "database", "auth", "memory", "agents"}
+    assert set(schema["properties"]) == set(Config.model_fields)
     assert schema["additionalProperties"] is False
 
 
@@ -107,7 +107,7 @@ WRONG = {
     "unknown key, near one": ("server:\n  prot: 1\n", ["line 2: server.prot: unknown key; did you mean port?"]),
     "unknown key, near none": (
         "zzz: 1\n",
-        ["line 1: zzz: unknown key; there is: server, database, auth, memory, agents"],
+        ["line 1: zzz: unknown key; there is: server, database, auth, limits, push, retention, memory, agents"],
     ),
     "unknown key, deep": (
         "agents:\n  a:\n    model: echo\n    skills:\n      - id: x\n        name: X\n        description: x\n        tag: [x]\n",

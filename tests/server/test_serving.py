@@ -108,7 +108,8 @@ async def test_the_card_says_what_and_where(http: httpx.AsyncClient, server: Ser
         assert (card["name"], card["description"], card["version"]) == ("echo", "Says it again.", "1.0.0")
         assert card["capabilities"]["streaming"] is True
         assert card["provider"] == {"organization": "Example", "url": "https://example.com"}
-        assert card["defaultInputModes"] == card["defaultOutputModes"] == ["text/plain"]
+        assert card["defaultInputModes"] == ["text/plain", "application/json"]
+        assert card["defaultOutputModes"] == ["text/plain"]
         assert card["skills"] == [
             {
                 "id": "repeat",
@@ -164,7 +165,7 @@ async def test_an_old_client_gets_an_answer(http: httpx.AsyncClient, base: str) 
 
 async def test_an_old_client_hears_a_stream(http: httpx.AsyncClient) -> None:
     """A2A 0.3 streams too, and its bad requests are refused as such."""
-    said = {"kind": "message", "messageId": "m1", "role": "user", "parts": [{"kind": "text", "text": "hello"}]}
+    said = {"kind": "message", "messageId": "old", "role": "user", "parts": [{"kind": "text", "text": "hello"}]}
     old = {"A2A-Version": ""}
     streamed = await http.post("/", json=rpc("message/stream", message=said), headers=old)
     heard = [json.loads(line.removeprefix("data:"))["result"] for line in streamed.text.splitlines() if "data:" in line]

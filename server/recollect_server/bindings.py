@@ -1,0 +1,191 @@
+"""The bindings of one handler: JSON-RPC (1.0 and 0.3), REST and gRPC. They refuse what is not the protocol."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from a2a.server.request_handlers import RequestHandler
+from a2a.server.request_handlers.response_helpers import build_error_response
+from a2a.server.routes import ServerCallContextBuilder, create_rest_routes
+from a2a.server.routes.jsonrpc_dispatcher import JsonRpcDispatcher
+from a2a.types import SendMessageRequest, SendMessageResponse, Task
+from a2a.utils.constants import PROTOCOL_VERSION_1_0, VERSION_HEADER
+from a2a.utils.error_handlers import build_rest_error_payload
+from a2a.utils.errors import (
+    A2AError,
+    ContentTypeNotSupportedError,
+    InvalidParamsError,
+    InvalidRequestError,
+    JSONParseError,
+    VersionNotSupportedError,
+)
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route, Router
+
+from .config import ServerConfig
+from .errors import TooManyRequestsError
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+LONGEST_BODY = 10 * 2**20
+"""Bytes of a request's body; a longer one is refused before it is read."""
+_MEDIA_TYPES = ("application/json", "application/a2a+json")
+
+
+class StrictRequest(Request):
+    """A request whose body is JSON as RFC 8259 has it: UTF-8, no NaN, no key twice, and not longer than allowed."""
+
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            self._check_headers()
+            chunks: list[bytes] = []
+            size = 0
+            async for chunk in self.stream():
+                size += len(chunk)
+                if size > LONGEST_BODY:
+                    raise InvalidRequestError(f"the body is longer than {LONGEST_BODY} bytes")
+                chunks.append(chunk)
+            self._body = b"".join(chunks)
+        return self._body
+
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            self._json = loads(await self.body())
+        return self._json
+
+    def _check_headers(self) -> None:
+        given = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if given and given not in _MEDIA_TYPES:
+            raise ContentTypeNotSupportedError(f"Content-Type {given}: send application/json")
+        length = self.headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > LONGEST_BODY:
+            raise InvalidRequestError(f"the body is longer than {LONGEST_BODY} bytes")
+
+
+def loads(body: bytes) -> Any:
+    """The JSON value of a body. Raises JSONParseError, which says what is wrong with it."""
+    try:
+        return json.loads(body.decode(), parse_constant=_refuse_constant, object_pairs_hook=_without_repeats)
+    except RecursionError as error:
+        raise JSONParseError("the JSON is nested too deeply") from error
+    except ValueError as error:
+        raise JSONParseError(f"the body is not JSON: {error}") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+class Dispatcher(JsonRpcDispatcher):
+    """The SDK's dispatcher behind a strict parser, with a short way for the one call that nearly all calls are."""
+
+    async def handle_requests(self, request: Request) -> Response:
+        strict = StrictRequest(request.scope, request.receive)
+        try:
+            body = await strict.json()
+        except A2AError as error:
+            return JSONResponse(build_error_response(None, error))
+        if (
+            isinstance(body, dict)
+            and body.get("method") == "SendMessage"  # pyright: ignore[reportUnknownMemberType]
+            and body.get("jsonrpc") == "2.0"  # pyright: ignore[reportUnknownMemberType]
+            and type(body.get("id")) in (str, int)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        ):
+            return await self._send(strict, cast("dict[str, Any]", body))
+        response: Response = await super().handle_requests(strict)
+        return response
+
+    async def _send(self, request: Request, body: dict[str, Any]) -> Response:
+        request_id: str | int = body["id"]
+        try:
+            params = ParseDict(body.get("params", {}), SendMessageRequest(), ignore_unknown_fields=True)
+        except (ParseError, AttributeError, TypeError, ValueError) as error:
+            return JSONResponse(build_error_response(request_id, InvalidParamsError(f"params: {error}")))
+        context = self._context_builder.build(request)
+        context.tenant = params.tenant
+        try:
+            check_version(request.headers.get(VERSION_HEADER))
+            answer = await self.request_handler.on_message_send(params, context)
+        except A2AError as error:
+            return _refusal(request_id, error)
+        sent = SendMessageResponse(task=answer) if isinstance(answer, Task) else SendMessageResponse(message=answer)
+        return JSONResponse({"jsonrpc": "2.0", "id": request_id, "result": MessageToDict(sent)})
+
+
+def _refusal(request_id: str | int, error: A2AError) -> Response:
+    answer = build_error_response(request_id, error)
+    if not isinstance(error, TooManyRequestsError):
+        return JSONResponse(answer)
+    wait = {} if error.retry_after is None else {"Retry-After": str(math.ceil(error.retry_after))}
+    return JSONResponse(answer, 429, headers=wait)
+
+
+def check_version(given: str | None) -> None:
+    """Raise VersionNotSupportedError unless a request speaks version 1 of the protocol; without a word, it speaks 0.3."""
+    if (given or "0.3").partition(".")[0] != PROTOCOL_VERSION_1_0.partition(".")[0]:
+        raise VersionNotSupportedError(f"A2A version {given or '0.3'} is not supported here: send A2A-Version: 1.0")
+
+
+def jsonrpc_route(handler: RequestHandler, builder: ServerCallContextBuilder, grace: float) -> Route:
+    """JSON-RPC at "/"; streams may go on for `grace` seconds when the server stops."""
+    dispatcher = Dispatcher(handler, builder, enable_v0_3_compat=True, shutdown_grace_period=grace)
+    return Route("/", dispatcher.handle_requests, methods=["POST"])
+
+
+def rest_router(handler: RequestHandler, builder: ServerCallContextBuilder, grace: float) -> Router:
+    """The SDK's REST routes, plain and below a tenant's name, without its routers' redirects to paths with a slash."""
+    made = create_rest_routes(handler, builder, shutdown_grace_period=grace)
+    routes = [_strict(route) for route in made if isinstance(route, Route)]
+    tenants = Mount("/{tenant}", Router(routes, redirect_slashes=False))
+    return Router([*routes, tenants], redirect_slashes=False)
+
+
+def rest_error(error: A2AError) -> Response:
+    known = InvalidRequestError(error.message) if isinstance(error, JSONParseError) else error
+    payload = build_rest_error_payload(known)
+    return JSONResponse(payload, payload["error"]["code"])
+
+
+def _strict(route: Route) -> Route:
+    endpoint: Callable[[Request], Awaitable[Response]] = route.endpoint
+
+    async def strictly(request: Request) -> Response:
+        strict = StrictRequest(request.scope, request.receive)
+        if request.method == "POST":
+            try:
+                if await strict.body():
+                    await strict.json()
+            except A2AError as error:
+                return rest_error(error)
+        return await endpoint(strict)
+
+    return Route(route.path, strictly, methods=list(route.methods or ()))
+
+
+class NoServer:
+    """gRPC where none is configured."""
+
+    async def stop(self, grace: float | None) -> None:
+        pass
+
+
+async def serve_grpc(handler: RequestHandler, config: ServerConfig) -> grpc.aio.Server | NoServer:
+    """Serve a handler over gRPC as `grpc_port` says; to be stopped. Needs the extra `grpc`, and is not imported without."""
+    if config.grpc_port is None:
+        return NoServer()
+    from .grpc import serve
+
+    return await serve(handler, config)

@@ -1,0 +1,52 @@
+"""How this project's errors look on the wire, on every binding: as A2A errors with ErrorInfo, without what is inside."""
+
+from __future__ import annotations
+
+import logging
+
+from a2a.server.jsonrpc_models import JSONRPCError
+from a2a.server.request_handlers.response_helpers import EXCEPTION_MAP
+from a2a.utils.errors import (
+    A2A_ERROR_MAPPING,
+    A2A_ERROR_REASONS,
+    JSON_RPC_ERROR_CODE_MAP,
+    A2AError,
+    ErrorMapping,
+    InternalError,
+    InvalidParamsError,
+)
+
+from recollect_memory.errors import IdentityError, LimitError, RecollectError
+
+logger = logging.getLogger(__name__)
+
+
+class TooManyRequestsError(A2AError):
+    """A limit was reached: HTTP 429 with Retry-After, gRPC RESOURCE_EXHAUSTED, JSON-RPC -32000."""
+
+    message = "Too many requests"
+
+    def __init__(self, message: str, retry_after: float | None) -> None:
+        super().__init__(  # pyright: ignore[reportUnknownMemberType]
+            message, None if retry_after is None else {"retryAfterSeconds": f"{retry_after:g}"}
+        )
+        self.retry_after = retry_after
+
+
+# The SDK's bindings look an error up in these tables.
+JSON_RPC_ERROR_CODE_MAP[TooManyRequestsError] = -32000
+A2A_ERROR_MAPPING[TooManyRequestsError] = ErrorMapping(429, "RESOURCE_EXHAUSTED", "TOO_MANY_REQUESTS")
+A2A_ERROR_REASONS[TooManyRequestsError] = "TOO_MANY_REQUESTS"
+EXCEPTION_MAP[TooManyRequestsError] = JSONRPCError
+
+
+def on_the_wire(error: RecollectError) -> A2AError:
+    """The A2A error that a caller gets to see; what it does not say is in the log."""
+    match error:
+        case LimitError():
+            return TooManyRequestsError(str(error), error.retry_after)
+        case IdentityError():
+            return InvalidParamsError(str(error))
+        case _:
+            logger.error("a request failed: %s", error)
+            return InternalError("the server could not do this now; its log says why")

@@ -1,0 +1,200 @@
+"""Push notifications (spec 1.0, section 4.3): durable, in order for each config, to addresses that may be called."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpcore
+from a2a.types import StreamResponse, TaskPushNotificationConfig
+from a2a.utils.errors import InvalidParamsError
+from google.protobuf.json_format import MessageToDict
+
+from recollect_memory.errors import RecollectError
+
+from .runtime.outbox import backoff
+from .runtime.sqlite import now
+from .runtime.store import Store
+from .runtime.turn import DuePush
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT = 10.0
+"""Seconds for one delivery, from resolving the host to the end of the answer."""
+_TRIES = 10
+_AT_ONCE = 16
+_OPEN_AFTER, _OPEN_FOR = 5, 30.0
+"""A URL that failed this often in a row is left alone for this many seconds."""
+
+
+class Refused(RecollectError):
+    """A push URL may not be called: use a public address, or list its host under push.allow in the config."""
+
+
+class Screen:
+    """Which addresses may be called: public ones, and the hosts and networks that `allow` names."""
+
+    def __init__(self, allow: Iterable[str] = ()) -> None:
+        self._hosts: set[str] = set()
+        self._networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+        for entry in allow:
+            try:
+                self._networks.append(ipaddress.ip_network(entry))
+            except ValueError:
+                self._hosts.add(entry.lower())
+
+    async def check(self, url: str) -> None:
+        """Raise Refused for a URL that may not be called as its host resolves now."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise Refused(f"push URL: {error}") from error
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Refused("push URL: must be http or https, and name a host")
+        if parts.username is not None:
+            raise Refused("push URL: must not carry a user or a password; use `authentication`")
+        await self.resolve(parts.hostname, port or (443 if parts.scheme == "https" else 80))
+
+    async def resolve(self, host: str, port: int) -> str:
+        """An address of `host`. Raises Refused where one of its addresses may not be called."""
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise Refused(f"push URL: {host} cannot be resolved") from error
+        addresses = [str(info[4][0]) for info in found]
+        if host.lower() not in self._hosts:
+            for address in addresses:
+                if not self._may_call(address):
+                    raise Refused(f"push URL: {host} is not a public address")
+        return addresses[0]
+
+    def _may_call(self, address: str) -> bool:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+        if isinstance(ip, ipaddress.IPv6Address):
+            ip = ip.ipv4_mapped or ip.sixtofour or ip
+        if any(ip in network for network in self._networks):
+            return True
+        return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+
+
+class _ScreenedBackend(httpcore.AsyncNetworkBackend):
+    """Resolves a host once, screens what it finds and connects to just that: DNS cannot change its mind in between."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._inner: httpcore.AsyncNetworkBackend = httpcore.AnyIOBackend()  # type: ignore[assignment, unused-ignore]
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - the library's signature
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        address = await self._screen.resolve(host, port)
+        return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
+
+
+class Pusher:
+    """Delivers the pushes that a store owes."""
+
+    def __init__(self, store: Store, screen: Screen, *, tries: int = _TRIES) -> None:
+        self._store = store
+        self._screen = screen
+        self._tries = tries
+        self._due = asyncio.Event()
+        self._failures: dict[str, tuple[int, float]] = {}
+        self._worker: asyncio.Task[None] | None = None
+        self._pool = httpcore.AsyncConnectionPool(
+            max_connections=_AT_ONCE, keepalive_expiry=30, network_backend=_ScreenedBackend(screen)
+        )
+
+    async def start(self) -> None:
+        self._worker = asyncio.create_task(self._deliver_forever())
+
+    async def stop(self) -> None:
+        """What is not delivered stays owed."""
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+        await self._pool.aclose()
+
+    def wake(self) -> None:
+        """Something was committed that is to be pushed."""
+        self._due.set()
+
+    async def check(self, config: TaskPushNotificationConfig) -> None:
+        """Raise InvalidParamsError for a config whose URL may not be called."""
+        try:
+            await self._screen.check(config.url)
+        except Refused as error:
+            raise InvalidParamsError(str(error)) from error
+
+    async def _deliver_forever(self) -> None:
+        while True:
+            self._due.clear()
+            try:
+                due = await self._store.due_pushes(_AT_ONCE)
+                if due:
+                    await asyncio.gather(*(self._deliver(one) for one in due))
+                    continue
+                at = await self._store.next_push()
+            except RecollectError:
+                logger.exception("what is to be pushed could not be read")
+                at = now() + 1_000_000
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._due.wait(), None if at is None else max(0.05, (at - now()) / 1e6))
+
+    async def _deliver(self, due: DuePush) -> None:
+        url = due.config.url
+        failures, open_until = self._failures.get(url, (0, 0.0))
+        if time.monotonic() < open_until:
+            await self._store.push_later(due, now() + int(1e6 * (open_until - time.monotonic())) + 1)
+            return
+        problem = await self._post(due)
+        if problem is None:
+            self._failures.pop(url, None)
+            await self._store.push_done(due)
+            return
+        failures += 1
+        self._failures[url] = (failures, time.monotonic() + _OPEN_FOR if failures % _OPEN_AFTER == 0 else 0.0)
+        last = due.tries + 1 >= self._tries
+        log = logger.error if last else logger.warning
+        log("push %s of task %s failed: %s", due.config.id, due.config.task_id, problem)
+        await self._store.push_failed(due, problem, None if last else now() + int(1e6 * backoff(due.tries)))
+
+    async def _post(self, due: DuePush) -> str | None:
+        """Send it; what went wrong, or None."""
+        body = json.dumps(MessageToDict(StreamResponse.FromString(due.payload)), ensure_ascii=False).encode()
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                request = self._pool.stream("POST", due.config.url, headers=_headers(due.config), content=body)
+                async with request as answer:  # its body is not of interest, and may be endless
+                    return None if 200 <= answer.status < 300 else f"HTTP {answer.status}"
+        except TimeoutError:
+            return f"no answer within {TIMEOUT:g} s"
+        except (Refused, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
+            return f"{type(error).__name__}: {error}"
+
+
+def _headers(config: TaskPushNotificationConfig) -> Sequence[tuple[str, str]]:
+    headers = [
+        ("Content-Type", "application/a2a+json"),
+        ("User-Agent", "recollect"),
+        ("Host", urlsplit(config.url).netloc),
+    ]
+    if config.token:
+        headers.append(("X-A2A-Notification-Token", config.token))
+    if config.authentication.scheme and config.authentication.credentials:
+        headers.append(("Authorization", f"{config.authentication.scheme} {config.authentication.credentials}"))
+    return headers

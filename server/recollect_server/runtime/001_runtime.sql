@@ -1,0 +1,95 @@
+-- Tasks, the turns that move them, and what leaves the server when a turn ends.
+
+-- A task as its owner sees it. `snapshot` is the protobuf `Task`; the other columns are what is searched by.
+CREATE TABLE tasks (
+    id          TEXT PRIMARY KEY,
+    agent       TEXT NOT NULL,
+    tenant      TEXT NOT NULL,
+    owner       TEXT NOT NULL,               -- "user/alice", or "principal/x" where no user is named
+    context_id  TEXT NOT NULL,
+    state       INTEGER NOT NULL,            -- a2a.types.TaskState
+    status_at   INTEGER NOT NULL,            -- microseconds since the epoch
+    created_at  INTEGER NOT NULL,
+    hidden      INTEGER NOT NULL DEFAULT 0,  -- 1: the agent answered with a message, so nobody was told of a task
+    memory      TEXT,                        -- what became of the memory write: pending, stored, failed; NULL: none
+    seq         INTEGER NOT NULL DEFAULT 0,  -- the number of the last event in the snapshot
+    snapshot    BLOB NOT NULL
+) STRICT;
+CREATE INDEX tasks_of_owner ON tasks (tenant, agent, owner, status_at DESC, id DESC) WHERE hidden = 0;
+CREATE INDEX tasks_of_agent ON tasks (tenant, agent, status_at DESC, id DESC) WHERE hidden = 0;
+CREATE INDEX tasks_of_context ON tasks (context_id, agent, tenant);
+
+-- One message accepted for one task. Kept with its task, since it is also what tells a replay from a new message.
+CREATE TABLE turns (
+    id          INTEGER PRIMARY KEY,         -- in the order of acceptance
+    task_id     TEXT NOT NULL,
+    agent       TEXT NOT NULL,
+    tenant      TEXT NOT NULL,
+    owner       TEXT NOT NULL,
+    context_id  TEXT NOT NULL,
+    message_id  TEXT NOT NULL,
+    digest      BLOB NOT NULL,               -- of the message's content: the same id with another content is refused
+    request     BLOB NOT NULL,               -- protobuf SendMessageRequest, its ids and user filled in
+    extensions  TEXT NOT NULL DEFAULT '',    -- the A2A extensions asked for, separated by spaces
+    state       INTEGER NOT NULL,            -- 0 waiting, 1 running, 2 done
+    attempt     INTEGER NOT NULL DEFAULT 1,  -- every write compares it: an attempt that was overtaken changes nothing
+    crashes     INTEGER NOT NULL DEFAULT 0,  -- how often the process died under it since its last committed step
+    answer      BLOB                         -- protobuf Message, where the agent answered with one instead of a task
+) STRICT;
+CREATE UNIQUE INDEX turns_of_message ON turns (owner, message_id, agent, tenant);
+CREATE INDEX turns_of_task ON turns (task_id);
+CREATE INDEX turns_open ON turns (id) WHERE state < 2;
+
+-- The journal: what a model or a tool answered. A NULL result is a step begun that may not be repeated.
+CREATE TABLE steps (
+    turn_id  INTEGER NOT NULL,
+    key      TEXT NOT NULL,
+    result   TEXT,
+    PRIMARY KEY (turn_id, key)
+) STRICT, WITHOUT ROWID;
+
+-- What happened to a task, coalesced: each row holds the events up to `seq`, as StreamResponse messages,
+-- each behind its length in four bytes.
+CREATE TABLE events (
+    task_id  TEXT NOT NULL,
+    seq      INTEGER NOT NULL,
+    payload  BLOB NOT NULL,
+    PRIMARY KEY (task_id, seq)
+) STRICT, WITHOUT ROWID;
+
+-- Memory writes that a finished turn owes.
+CREATE TABLE memory_outbox (
+    id        INTEGER PRIMARY KEY,
+    task_id   TEXT NOT NULL,
+    turn_id   INTEGER NOT NULL,
+    memory    TEXT NOT NULL,                 -- the memory's name in the config
+    context   TEXT NOT NULL,                 -- InvocationContext as JSON
+    messages  TEXT NOT NULL,                 -- Messages as JSON
+    tries     INTEGER NOT NULL DEFAULT 0,
+    due_at    INTEGER NOT NULL,              -- microseconds since the epoch
+    dead      INTEGER NOT NULL DEFAULT 0,    -- 1: given up
+    problem   TEXT
+) STRICT;
+CREATE INDEX memory_outbox_due ON memory_outbox (memory, due_at) WHERE dead = 0;
+CREATE INDEX memory_outbox_of_task ON memory_outbox (task_id);
+
+CREATE TABLE push_configs (
+    task_id  TEXT NOT NULL,
+    id       TEXT NOT NULL,
+    config   BLOB NOT NULL,                  -- protobuf TaskPushNotificationConfig
+    PRIMARY KEY (task_id, id)
+) STRICT, WITHOUT ROWID;
+
+-- Push deliveries that an event owes, one for each of the task's configs; sent in the order of their ids for a config.
+CREATE TABLE push_outbox (
+    id         INTEGER PRIMARY KEY,
+    task_id    TEXT NOT NULL,
+    config_id  TEXT NOT NULL,
+    payload    BLOB NOT NULL,                -- protobuf StreamResponse
+    tries      INTEGER NOT NULL DEFAULT 0,
+    due_at     INTEGER NOT NULL,
+    dead       INTEGER NOT NULL DEFAULT 0,
+    problem    TEXT
+) STRICT;
+CREATE INDEX push_outbox_of_task ON push_outbox (task_id, config_id);
+CREATE INDEX push_outbox_due ON push_outbox (due_at) WHERE dead = 0;

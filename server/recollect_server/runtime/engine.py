@@ -1,0 +1,61 @@
+"""The contract of an engine: it runs accepted turns, each lane's one after the other, and survives what stops it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from a2a.types import SendMessageRequest, Task
+
+from .events import Subscriber
+from .run import Run
+from .turn import Accepted, Caller
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A stored message: what was accepted, and the run of its turn. No run: a replay of a turn that is done."""
+
+    accepted: Accepted
+    run: Run | None
+
+
+class Engine(ABC):
+    @abstractmethod
+    async def start(self) -> None:
+        """Go on with every turn that was not done when the last process ended."""
+
+    @abstractmethod
+    async def stop(self, grace: float) -> None:
+        """Let running turns finish for `grace` seconds; what is not done by then goes on at the next start."""
+
+    @abstractmethod
+    async def submit(
+        self, caller: Caller, request: SendMessageRequest, *, user: str | None, extensions: frozenset[str] = frozenset()
+    ) -> Submission:
+        """Accept the message, as `Store.accept` describes, and run its turn when its lane is free.
+
+        Raises LimitError where one more turn would be too many, and nothing is stored.
+        """
+
+    @abstractmethod
+    def live(self, caller: Caller, task_id: str) -> Task | None:
+        """A copy of a task that a turn is changing now; None: the store knows it best."""
+
+    @abstractmethod
+    def pushes(self, caller: Caller, task_id: str) -> None:
+        """A push config was added to the task: push what its turn says from now on."""
+
+    @abstractmethod
+    async def cancel(self, caller: Caller, task_id: str) -> Task:
+        """End the task as CANCELED, now. Raises TaskNotFoundError, or TaskNotCancelableError where it has ended."""
+
+    @abstractmethod
+    async def subscribe(self, caller: Caller, task_id: str) -> tuple[Task, Subscriber]:
+        """The task as it is, and what happens to it from then on, over all its turns, until it ends or is interrupted.
+
+        Raises TaskNotFoundError, or UnsupportedOperationError where it has ended. Hand the subscriber to `unsubscribe`.
+        """
+
+    @abstractmethod
+    def unsubscribe(self, task_id: str, subscriber: Subscriber) -> None: ...

@@ -1,0 +1,378 @@
+"""The engine of one process: every turn is an asyncio task, every lane a queue."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
+from typing import Any
+
+from a2a.server.agent_execution import AgentExecutor, RequestContext
+from a2a.server.context import ServerCallContext
+from a2a.types import Message, SendMessageRequest, Task, TaskArtifactUpdateEvent, TaskState, TaskStatusUpdateEvent
+from a2a.utils.errors import (
+    A2AError,
+    InternalError,
+    TaskNotCancelableError,
+    TaskNotFoundError,
+    UnsupportedOperationError,
+)
+
+from recollect_memory.errors import LimitError, RecollectError
+from recollect_server.executor import JOURNAL, TURN
+
+from .engine import Engine, Submission
+from .events import Event, Snapshot, Subscriber, stream_response
+from .run import CURRENT, Run, TurnJournal
+from .store import Store
+from .turn import INTERRUPTED, TERMINAL, Accepted, Caller, Overtaken, Progress, TurnState
+
+logger = logging.getLogger(__name__)
+
+_MOST_CRASHES = 3
+_CANCEL_WITHIN = 0.4
+"""Seconds that an executor gets to stop before its task is ended without it."""
+
+
+class LocalEngine(Engine):
+    """Runs turns on the event loop that made it.
+
+    `executors` are by agent name. `committed` is told of each commit that has something leave the server; None: a push.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        executors: Mapping[str, AgentExecutor],
+        *,
+        committed: Callable[[Progress | None], None],
+        most: int = 10_000,
+        most_waiting: int = 32,
+    ) -> None:
+        self._store = store
+        self._committed = committed
+        self._executors = executors
+        self._most = most
+        self._most_waiting = most_waiting
+        self._lanes: dict[tuple[str, str, str, str], deque[Run]] = {}
+        self._runs: dict[str, list[Run]] = {}
+        self._counts: Counter[tuple[str, str, str]] = Counter()
+        self._total = 0
+        self._submitted = 0
+        self._orphans: dict[str, list[Run]] = {}
+        self._watchers: dict[str, list[Subscriber]] = {}
+        self._stopping = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        for accepted in await self._store.recover():
+            self._total += 1
+            self._line_up(accepted)
+
+    async def stop(self, grace: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), grace)
+        self._stopping = True
+        left = [run for runs in self._runs.values() for run in runs]
+        for run in left:
+            if run.work is not None and not run.finishing:
+                run.work.cancel()
+        await asyncio.gather(*(run.work for run in left if run.work is not None), return_exceptions=True)
+        for run in left:
+            if not run.ended:
+                await self._store.mark(run.turn, TurnState.WAITING)  # stopped in order: not a crash
+                self._fail(run, InternalError("the server is stopping; the task goes on when it is back"))
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    async def submit(
+        self, caller: Caller, request: SendMessageRequest, *, user: str | None, extensions: frozenset[str] = frozenset()
+    ) -> Submission:
+        named = request.message.task_id or request.message.context_id
+        key = (caller.agent, caller.tenant, named)
+        self._admit(key)
+        self._total += 1
+        self._counts[key] += 1
+        kept = False
+        try:
+            accepted = await self._store.accept(caller, request, user=user, extensions=extensions)
+            if accepted.replay:
+                runs = self._runs.get(accepted.turn.task_id, ())
+                return Submission(accepted, next((run for run in runs if run.turn.id == accepted.turn.id), None))
+            kept = True
+            return Submission(accepted, self._line_up(accepted, key))
+        finally:
+            if not kept:
+                self._total -= 1
+                self._release(key)
+
+    def _admit(self, key: tuple[str, str, str]) -> None:
+        if self._stopping:
+            raise LimitError("the server is stopping: try again", retry_after=5)
+        if self._total >= self._most:
+            raise LimitError(f"{self._most} messages are being worked on or wait: try again", retry_after=1)
+        if key[2] and self._counts[key] >= self._most_waiting:
+            raise LimitError(
+                f"{self._most_waiting} messages wait in {key[2]}: let some of them be answered first", retry_after=1
+            )
+
+    def _line_up(self, accepted: Accepted, key: tuple[str, str, str] | None = None) -> Run:
+        turn = accepted.turn
+        run = Run(accepted, self._store, self._tell_watchers, self._committed)
+        run.key = key
+        self._submitted += 1
+        self._runs.setdefault(turn.task_id, []).append(run)
+        self._idle.clear()
+        for orphan in self._orphans.pop(turn.task_id, ()):
+            self._adopt(orphan, run)
+        lane = self._lanes.setdefault(turn.lane, deque())
+        lane.append(run)
+        if len(lane) == 1:
+            self._begin(run)
+        else:
+            self._note(self._store.mark(turn, TurnState.WAITING))
+        return run
+
+    def live(self, caller: Caller, task_id: str) -> Task | None:
+        run = self._reachable(caller, task_id)
+        return None if run is None else run.snapshot.copy()
+
+    def pushes(self, caller: Caller, task_id: str) -> None:
+        for run in self._runs.get(task_id, ()):
+            run.pushes = True
+
+    async def cancel(self, caller: Caller, task_id: str) -> Task:
+        run = self._reachable(caller, task_id)
+        if run is None:
+            return await self._cancel_parked(caller, task_id)
+        if run.work is None:
+            await run.cancel()
+            self._over(run)
+        elif not run.finishing:
+            run.canceling = True
+            run.work.cancel()
+            await asyncio.wait((run.work,), timeout=_CANCEL_WITHIN)
+            if not run.finishing:
+                logger.warning("task %s: its executor does not stop; the task ends without it", task_id)
+                await run.cancel()
+                self._over(run)
+        task = await run.settled
+        if isinstance(task, Message) or task.status.state != TaskState.TASK_STATE_CANCELED:
+            raise TaskNotCancelableError(f"task {task_id} ended before it could be canceled")
+        return task
+
+    async def subscribe(self, caller: Caller, task_id: str) -> tuple[Task, Subscriber]:
+        while True:
+            submitted = self._submitted
+            task = self.live(caller, task_id) or await self._store.task(caller, task_id)
+            if self._reachable(caller, task_id) is not None:
+                task = self.live(caller, task_id)
+            elif submitted != self._submitted:
+                continue  # a turn may have come and gone while the store was read
+            if task is None:
+                raise TaskNotFoundError(f"there is no task {task_id}")
+            if task.status.state in TERMINAL:
+                raise UnsupportedOperationError(f"task {task_id} has ended")
+            subscriber = Subscriber(partial(self._current, caller, task))
+            self._watchers.setdefault(task_id, []).append(subscriber)
+            return task, subscriber
+
+    def unsubscribe(self, task_id: str, subscriber: Subscriber) -> None:
+        watchers = self._watchers.get(task_id, [])
+        if subscriber in watchers:
+            watchers.remove(subscriber)
+        if not watchers:
+            self._watchers.pop(task_id, None)
+
+    # -- the life of a run ---------------------------------------------------------------------------------------------
+
+    def _begin(self, run: Run) -> None:
+        run.work = asyncio.create_task(self._work(run))
+
+    async def _work(self, run: Run) -> None:
+        try:
+            if run.turn.crashes >= _MOST_CRASHES:
+                await run.fail(f"the server stopped {_MOST_CRASHES} times while it worked on this task")
+            else:
+                await self._execute(run)
+        except asyncio.CancelledError:
+            if run.canceling:
+                await self._canceled(run)
+            elif not self._stopping:
+                self._fail(run, InternalError("the task stopped: its progress could not be stored"))
+        except Overtaken as error:
+            logger.warning("task %s: another run has it now: %s", run.turn.task_id, error)
+            self._fail(run, InternalError("the task goes on elsewhere"))
+        except Exception as error:
+            logger.exception("task %s: its end could not be stored", run.turn.task_id)
+            self._fail(run, error if isinstance(error, RecollectError | A2AError) else InternalError("internal error"))
+        finally:
+            if not self._stopping:
+                self._over(run)
+
+    async def _execute(self, run: Run) -> None:
+        turn = run.turn
+        CURRENT.set(run)
+        resumed = turn.attempt > 1
+        call = ServerCallContext(tenant=turn.caller.tenant, requested_extensions=set(turn.extensions))
+        recorded = await self._store.steps(turn) if resumed else {}
+        call.state[JOURNAL] = TurnJournal(run, recorded)
+        call.state[TURN] = turn
+        context = RequestContext(
+            call,
+            turn.request,
+            task_id=turn.task_id,
+            context_id=turn.context_id,
+            task=run.snapshot.copy() if resumed or not turn.new_task else None,
+        )
+        try:
+            await self._executors[turn.caller.agent].execute(context, run)
+        except Overtaken:
+            raise
+        except Exception as error:
+            logger.exception("task %s: the executor failed", turn.task_id)
+            if not run.finishing:
+                known = isinstance(error, A2AError | RecollectError)
+                await run.fail(str(error) if known else "the agent failed unexpectedly; the server's log says why")
+        await run.finish()
+
+    async def _canceled(self, run: Run) -> None:
+        executor = self._executors[run.turn.caller.agent]
+        context = RequestContext(
+            ServerCallContext(tenant=run.turn.caller.tenant),
+            task_id=run.turn.task_id,
+            context_id=run.turn.context_id,
+            task=run.snapshot.copy(),
+        )
+        try:
+            await asyncio.wait_for(executor.cancel(context, run), _CANCEL_WITHIN / 2)
+        except Exception as error:  # noqa: BLE001 - the task is canceled whatever its executor makes of it
+            logger.warning("task %s: its executor's cancel failed: %r", run.turn.task_id, error)
+        if not run.finishing:
+            await run.cancel()
+
+    def _over(self, run: Run) -> None:
+        """Take the run off its lane and begin the next."""
+        turn = run.turn
+        lane = self._lanes.get(turn.lane)
+        if lane is None or run not in lane:
+            return
+        was_first = lane[0] is run
+        lane.remove(run)
+        self._runs[turn.task_id].remove(run)
+        if run.continues:
+            self._hand_over(run)
+        else:
+            self._fail(run, InternalError("the task stopped"))
+        if not self._runs[turn.task_id]:
+            del self._runs[turn.task_id]
+        if not lane:
+            del self._lanes[turn.lane]
+        elif was_first:
+            self._note(self._next(lane[0]))
+        self._total -= 1
+        if run.key is not None:
+            self._release(run.key)
+        if not self._runs:
+            self._idle.set()
+
+    def _hand_over(self, run: Run) -> None:
+        """The task goes on with another message: who waits for its end, and who listens, goes on with it."""
+        heir = next(iter(self._runs[run.turn.task_id]), None)
+        if heir is None:
+            self._orphans.setdefault(run.turn.task_id, []).append(run)
+        else:
+            self._adopt(run, heir)
+
+    def _adopt(self, orphan: Run, heir: Run) -> None:
+        heir.subscribers.extend(orphan.subscribers)
+        heir.settled.add_done_callback(partial(_pass_on, orphan.settled))
+
+    async def _next(self, run: Run) -> None:
+        """Begin a run that waited, on the task as it is by now."""
+        turn = run.turn
+        try:
+            if not turn.new_task:
+                task = await self._store.task(turn.caller, turn.task_id)
+                if task is None or task.status.state in TERMINAL:
+                    await self._store.mark(turn, TurnState.DONE)
+                    self._fail(run, UnsupportedOperationError(f"task {turn.task_id} ended before this message's turn"))
+                    self._over(run)
+                    return
+                run.resume(task)
+            await self._store.mark(turn, TurnState.RUNNING)
+        except Exception:
+            logger.exception("task %s could not begin", turn.task_id)
+            self._over(run)
+            return
+        if not (run.finishing or self._stopping):
+            self._begin(run)
+
+    # -- small things --------------------------------------------------------------------------------------------------
+
+    async def _cancel_parked(self, caller: Caller, task_id: str) -> Task:
+        task = await self._store.task(caller, task_id)
+        if task is None:
+            raise TaskNotFoundError(f"there is no task {task_id}")
+        expected = task.status.state
+        event = TaskStatusUpdateEvent(task_id=task.id, context_id=task.context_id)
+        event.status.state = TaskState.TASK_STATE_CANCELED
+        event.status.timestamp.GetCurrentTime()
+        snapshot = Snapshot(task)
+        payload = stream_response(event).SerializeToString()
+        if expected not in TERMINAL:
+            snapshot.apply(event)
+            if await self._store.end(caller, snapshot.task, expected, payload):
+                self._committed(None)
+                self._tell_watchers(event)
+                return snapshot.task
+        raise TaskNotCancelableError(f"task {task_id} has ended")
+
+    def _current(self, caller: Caller, task: Task) -> Task:
+        return self.live(caller, task.id) or task
+
+    def _reachable(self, caller: Caller, task_id: str) -> Run | None:
+        for run in self._runs.get(task_id, ()):
+            turn = run.turn
+            same = (turn.caller.agent, turn.caller.tenant) == (caller.agent, caller.tenant)
+            if same and caller.reach in (None, turn.owner):
+                return run
+        return None
+
+    def _tell_watchers(self, event: Event) -> None:
+        if not self._watchers or isinstance(event, Message):
+            return
+        task_id = event.id if isinstance(event, Task) else event.task_id
+        for subscriber in self._watchers.get(task_id, ()):
+            subscriber.put(event)
+            if not isinstance(event, TaskArtifactUpdateEvent) and event.status.state in TERMINAL | INTERRUPTED:
+                subscriber.close()
+
+    def _fail(self, run: Run, error: Exception) -> None:
+        if not run.settled.done():
+            run.settled.set_exception(error)
+        run.close()
+
+    def _note(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _release(self, key: tuple[str, str, str]) -> None:
+        self._counts[key] -= 1
+        if not self._counts[key]:
+            del self._counts[key]
+
+
+def _pass_on(to: asyncio.Future[Task | Message], settled: asyncio.Future[Task | Message]) -> None:
+    if to.done() or settled.cancelled():
+        return
+    error = settled.exception()
+    if error is not None:
+        to.set_exception(error)
+    else:
+        to.set_result(settled.result())

@@ -1,0 +1,219 @@
+-- name: turn_of_message
+SELECT id, task_id, digest, answer FROM turns
+WHERE owner = :owner AND message_id = :message_id AND agent = :agent AND tenant = :tenant
+
+-- name: task_for_turn
+-- `reach` NULL: the caller may act for every owner of the tenant.
+SELECT owner, context_id, state, snapshot, memory, seq,
+       EXISTS (SELECT 1 FROM push_configs WHERE task_id = tasks.id) AS pushes
+FROM tasks
+WHERE id = :task_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach)
+
+-- name: owners_of_context
+SELECT DISTINCT owner FROM tasks
+WHERE context_id = :context_id AND agent = :agent AND tenant = :tenant AND (:reach IS NULL OR owner = :reach)
+LIMIT 2
+
+-- name: context_is_known
+SELECT 1 FROM tasks
+WHERE context_id = :context_id AND agent = :agent AND tenant = :tenant AND owner = :owner
+LIMIT 1
+
+-- name: insert_task
+INSERT INTO tasks (id, agent, tenant, owner, context_id, state, status_at, created_at, snapshot)
+VALUES (:task_id, :agent, :tenant, :owner, :context_id, :state, :now, :now, :snapshot)
+
+-- name: insert_turn
+INSERT INTO turns (task_id, agent, tenant, owner, context_id, message_id, digest, request, extensions, state)
+VALUES (:task_id, :agent, :tenant, :owner, :context_id, :message_id, :digest, :request, :extensions, 1)
+
+-- name: mark_turn
+UPDATE turns SET state = :state WHERE id = :id AND attempt = :attempt AND state < 2
+
+-- name: record_turn
+-- The fence: no row is changed for an attempt that was overtaken. A committed step proves that the turn gets on.
+UPDATE turns SET state = :state, answer = :answer, crashes = CASE WHEN :stepped THEN 0 ELSE crashes END
+WHERE id = :id AND attempt = :attempt AND state < 2
+
+-- name: record_task
+UPDATE tasks SET state = :state, status_at = :status_at, snapshot = :snapshot, seq = :seq, hidden = :hidden,
+                 memory = COALESCE(:memory, memory)
+WHERE id = :task_id AND state NOT IN (3, 4, 5, 7)
+
+-- name: another_message_waits
+SELECT 1 FROM turns WHERE task_id = :task_id AND id <> :id AND state < 2 LIMIT 1
+
+-- name: record_events
+INSERT INTO events (task_id, seq, payload) VALUES (?, ?, ?)
+
+-- name: record_step
+INSERT INTO steps (turn_id, key, result) VALUES (?, ?, ?)
+ON CONFLICT (turn_id, key) DO UPDATE SET result = excluded.result
+
+-- name: record_write
+INSERT INTO memory_outbox (task_id, turn_id, memory, context, messages, due_at) VALUES (?, ?, ?, ?, ?, ?)
+
+-- name: record_push
+INSERT INTO push_outbox (task_id, config_id, payload, due_at)
+SELECT task_id, id, :payload, :now FROM push_configs WHERE task_id = :task_id ORDER BY id
+
+-- name: raise_attempts
+UPDATE turns SET attempt = attempt + 1, crashes = crashes + (state = 1), state = 1 WHERE state < 2
+
+-- name: open_turns
+SELECT turns.*, tasks.snapshot, tasks.memory, tasks.seq,
+       turns.id = (SELECT min(id) FROM turns AS first WHERE first.task_id = turns.task_id) AS new_task,
+       EXISTS (SELECT 1 FROM push_configs WHERE task_id = turns.task_id) AS pushes
+FROM turns JOIN tasks ON tasks.id = turns.task_id
+WHERE turns.state < 2 ORDER BY turns.id
+
+-- name: turn_by_id
+SELECT turns.*, tasks.snapshot, tasks.memory, tasks.seq, 0 AS new_task, 0 AS pushes
+FROM turns JOIN tasks ON tasks.id = turns.task_id
+WHERE turns.id = ?
+
+-- name: steps_of_turn
+SELECT key, result FROM steps WHERE turn_id = ?
+
+-- name: task
+SELECT snapshot, memory FROM tasks
+WHERE id = :task_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach) AND hidden = 0
+
+-- name: end_task
+UPDATE tasks SET state = :state, status_at = :status_at, snapshot = :snapshot
+WHERE id = :task_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach) AND state = :expected
+
+-- name: tasks_of_owner
+SELECT snapshot, memory FROM tasks
+WHERE tenant = :tenant AND agent = :agent AND owner = :reach AND hidden = 0
+  AND status_at > :after AND (status_at, id) < (:before_at, :before_id) AND (:state = 0 OR state = :state)
+ORDER BY status_at DESC, id DESC LIMIT :size
+
+-- name: tasks_of_agent
+SELECT snapshot, memory FROM tasks
+WHERE tenant = :tenant AND agent = :agent AND hidden = 0
+  AND status_at > :after AND (status_at, id) < (:before_at, :before_id) AND (:state = 0 OR state = :state)
+ORDER BY status_at DESC, id DESC LIMIT :size
+
+-- name: tasks_of_context
+SELECT snapshot, memory FROM tasks
+WHERE context_id = :context_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach)
+  AND hidden = 0 AND status_at > :after AND (status_at, id) < (:before_at, :before_id)
+  AND (:state = 0 OR state = :state)
+ORDER BY status_at DESC, id DESC LIMIT :size
+
+-- name: count_of_owner
+SELECT count(*) FROM tasks
+WHERE tenant = :tenant AND agent = :agent AND owner = :reach AND hidden = 0 AND status_at > :after
+  AND (:state = 0 OR state = :state)
+
+-- name: count_of_agent
+SELECT count(*) FROM tasks
+WHERE tenant = :tenant AND agent = :agent AND hidden = 0 AND status_at > :after AND (:state = 0 OR state = :state)
+
+-- name: count_of_context
+SELECT count(*) FROM tasks
+WHERE context_id = :context_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach)
+  AND hidden = 0 AND status_at > :after AND (:state = 0 OR state = :state)
+
+-- name: context
+SELECT snapshot, memory FROM tasks
+WHERE context_id = :context_id AND agent = :agent AND tenant = :tenant AND owner = :owner
+  AND rowid <= (SELECT rowid FROM tasks WHERE id = :task_id)
+ORDER BY rowid DESC LIMIT :limit
+
+-- name: due_writes
+SELECT id, task_id, tries, memory, context, messages FROM memory_outbox
+WHERE dead = 0 AND memory = :memory AND due_at <= :now ORDER BY id LIMIT :limit
+
+-- name: next_write
+SELECT min(due_at) FROM memory_outbox WHERE dead = 0 AND memory = ?
+
+-- name: unconfirmed_writes
+SELECT memory, context, messages FROM memory_outbox WHERE dead = 0 ORDER BY id
+
+-- name: delete_write
+DELETE FROM memory_outbox WHERE id = ?
+
+-- name: write_stored
+-- Stored only once nothing is owed any more, and never over a failure.
+UPDATE tasks SET memory = 'stored'
+WHERE id = :task_id AND memory = 'pending' AND NOT EXISTS (SELECT 1 FROM memory_outbox WHERE task_id = :task_id)
+
+-- name: retry_write
+UPDATE memory_outbox SET tries = tries + 1, due_at = :due_at, problem = :problem WHERE id = :id
+
+-- name: bury_write
+UPDATE memory_outbox SET tries = tries + 1, dead = 1, problem = :problem WHERE id = :id
+
+-- name: write_buried
+UPDATE tasks SET memory = 'failed' WHERE id = ?
+
+-- name: due_pushes
+-- A config's pushes go out in order: only the first that is not delivered may be due.
+SELECT push_outbox.id, tries, payload, config FROM push_outbox
+JOIN push_configs ON push_configs.task_id = push_outbox.task_id AND push_configs.id = push_outbox.config_id
+WHERE dead = 0 AND due_at <= :now AND NOT EXISTS (
+    SELECT 1 FROM push_outbox AS earlier
+    WHERE earlier.task_id = push_outbox.task_id AND earlier.config_id = push_outbox.config_id
+      AND earlier.id < push_outbox.id AND earlier.dead = 0)
+ORDER BY push_outbox.id LIMIT :limit
+
+-- name: next_push
+SELECT min(due_at) FROM push_outbox WHERE dead = 0
+
+-- name: delete_push
+DELETE FROM push_outbox WHERE id = ?
+
+-- name: retry_push
+UPDATE push_outbox SET tries = tries + 1, due_at = :due_at, problem = :problem WHERE id = :id
+
+-- name: delay_push
+UPDATE push_outbox SET due_at = :due_at WHERE id = :id
+
+-- name: bury_push
+UPDATE push_outbox SET tries = tries + 1, dead = 1, problem = :problem WHERE id = :id
+
+-- name: task_is_reachable
+SELECT 1 FROM tasks
+WHERE id = :task_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach) AND hidden = 0
+
+-- name: set_push_config
+INSERT INTO push_configs (task_id, id, config) VALUES (:task_id, :id, :config)
+ON CONFLICT (task_id, id) DO UPDATE SET config = excluded.config
+
+-- name: push_configs
+SELECT config FROM push_configs WHERE task_id = :task_id ORDER BY id
+
+-- name: delete_push_config
+DELETE FROM push_configs WHERE task_id = :task_id AND id = :id
+
+-- name: delete_pushes_of_config
+DELETE FROM push_outbox WHERE task_id = :task_id AND config_id = :id
+
+-- name: purgeable
+SELECT id FROM tasks WHERE state IN (3, 4, 5, 7) AND status_at < :before
+  AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.task_id = tasks.id AND turns.state < 2)
+  AND NOT EXISTS (SELECT 1 FROM memory_outbox WHERE memory_outbox.task_id = tasks.id AND dead = 0)
+ORDER BY status_at LIMIT :limit
+
+-- name: purge_steps
+DELETE FROM steps WHERE turn_id IN (SELECT id FROM turns WHERE task_id = ?)
+
+-- name: purge_turns
+DELETE FROM turns WHERE task_id = ?
+
+-- name: purge_events
+DELETE FROM events WHERE task_id = ?
+
+-- name: purge_memory_outbox
+DELETE FROM memory_outbox WHERE task_id = ?
+
+-- name: purge_push_outbox
+DELETE FROM push_outbox WHERE task_id = ?
+
+-- name: purge_push_configs
+DELETE FROM push_configs WHERE task_id = ?
+
+-- name: purge_tasks
+DELETE FROM tasks WHERE id = ?

@@ -1,0 +1,279 @@
+"""A run: one attempt at a turn, from its start to its finishing commit. It is the event queue its executor speaks into."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
+
+from a2a.server.events import EventQueue
+from a2a.types import Message, Role, Task, TaskArtifactUpdateEvent, TaskState, TaskStatusUpdateEvent
+from a2a.utils.errors import InvalidAgentResponseError
+
+from recollect_agents import Journal
+from recollect_agents.contract import JSONObject
+from recollect_memory.errors import OutcomeUnknown
+
+from .events import Event, Snapshot, Subscriber, coalesce, packed, stream_response
+from .store import Store
+from .turn import INTERRUPTED, TERMINAL, Accepted, Continues, MemoryWrite, Progress
+
+logger = logging.getLogger(__name__)
+
+CURRENT: ContextVar[Run | None] = ContextVar("recollect_run", default=None)
+"""The run that the code at hand works for; a memory write finds its turn by it."""
+
+_LOG_EVERY = 0.05
+"""Seconds that an event waits for others before it is logged. A shorter turn logs its events in its finishing commit."""
+
+
+class Run(EventQueue):
+    """One attempt at a turn.
+
+    `settled` becomes the answer to whoever waits: the task once it has ended or is interrupted, or the agent's message.
+    """
+
+    def __init__(
+        self,
+        accepted: Accepted,
+        store: Store,
+        watchers: Callable[[Event], None],
+        committed: Callable[[Progress], None],
+    ) -> None:
+        self.turn = accepted.turn
+        self.snapshot = Snapshot(accepted.task, accepted.seq)
+        self.snapshot.hear(self.turn.request.message)
+        self.pushes = accepted.pushes
+        self.settled: asyncio.Future[Task | Message] = asyncio.get_running_loop().create_future()
+        self.settled.add_done_callback(_retrieve)
+        self.subscribers: list[Subscriber] = []
+        self.writes: list[MemoryWrite] = []
+        self.key: tuple[str, str, str] | None = None
+        """What the engine counts this run under."""
+        self.work: asyncio.Task[None] | None = None
+        self.canceling = False
+        self.finishing = False
+        """Whether the finishing commit has begun: from then on the run cannot be stopped."""
+        self.ended = False
+        """Whether the finishing commit is done."""
+        self.continues = False
+        """Whether the task goes on with another message that waits, although this turn is done."""
+        self._store = store
+        self._watchers = watchers
+        self._committed = committed
+        self._answer: Message | None = None
+        self._spoke = False
+        self._events: list[Event] = []
+        self._steps: list[tuple[str, str | None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._recording: asyncio.Task[None] | None = None
+
+    # -- what the executor says ----------------------------------------------------------------------------------------
+
+    async def enqueue_event(self, event: Event) -> None:
+        """Apply, publish and log an event. One that ends or interrupts the task is published after it is committed."""
+        if self.finishing:
+            raise InvalidAgentResponseError("the agent went on speaking after its task had ended")
+        if self._answer is not None or (self._spoke and isinstance(event, Message)):
+            raise InvalidAgentResponseError("a message is an agent's only event, or none")
+        if isinstance(event, Message):
+            event.context_id = self.turn.context_id
+            self._answer = event
+            return
+        self._spoke = True
+        self.snapshot.apply(event)
+        if isinstance(event, Task):
+            event = self.snapshot.copy()
+        if isinstance(event, TaskArtifactUpdateEvent) or event.status.state not in TERMINAL | INTERRUPTED:
+            self._events.append(event)
+            self._publish(event)
+            self.log_soon()
+        elif event.status.state in TERMINAL:
+            await self._finish(event)
+        else:
+            self._events.append(event)
+            await self.flush()
+            self._publish(event)
+            self._settle(self.snapshot.copy())
+
+    def resume(self, task: Task) -> None:
+        """Go on from the task as it became while this run waited."""
+        self.snapshot = Snapshot(task, self.snapshot.seq)
+        self.snapshot.hear(self.turn.request.message)
+
+    async def fail(self, reason: str) -> None:
+        """End the task as FAILED, with a reason for its owner."""
+        await self._status(TaskState.TASK_STATE_FAILED, reason)
+
+    async def cancel(self) -> None:
+        await self._status(TaskState.TASK_STATE_CANCELED)
+
+    async def finish(self) -> None:
+        """Commit the end of the turn, if its last event has not done so. The task stays as it is."""
+        if not self.ended:
+            await self._finish(None)
+
+    async def _finish(self, event: Task | TaskStatusUpdateEvent | None) -> None:
+        if event is not None:
+            self._events.append(event)
+        self.finishing = True
+        await self._recorded()
+        events, steps = self._events, self._steps
+        try:
+            await self._record(self._progress(done=True))
+        except Continues:
+            # the task goes on with the next message: what would have completed it leaves it working
+            self.continues = True
+            self.snapshot.task.status.state = TaskState.TASK_STATE_WORKING
+            if event is not None:
+                event.status.CopyFrom(self.snapshot.task.status)
+            self._events, self._steps = events, steps
+            await self._record(self._progress(done=True))
+        self.ended = True
+        if event is not None:
+            self._publish(event)
+        if self._answer is not None:
+            self._publish(self._answer)
+        if not self.continues:
+            self._settle(self._answer or self.snapshot.task)
+
+    async def _status(self, state: TaskState, text: str | None = None) -> None:
+        event = TaskStatusUpdateEvent(task_id=self.turn.task_id, context_id=self.turn.context_id)
+        event.status.state = state
+        event.status.timestamp.GetCurrentTime()
+        if text is not None:
+            message = event.status.message
+            message.message_id = f"{self.turn.task_id}/{self.turn.id}/status"
+            message.task_id, message.context_id = self.turn.task_id, self.turn.context_id
+            message.role = Role.ROLE_AGENT
+            message.parts.add(text=text)
+        self._answer = None
+        await self.enqueue_event(event)
+
+    # -- who listens ---------------------------------------------------------------------------------------------------
+
+    def subscribe(self) -> Subscriber:
+        """The events of this run from now on."""
+        subscriber = Subscriber(self.snapshot.copy)
+        self.subscribers.append(subscriber)
+        return subscriber
+
+    def close(self) -> None:
+        """Tell everyone who listens that this run says no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for subscriber in self.subscribers:
+            subscriber.close()
+
+    def _publish(self, event: Event) -> None:
+        for subscriber in self.subscribers:
+            subscriber.put(event)
+        self._watchers(event)
+
+    def _settle(self, answer: Task | Message) -> None:
+        if not self.settled.done():
+            self.settled.set_result(answer)
+
+    # -- what is committed on the way ----------------------------------------------------------------------------------
+
+    def add_step(self, key: str, result: str | None) -> None:
+        self._steps.append((key, result))
+
+    def log_soon(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_LOG_EVERY, self._log)
+
+    async def flush(self) -> None:
+        """Commit what happened so far."""
+        await self._recorded()
+        if self._events or self._steps:
+            self._recording = asyncio.create_task(self._record(self._progress()))
+            await asyncio.shield(self._recording)
+
+    async def commit_steps(self) -> None:
+        """Commit the steps that were taken so far, if any are not."""
+        await self._recorded()
+        if self._steps:
+            await self.flush()
+
+    async def _recorded(self) -> None:
+        """Wait for the commit that is under way; whoever began it hears of its failure."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._recording is not None and not self._recording.done():
+            await asyncio.wait((self._recording,))
+
+    def _log(self) -> None:
+        self._timer = None
+        if self._recording is not None and not self._recording.done():
+            self.log_soon()
+        elif not self.finishing and (self._events or self._steps):
+            self._recording = asyncio.create_task(self._record(self._progress()))
+            self._recording.add_done_callback(self._stop_if_it_failed)
+
+    async def _record(self, progress: Progress) -> None:
+        await self._store.record(progress)
+        if progress.pushes or progress.writes:
+            self._committed(progress)
+
+    def _stop_if_it_failed(self, recording: asyncio.Task[None]) -> None:
+        error = None if recording.cancelled() else recording.exception()
+        if error is not None and self.work is not None:
+            logger.error("task %s stops: its progress could not be stored: %s", self.turn.task_id, error)
+            self.work.cancel()
+
+    def _progress(self, *, done: bool = False) -> Progress:
+        """What happened since the last commit, taken off the lists: a record that fails ends the run."""
+        payloads = [stream_response(event).SerializeToString() for event in coalesce(self._events)]
+        task = self.snapshot.task
+        progress = Progress(
+            self.turn,
+            state=task.status.state,
+            status_at=task.status.timestamp.ToMicroseconds(),
+            snapshot=task.SerializeToString(),
+            seq=self.snapshot.seq,
+            events=packed(payloads),
+            pushes=payloads if self.pushes else [],
+            steps=self._steps,
+            writes=self.writes if done else (),
+            done=done,
+            answer=self._answer,
+        )
+        self._events, self._steps = [], []
+        return progress
+
+
+class TurnJournal(Journal):
+    """The steps of one turn. A result is committed before the next step starts, or with the end of the turn."""
+
+    def __init__(self, run: Run, recorded: dict[str, str | None]) -> None:
+        self._run = run
+        self._recorded = recorded
+
+    async def step(self, key: str, call: Callable[[], Awaitable[JSONObject]], *, repeatable: bool = True) -> JSONObject:
+        if key in self._recorded:
+            known = self._recorded[key]
+            if known is not None:
+                replayed: dict[str, Any] = json.loads(known)
+                return replayed
+            if not repeatable:
+                raise OutcomeUnknown(
+                    f"outcome unknown: {key} was under way when the server stopped, and is not repeated"
+                )
+        if not repeatable:
+            self._run.add_step(key, None)
+        await self._run.commit_steps()
+        result = await call()
+        self._recorded[key] = text = json.dumps(result)
+        self._run.add_step(key, text)
+        self._run.log_soon()
+        return result
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()  # nobody may be waiting

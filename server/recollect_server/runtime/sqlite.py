@@ -1,0 +1,452 @@
+"""The task store on SQLite."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
+from a2a.types import Message, SendMessageRequest, Task, TaskPushNotificationConfig, TaskState, TaskStatus
+from a2a.utils.errors import InvalidParamsError, TaskNotFoundError, UnsupportedOperationError
+
+from recollect_memory.sqlite import Database, named_queries
+from recollect_server.identity import USER_ID
+
+from .store import Listing, Store
+from .turn import (
+    TERMINAL,
+    USER,
+    Accepted,
+    Caller,
+    Continues,
+    DuePush,
+    DueWrite,
+    MemoryWrite,
+    Overtaken,
+    Progress,
+    Turn,
+    TurnState,
+)
+
+_FOLDER = files("recollect_server.runtime")
+_SQL = named_queries(_FOLDER.joinpath("queries.sql").read_text(encoding="utf-8"))
+_PURGED = ("steps", "turns", "events", "memory_outbox", "push_outbox", "push_configs", "tasks")
+_LAST = (2**63 - 1, "")
+
+
+def now() -> int:
+    """Microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+class SQLiteStore(Store):
+    """A `Store` in a `Database`, which it shares with whoever else keeps tables there."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def migrate(self) -> None:
+        """Bring the tables up to date; blocks."""
+        self._db.migrate("runtime", _FOLDER)
+
+    async def accept(
+        self, caller: Caller, request: SendMessageRequest, *, user: str | None, extensions: frozenset[str] = frozenset()
+    ) -> Accepted:
+        return await self._db.write(partial(_accept, caller, request, user, extensions))
+
+    async def record(self, progress: Progress) -> None:
+        await self._db.write(partial(_record, progress))
+
+    async def mark(self, turn: Turn, state: TurnState) -> None:
+        await self._write("mark_turn", {"id": turn.id, "attempt": turn.attempt, "state": state})
+
+    async def recover(self) -> list[Accepted]:
+        return await self._db.write(_recover)
+
+    async def steps(self, turn: Turn) -> dict[str, str | None]:
+        return dict(await self._rows("steps_of_turn", (turn.id,)))
+
+    async def task(self, caller: Caller, task_id: str) -> Task | None:
+        rows = await self._rows("task", _scope(caller) | {"task_id": task_id})
+        return _task(*rows[0]) if rows else None
+
+    async def tasks(self, caller: Caller, listing: Listing) -> tuple[list[Task], int]:
+        return await self._db.read(partial(_list, caller, listing))
+
+    async def context(self, turn: Turn, limit: int) -> list[Task]:
+        key = {"context_id": turn.context_id, "owner": turn.owner, "task_id": turn.task_id, "limit": limit}
+        rows = await self._rows("context", _scope(turn.caller) | key)
+        return [_task(*row) for row in reversed(rows)]
+
+    async def end(self, caller: Caller, task: Task, expected: TaskState, event: bytes) -> bool:
+        return await self._db.write(partial(_end, caller, task, expected, event))
+
+    async def due_writes(self, memory: str, limit: int) -> list[DueWrite]:
+        rows = await self._rows("due_writes", {"memory": memory, "now": now(), "limit": limit})
+        return [DueWrite(id, task_id, tries, _write(*write)) for id, task_id, tries, *write in rows]
+
+    async def next_write(self, memory: str) -> int | None:
+        return await self._first("next_write", (memory,))
+
+    async def unconfirmed_writes(self) -> list[MemoryWrite]:
+        return [_write(*row) for row in await self._rows("unconfirmed_writes", ())]
+
+    async def write_done(self, due: DueWrite) -> None:
+        await self._db.write(partial(_write_done, due))
+
+    async def write_failed(self, due: DueWrite, problem: str, retry_at: int | None) -> None:
+        await self._db.write(partial(_write_failed, due, problem, retry_at))
+
+    async def due_pushes(self, limit: int) -> list[DuePush]:
+        rows = await self._rows("due_pushes", {"now": now(), "limit": limit})
+        return [DuePush(id, tries, payload, _config(config)) for id, tries, payload, config in rows]
+
+    async def next_push(self) -> int | None:
+        return await self._first("next_push", ())
+
+    async def push_done(self, due: DuePush) -> None:
+        await self._write("delete_push", (due.id,))
+
+    async def push_failed(self, due: DuePush, problem: str, retry_at: int | None) -> None:
+        name = "bury_push" if retry_at is None else "retry_push"
+        await self._write(name, {"id": due.id, "problem": problem, "due_at": retry_at})
+
+    async def push_later(self, due: DuePush, at: int) -> None:
+        await self._write("delay_push", {"id": due.id, "due_at": at})
+
+    async def set_push_config(self, caller: Caller, config: TaskPushNotificationConfig) -> bool:
+        key = {"task_id": config.task_id, "id": config.id, "config": config.SerializeToString()}
+
+        def operation(db: sqlite3.Connection) -> bool:
+            reachable = _reachable(db, caller, config.task_id)
+            if reachable:
+                db.execute(_SQL["set_push_config"], key)
+            return reachable
+
+        return await self._db.write(operation)
+
+    async def push_configs(self, caller: Caller, task_id: str) -> list[TaskPushNotificationConfig] | None:
+        def operation(db: sqlite3.Connection) -> list[TaskPushNotificationConfig] | None:
+            if not _reachable(db, caller, task_id):
+                return None
+            return [_config(row[0]) for row in db.execute(_SQL["push_configs"], {"task_id": task_id})]
+
+        return await self._db.read(operation)
+
+    async def delete_push_config(self, caller: Caller, task_id: str, config_id: str) -> bool:
+        def operation(db: sqlite3.Connection) -> bool:
+            reachable = _reachable(db, caller, task_id)
+            if reachable:
+                for name in ("delete_push_config", "delete_pushes_of_config"):
+                    db.execute(_SQL[name], {"task_id": task_id, "id": config_id})
+            return reachable
+
+        return await self._db.write(operation)
+
+    async def purge(self, before: int, limit: int) -> int:
+        def operation(db: sqlite3.Connection) -> int:
+            ids = db.execute(_SQL["purgeable"], {"before": before, "limit": limit}).fetchall()
+            for table in _PURGED:
+                db.executemany(_SQL[f"purge_{table}"], ids)
+            return len(ids)
+
+        return await self._db.write(operation)
+
+    async def _rows(self, name: str, values: Mapping[str, Any] | tuple[Any, ...]) -> list[Any]:
+        return await self._db.read(lambda db: db.execute(_SQL[name], values).fetchall())
+
+    async def _first(self, name: str, values: tuple[Any, ...]) -> int | None:
+        found: int | None = (await self._rows(name, values))[0][0]
+        return found
+
+    async def _write(self, name: str, values: Mapping[str, Any] | tuple[Any, ...]) -> None:
+        await self._db.write(lambda db: db.execute(_SQL[name], values).rowcount)
+
+
+# -- operations: each runs inside one transaction ------------------------------------------------------------------------
+
+
+def _accept(
+    caller: Caller, request: SendMessageRequest, user: str | None, extensions: frozenset[str], db: sqlite3.Connection
+) -> Accepted:
+    message = request.message
+    found = _followed_up(caller, message, user, db) if message.task_id else None
+    owner = found.owner if found else _owner(caller, message.context_id, user, db)
+    scope = {"agent": caller.agent, "tenant": caller.tenant, "owner": owner}
+    digest = _digest(message)
+    before = db.execute(_SQL["turn_of_message"], scope | {"message_id": message.message_id}).fetchone()
+    if before is not None:
+        return _replay(caller, digest, before, db)
+    if owner.startswith(USER):
+        request.metadata[USER_ID] = owner.removeprefix(USER)
+    place = found.place() if found else _new_place(request, scope, db)
+    message.context_id = place.task.context_id
+    turn_id = db.execute(
+        _SQL["insert_turn"],
+        scope
+        | {
+            "task_id": place.task.id,
+            "context_id": place.task.context_id,
+            "message_id": message.message_id,
+            "digest": digest,
+            "request": request.SerializeToString(),
+            "extensions": " ".join(sorted(extensions)),
+        },
+    ).lastrowid
+    pushes = request.configuration.HasField("task_push_notification_config")
+    if pushes:
+        config = request.configuration.task_push_notification_config
+        config.task_id = place.task.id
+        values = {"task_id": config.task_id, "id": config.id, "config": config.SerializeToString()}
+        db.execute(_SQL["set_push_config"], values)
+    turn = Turn(
+        id=turn_id or 0,
+        attempt=1,
+        caller=caller,
+        owner=owner,
+        task_id=place.task.id,
+        context_id=place.task.context_id,
+        request=request,
+        new_task=found is None,
+        new_context=place.new_context,
+        extensions=extensions,
+    )
+    return Accepted(turn, place.task, seq=place.seq, pushes=pushes or place.pushes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a message goes: its task, and whether nothing was said in the context before."""
+
+    task: Task
+    new_context: bool
+    seq: int = 0
+    pushes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Followed:
+    """The row of the task that a message names."""
+
+    owner: str
+    context_id: str
+    state: TaskState
+    snapshot: bytes
+    memory: str | None
+    seq: int
+    pushes: bool
+
+    def place(self) -> _Place:
+        task = _task(self.snapshot, self.memory)
+        if self.state in TERMINAL:
+            name = TaskState.Name(self.state).removeprefix("TASK_STATE_").lower()
+            raise UnsupportedOperationError(f"task {task.id} has ended ({name}): send a message without a taskId")
+        return _Place(task, new_context=False, seq=self.seq, pushes=bool(self.pushes))
+
+
+def _followed_up(caller: Caller, message: Message, user: str | None, db: sqlite3.Connection) -> _Followed:
+    row = db.execute(_SQL["task_for_turn"], _scope(caller) | {"task_id": message.task_id}).fetchone()
+    if row is None:
+        raise TaskNotFoundError(f"there is no task {message.task_id}")
+    found = _Followed(*row)
+    if message.context_id and message.context_id != found.context_id:
+        raise InvalidParamsError(f"contextId: task {message.task_id} is of another context")
+    if user is not None and found.owner != caller.owner(user):
+        raise InvalidParamsError("user_id: a follow-up cannot name another user than the one its task began with")
+    return found
+
+
+def _new_place(request: SendMessageRequest, scope: Mapping[str, Any], db: sqlite3.Connection) -> _Place:
+    message = request.message
+    given = {**scope, "context_id": message.context_id}
+    known = message.context_id and db.execute(_SQL["context_is_known"], given).fetchone() is not None
+    message.task_id = str(uuid.uuid4())
+    message.context_id = message.context_id or str(uuid.uuid4())
+    task = _new_task(request)
+    values = {
+        "task_id": task.id,
+        "context_id": task.context_id,
+        "state": task.status.state,
+        "now": task.status.timestamp.ToMicroseconds(),
+        "snapshot": task.SerializeToString(),
+    }
+    db.execute(_SQL["insert_task"], {**scope, **values})
+    return _Place(task, new_context=not known)
+
+
+def _owner(caller: Caller, context_id: str, user: str | None, db: sqlite3.Connection) -> str:
+    """Whose a message without a taskId is: its user's, else its context's, else the caller's own."""
+    own = caller.owner(user)
+    if user is not None or not context_id:
+        return own
+    rows = db.execute(_SQL["owners_of_context"], _scope(caller) | {"context_id": context_id}).fetchall()
+    owners = [row[0] for row in rows]
+    return owners[0] if len(owners) == 1 and own not in owners else own
+
+
+def _replay(caller: Caller, digest: bytes, before: tuple[Any, ...], db: sqlite3.Connection) -> Accepted:
+    turn_id, _, stored_digest, answer = before
+    if digest != stored_digest:
+        raise InvalidParamsError("messageId: it was used before, with another content; a new message needs a new id")
+    cursor = db.execute(_SQL["turn_by_id"], (turn_id,))
+    row = _named(cursor, cursor.fetchone())
+    message = None if answer is None else Message.FromString(answer)
+    return Accepted(_turn(row, caller), _task(row["snapshot"], row["memory"]), replay=True, answer=message)
+
+
+def _record(progress: Progress, db: sqlite3.Connection) -> None:
+    turn = progress.turn
+    fence = {
+        "id": turn.id,
+        "attempt": turn.attempt,
+        "state": TurnState.DONE if progress.done else TurnState.RUNNING,
+        "answer": progress.answer.SerializeToString() if progress.answer is not None else None,
+        "stepped": bool(progress.steps),
+    }
+    if db.execute(_SQL["record_turn"], fence).rowcount == 0:
+        raise Overtaken(f"turn {turn.id}, attempt {turn.attempt}")
+    key: dict[str, Any] = {"task_id": turn.task_id, "id": turn.id}
+    completes = progress.state == TaskState.TASK_STATE_COMPLETED
+    if completes and db.execute(_SQL["another_message_waits"], key).fetchone():
+        raise Continues(turn.task_id)
+    values = key | {
+        "state": progress.state,
+        "status_at": progress.status_at,
+        "snapshot": progress.snapshot,
+        "seq": progress.seq,
+        "hidden": progress.answer is not None,
+        "memory": "pending" if progress.writes else None,
+    }
+    if db.execute(_SQL["record_task"], values).rowcount == 0:
+        raise Overtaken(f"task {turn.task_id} has ended")
+    if progress.events:
+        db.execute(_SQL["record_events"], (turn.task_id, progress.seq, progress.events))
+    for step, result in progress.steps:
+        db.execute(_SQL["record_step"], (turn.id, step, result))
+    at = now()
+    for payload in progress.pushes:
+        db.execute(_SQL["record_push"], {"task_id": turn.task_id, "payload": payload, "now": at})
+    for write in progress.writes:
+        context, messages = json.dumps(write.context), json.dumps(write.messages)
+        db.execute(_SQL["record_write"], (turn.task_id, turn.id, write.memory, context, messages, at))
+
+
+def _recover(db: sqlite3.Connection) -> list[Accepted]:
+    db.execute(_SQL["raise_attempts"])
+    cursor = db.execute(_SQL["open_turns"])
+    rows = [_named(cursor, row) for row in cursor.fetchall()]
+    found: list[Accepted] = []
+    for row in rows:
+        caller = Caller(row["agent"], row["tenant"], row["owner"], row["owner"])
+        turn = replace(_turn(row, caller), new_task=bool(row["new_task"]), new_context=False)
+        found.append(Accepted(turn, _task(row["snapshot"], row["memory"]), seq=row["seq"], pushes=bool(row["pushes"])))
+    return found
+
+
+def _list(caller: Caller, listing: Listing, db: sqlite3.Connection) -> tuple[list[Task], int]:
+    kind = "context" if listing.context_id else "agent" if caller.reach is None else "owner"
+    before_at, before_id = listing.before or _LAST
+    values = _scope(caller) | {
+        "context_id": listing.context_id,
+        "state": listing.state,
+        "after": listing.after,
+        "before_at": before_at,
+        "before_id": before_id,
+        "size": listing.size,
+    }
+    tasks = [_task(*row) for row in db.execute(_SQL[f"tasks_of_{kind}"], values)]
+    return tasks, db.execute(_SQL[f"count_of_{kind}"], values).fetchone()[0] if listing.count else 0
+
+
+def _end(caller: Caller, task: Task, expected: TaskState, event: bytes, db: sqlite3.Connection) -> bool:
+    values = _scope(caller) | {
+        "task_id": task.id,
+        "state": task.status.state,
+        "status_at": task.status.timestamp.ToMicroseconds(),
+        "snapshot": task.SerializeToString(),
+        "expected": expected,
+    }
+    if db.execute(_SQL["end_task"], values).rowcount == 0:
+        return False
+    db.execute(_SQL["record_push"], {"task_id": task.id, "payload": event, "now": now()})
+    return True
+
+
+def _write_done(due: DueWrite, db: sqlite3.Connection) -> None:
+    db.execute(_SQL["delete_write"], (due.id,))
+    db.execute(_SQL["write_stored"], {"task_id": due.task_id})
+
+
+def _write_failed(due: DueWrite, problem: str, retry_at: int | None, db: sqlite3.Connection) -> None:
+    if retry_at is not None:
+        db.execute(_SQL["retry_write"], {"id": due.id, "due_at": retry_at, "problem": problem})
+    else:
+        db.execute(_SQL["bury_write"], {"id": due.id, "problem": problem})
+        db.execute(_SQL["write_buried"], (due.task_id,))
+
+
+def _reachable(db: sqlite3.Connection, caller: Caller, task_id: str) -> bool:
+    return db.execute(_SQL["task_is_reachable"], _scope(caller) | {"task_id": task_id}).fetchone() is not None
+
+
+# -- rows and values -----------------------------------------------------------------------------------------------------
+
+
+def _scope(caller: Caller) -> dict[str, Any]:
+    return {"tenant": caller.tenant, "agent": caller.agent, "reach": caller.reach}
+
+
+def _digest(message: Message) -> bytes:
+    """What makes two messages with one id the same: who says what; not where it was sent to."""
+    content = Message(role=message.role, parts=message.parts, metadata=message.metadata)
+    return hashlib.sha256(content.SerializeToString(deterministic=True)).digest()
+
+
+def _new_task(request: SendMessageRequest) -> Task:
+    message = request.message
+    task = Task(id=message.task_id, context_id=message.context_id, history=[message])
+    task.status.CopyFrom(TaskStatus(state=TaskState.TASK_STATE_SUBMITTED))
+    task.status.timestamp.FromMicroseconds(now())
+    if USER_ID in request.metadata:
+        task.metadata[USER_ID] = request.metadata[USER_ID]
+    return task
+
+
+def _task(snapshot: bytes, memory: str | None) -> Task:
+    task = Task.FromString(snapshot)
+    if memory is not None:
+        task.metadata.get_or_create_struct("memory")["update"] = memory
+    return task
+
+
+def _named(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
+    return dict(zip((column[0] for column in cursor.description), row, strict=True))
+
+
+def _turn(row: Mapping[str, Any], caller: Caller) -> Turn:
+    return Turn(
+        id=row["id"],
+        attempt=row["attempt"],
+        caller=caller,
+        owner=row["owner"],
+        task_id=row["task_id"],
+        context_id=row["context_id"],
+        request=SendMessageRequest.FromString(row["request"]),
+        extensions=frozenset(row["extensions"].split()),
+        crashes=row["crashes"],
+    )
+
+
+def _write(memory: str, context: str, messages: str) -> MemoryWrite:
+    return MemoryWrite(memory, json.loads(context), json.loads(messages))
+
+
+def _config(blob: bytes) -> TaskPushNotificationConfig:
+    return TaskPushNotificationConfig.FromString(blob)

@@ -1,0 +1,131 @@
+"""The contract of a task store. Two implementations pass one suite; scope is a condition of every query."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from a2a.types import SendMessageRequest, Task, TaskPushNotificationConfig, TaskState
+
+from .turn import Accepted, Caller, DuePush, DueWrite, MemoryWrite, Progress, Turn, TurnState
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One page of tasks. Times are microseconds since the epoch; `before` is where the last page ended."""
+
+    context_id: str = ""
+    state: int = 0
+    """A TaskState; 0: any."""
+    after: int = 0
+    size: int = 50
+    before: tuple[int, str] | None = None
+    count: bool = True
+    """Whether to count the tasks."""
+
+
+class Store(ABC):
+    """Everything raises StoreError where the database fails; what is not the caller's is not found."""
+
+    @abstractmethod
+    async def accept(
+        self, caller: Caller, request: SendMessageRequest, *, user: str | None, extensions: frozenset[str] = frozenset()
+    ) -> Accepted:
+        """Store the message and its turn, and a new task where it names none, in one commit.
+
+        The same message again, for the same owner, is a replay: nothing is stored. Raises TaskNotFoundError,
+        UnsupportedOperationError for a task that has ended, and InvalidParamsError for a contextId that is not the
+        task's, for another user than the task's, and for a messageId that was used with another content.
+        """
+
+    @abstractmethod
+    async def record(self, progress: Progress) -> None:
+        """Write what a turn did.
+
+        Raises, and writes nothing: Overtaken, where the turn's attempt is not the current one or its task has ended;
+        Continues, where the task would be completed although another message waits for it.
+        """
+
+    @abstractmethod
+    async def mark(self, turn: Turn, state: TurnState) -> None:
+        """Note that a turn runs, waits for another, or is dropped since its task has ended."""
+
+    @abstractmethod
+    async def recover(self) -> list[Accepted]:
+        """The turns that were not done when the last process ended, oldest first, each with its attempt raised."""
+
+    @abstractmethod
+    async def steps(self, turn: Turn) -> dict[str, str | None]:
+        """The journal of a turn: results as JSON by key; None: begun, and not to be repeated."""
+
+    @abstractmethod
+    async def task(self, caller: Caller, task_id: str) -> Task | None: ...
+
+    @abstractmethod
+    async def tasks(self, caller: Caller, listing: Listing) -> tuple[list[Task], int]:
+        """One page, newest status first, and how many tasks there are without paging; 0 where they are not to be counted."""
+
+    @abstractmethod
+    async def context(self, turn: Turn, limit: int) -> list[Task]:
+        """The newest tasks of the turn's context before it, oldest first; the turn's own task included, if older."""
+
+    @abstractmethod
+    async def end(self, caller: Caller, task: Task, expected: TaskState, event: bytes) -> bool:
+        """Write how a task ended that no turn runs, unless its state is no longer the expected one; whether it was written.
+
+        `event` is what is pushed of it: a serialised StreamResponse.
+        """
+
+    # -- what leaves the server ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def due_writes(self, memory: str, limit: int) -> list[DueWrite]:
+        """The writes owed to one memory that are due, oldest first."""
+
+    @abstractmethod
+    async def next_write(self, memory: str) -> int | None:
+        """When the next write to a memory is due, in microseconds since the epoch; None: nothing is owed to it."""
+
+    @abstractmethod
+    async def unconfirmed_writes(self) -> list[MemoryWrite]:
+        """Every memory write that is owed: what recall overlays until it is done."""
+
+    @abstractmethod
+    async def write_done(self, due: DueWrite) -> None: ...
+
+    @abstractmethod
+    async def write_failed(self, due: DueWrite, problem: str, retry_at: int | None) -> None:
+        """Try again at `retry_at` (microseconds since the epoch); None: give up."""
+
+    @abstractmethod
+    async def due_pushes(self, limit: int) -> list[DuePush]:
+        """The first undelivered push of each config that is due."""
+
+    @abstractmethod
+    async def next_push(self) -> int | None:
+        """When the next push is due, in microseconds since the epoch; None: none is owed."""
+
+    @abstractmethod
+    async def push_done(self, due: DuePush) -> None: ...
+
+    @abstractmethod
+    async def push_failed(self, due: DuePush, problem: str, retry_at: int | None) -> None: ...
+
+    @abstractmethod
+    async def push_later(self, due: DuePush, at: int) -> None:
+        """Leave it for later, without counting a try."""
+
+    @abstractmethod
+    async def set_push_config(self, caller: Caller, config: TaskPushNotificationConfig) -> bool:
+        """False: no such task."""
+
+    @abstractmethod
+    async def push_configs(self, caller: Caller, task_id: str) -> list[TaskPushNotificationConfig] | None:
+        """None: no such task."""
+
+    @abstractmethod
+    async def delete_push_config(self, caller: Caller, task_id: str, config_id: str) -> bool: ...
+
+    @abstractmethod
+    async def purge(self, before: int, limit: int) -> int:
+        """Delete up to `limit` tasks that ended before `before`, with everything of theirs; how many."""
