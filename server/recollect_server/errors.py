@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any, ParamSpec
 
 from a2a.server.jsonrpc_models import JSONRPCError
 from a2a.server.request_handlers.response_helpers import EXCEPTION_MAP
@@ -16,9 +21,11 @@ from a2a.utils.errors import (
     InvalidParamsError,
 )
 
-from recollect_memory.errors import IdentityError, LimitError, RecollectError
+from recollect_memory.errors import IdentityError, LimitError
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
 
 
 class TooManyRequestsError(A2AError):
@@ -40,7 +47,7 @@ A2A_ERROR_REASONS[TooManyRequestsError] = "TOO_MANY_REQUESTS"
 EXCEPTION_MAP[TooManyRequestsError] = JSONRPCError
 
 
-def on_the_wire(error: RecollectError) -> A2AError:
+def on_the_wire(error: Exception) -> A2AError:
     """The A2A error that a caller gets to see; what it does not say is in the log."""
     match error:
         case LimitError():
@@ -48,5 +55,34 @@ def on_the_wire(error: RecollectError) -> A2AError:
         case IdentityError():
             return InvalidParamsError(str(error))
         case _:
-            logger.error("a request failed: %s", error)
+            logger.error("a request failed", exc_info=error)
             return InternalError("the server could not do this now; its log says why")
+
+
+def translated(operation: Callable[P, Any]) -> Callable[P, Any]:
+    """Have an operation of a handler, a coroutine function or an async generator, raise nothing but A2A errors."""
+    if inspect.isasyncgenfunction(operation):
+
+        @functools.wraps(operation)
+        async def streaming(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Any]:
+            async with aclosing(operation(*args, **kwargs)) as events:
+                try:
+                    async for event in events:
+                        yield event
+                except A2AError:
+                    raise
+                except Exception as error:
+                    raise on_the_wire(error) from error
+
+        return streaming
+
+    @functools.wraps(operation)
+    async def answering(*args: P.args, **kwargs: P.kwargs) -> Any:
+        try:
+            return await operation(*args, **kwargs)
+        except A2AError:
+            raise
+        except Exception as error:
+            raise on_the_wire(error) from error
+
+    return answering

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
@@ -39,10 +40,8 @@ from a2a.utils.errors import (
 )
 from google.protobuf.json_format import MessageToDict
 
-from recollect_memory.errors import RecollectError
-
 from .cards import ANY
-from .errors import on_the_wire
+from .errors import translated
 from .executor import A2AExecutor
 from .identity import caller_of, checked_id, user_of
 from .push import Pusher
@@ -70,6 +69,7 @@ class Handler(RequestHandler):
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
+    @translated
     async def on_message_send(self, params: SendMessageRequest, context: ServerCallContext) -> Task | Message:
         submission = await self._submit(params, context)
         accepted, run = submission.accepted, submission.run
@@ -78,9 +78,10 @@ class Handler(RequestHandler):
             return accepted.answer or _shortened(accepted.task, length)
         if params.configuration.return_immediately:
             return _shortened(run.snapshot.copy(), length)
-        answer = await run.settled
+        answer = await asyncio.shield(run.settled)  # whoever else waits for it goes on waiting
         return _shortened(answer, length) if isinstance(answer, Task) else answer
 
+    @translated
     async def on_message_send_stream(
         self, params: SendMessageRequest, context: ServerCallContext
     ) -> AsyncGenerator[Event, None]:
@@ -126,10 +127,7 @@ class Handler(RequestHandler):
         if params.configuration.HasField("task_push_notification_config"):
             await self._prepare(params.configuration.task_push_notification_config)
         extensions = frozenset(context.requested_extensions)
-        try:
-            return await self._engine.submit(caller, params, user=user, extensions=extensions)
-        except RecollectError as error:
-            raise on_the_wire(error) from error
+        return await self._engine.submit(caller, params, user=user, extensions=extensions)
 
     def _check_modes(self, message: Message) -> None:
         for part in message.parts:
@@ -144,6 +142,7 @@ class Handler(RequestHandler):
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
+    @translated
     async def on_get_task(self, params: GetTaskRequest, context: ServerCallContext) -> Task:
         _need(id=params.id)
         length = _history_length(params)
@@ -153,6 +152,7 @@ class Handler(RequestHandler):
             raise TaskNotFoundError(f"there is no task {params.id}")
         return _shortened(task, length)
 
+    @translated
     async def on_list_tasks(self, params: ListTasksRequest, context: ServerCallContext) -> ListTasksResponse:
         length = _history_length(params)
         size = params.page_size if params.HasField("page_size") else _PAGE
@@ -176,10 +176,12 @@ class Handler(RequestHandler):
         shown = [_listed(self._engine.live(caller, task.id) or task, params.include_artifacts, length) for task in page]
         return ListTasksResponse(tasks=shown, next_page_token=token, page_size=size, total_size=total)
 
+    @translated
     async def on_cancel_task(self, params: CancelTaskRequest, context: ServerCallContext) -> Task:
         _need(id=params.id)
         return await self._engine.cancel(self._caller(context), params.id)
 
+    @translated
     async def on_subscribe_to_task(
         self, params: SubscribeToTaskRequest, context: ServerCallContext
     ) -> AsyncGenerator[Event, None]:
@@ -194,6 +196,7 @@ class Handler(RequestHandler):
 
     # -- push notification configs --------------------------------------------------------------------------------------
 
+    @translated
     async def on_create_task_push_notification_config(
         self, params: TaskPushNotificationConfig, context: ServerCallContext
     ) -> TaskPushNotificationConfig:
@@ -205,6 +208,7 @@ class Handler(RequestHandler):
         self._engine.pushes(caller, params.task_id)
         return params
 
+    @translated
     async def on_get_task_push_notification_config(
         self, params: GetTaskPushNotificationConfigRequest, context: ServerCallContext
     ) -> TaskPushNotificationConfig:
@@ -214,11 +218,13 @@ class Handler(RequestHandler):
                 return config
         raise TaskNotFoundError(f"task {params.task_id} has no push notification config {params.id}")
 
+    @translated
     async def on_list_task_push_notification_configs(
         self, params: ListTaskPushNotificationConfigsRequest, context: ServerCallContext
     ) -> ListTaskPushNotificationConfigsResponse:
         return ListTaskPushNotificationConfigsResponse(configs=await self._push_configs(params.task_id, context))
 
+    @translated
     async def on_delete_task_push_notification_config(
         self, params: DeleteTaskPushNotificationConfigRequest, context: ServerCallContext
     ) -> None:
@@ -240,6 +246,7 @@ class Handler(RequestHandler):
 
     # -- the rest --------------------------------------------------------------------------------------------------------
 
+    @translated
     async def on_get_extended_agent_card(
         self, params: GetExtendedAgentCardRequest, context: ServerCallContext
     ) -> AgentCard:

@@ -190,7 +190,7 @@ class Subscriber:
         self._closed = False
 
     def put(self, event: Event) -> None:
-        if self._behind:
+        if self._behind or self._closed:
             return
         if len(self._waiting) >= _FURTHEST_BEHIND:
             self._waiting.clear()

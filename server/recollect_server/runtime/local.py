@@ -160,7 +160,7 @@ class LocalEngine(Engine):
                 logger.warning("task %s: its executor does not stop; the task ends without it", task_id)
                 await run.cancel()
                 self._over(run)
-        task = await run.settled
+        task = await asyncio.shield(run.settled)
         if isinstance(task, Message) or task.status.state != TaskState.TASK_STATE_CANCELED:
             raise TaskNotCancelableError(f"task {task_id} ended before it could be canceled")
         return task
@@ -297,13 +297,13 @@ class LocalEngine(Engine):
         turn = run.turn
         try:
             if not turn.new_task:
-                task = await self._store.task(turn.caller, turn.task_id)
-                if task is None or task.status.state in TERMINAL:
+                found = await self._store.reload(turn)
+                if found is None or found[0].status.state in TERMINAL:
                     await self._store.mark(turn, TurnState.DONE)
                     self._fail(run, UnsupportedOperationError(f"task {turn.task_id} ended before this message's turn"))
                     self._over(run)
                     return
-                run.resume(task)
+                run.resume(*found)
             await self._store.mark(turn, TurnState.RUNNING)
         except Exception:
             logger.exception("task %s could not begin", turn.task_id)

@@ -79,6 +79,9 @@ SELECT key, result FROM steps WHERE turn_id = ?
 SELECT snapshot, memory FROM tasks
 WHERE id = :task_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach) AND hidden = 0
 
+-- name: reload
+SELECT snapshot, memory, seq FROM tasks WHERE id = :task_id AND owner = :owner
+
 -- name: end_task
 UPDATE tasks SET state = :state, status_at = :status_at, snapshot = :snapshot
 WHERE id = :task_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach) AND state = :expected

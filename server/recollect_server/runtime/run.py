@@ -99,9 +99,9 @@ class Run(EventQueue):
             self._publish(event)
             self._settle(self.snapshot.copy())
 
-    def resume(self, task: Task) -> None:
+    def resume(self, task: Task, seq: int) -> None:
         """Go on from the task as it became while this run waited."""
-        self.snapshot = Snapshot(task, self.snapshot.seq)
+        self.snapshot = Snapshot(task, seq)
         self.snapshot.hear(self.turn.request.message)
 
     async def fail(self, reason: str) -> None:

@@ -67,6 +67,10 @@ class SQLiteStore(Store):
     async def mark(self, turn: Turn, state: TurnState) -> None:
         await self._write("mark_turn", {"id": turn.id, "attempt": turn.attempt, "state": state})
 
+    async def reload(self, turn: Turn) -> tuple[Task, int] | None:
+        rows = await self._rows("reload", {"task_id": turn.task_id, "owner": turn.owner})
+        return (_task(*rows[0][:2]), rows[0][2]) if rows else None
+
     async def recover(self) -> list[Accepted]:
         return await self._db.write(_recover)
 

@@ -51,6 +51,10 @@ class Store(ABC):
         """Note that a turn runs, waits for another, or is dropped since its task has ended."""
 
     @abstractmethod
+    async def reload(self, turn: Turn) -> tuple[Task, int] | None:
+        """The task of a turn that waited, and the number of its last event; None: it is gone."""
+
+    @abstractmethod
     async def recover(self) -> list[Accepted]:
         """The turns that were not done when the last process ended, oldest first, each with its attempt raised."""
 
