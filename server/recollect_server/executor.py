@@ -246,8 +246,7 @@ async def _of_task(context: RequestContext) -> list[Message]:
 
 
 def _message(message: A2AMessage) -> Message:
-    role = "assistant" if message.role == Role.ROLE_AGENT else "user"
-    return Message(role, text_of(message), id=message.message_id)
+    return Message("assistant" if message.role == Role.ROLE_AGENT else "user", text_of(message), id=message.message_id)
 
 
 def _provenance(message: Message) -> Mapping[str, Any]:
