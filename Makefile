@@ -31,7 +31,7 @@ check: $(DEV) ## Lint, formatting, types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: install ## Measure the start, the memory it takes, and the first answer
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -39,7 +39,7 @@ def server(folder: str) -> Generator[tuple[subprocess.Popen[bytes], str, float]]
     """A server on the built-in config, as (process, address, seconds until it served its card)."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     began = time.perf_counter()
-    command = [RECOLLECT, "serve", "--port", str(port)]
+    command = [str(RECOLLECT), "serve", "--port", str(port)]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while not answers(f"{url}/.well-known/agent-card.json"):

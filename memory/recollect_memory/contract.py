@@ -170,6 +170,159 @@ class MemoryEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryRecord:
+    """One memory as its owner sees it. Times carry a zone."""
+
+    id: str
+    kind: MemoryKind
+    content: str
+    role: str
+    """Who said it: "user", "assistant", or "system" for what was made from what they said."""
+    speaker: str
+    session_id: str
+    created_at: datetime
+    """When it was first said."""
+    valid_from: datetime
+    valid_to: datetime | None = None
+    """When it stopped being true: superseded, or corrected. None: it holds."""
+    superseded_by: str | None = None
+    """The id of the memory that took its place."""
+    sources: tuple[str, ...] = ()
+    """Ids of the messages it was made from, oldest first."""
+    pinned: bool = False
+    """Pinned memories neither expire nor fade."""
+    expires_at: datetime | None = None
+    quarantined: str | None = None
+    """Why it is kept from every prompt; None: it is not."""
+    version: int = 1
+    """Raised by every edit; the earlier ones are its history."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryHit:
+    """A record that a search found. `signals` add up to `score`, which is 0..1 within one answer, higher is better."""
+
+    record: MemoryRecord
+    score: float
+    signals: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFilter:
+    """Which memories are meant; every condition that is set must hold. Without conditions: the current ones.
+
+    `as_of`: what held at that time, whatever holds now. `superseded` and `quarantined`: those too.
+    """
+
+    kinds: frozenset[MemoryKind] = frozenset()
+    since: datetime | None = None
+    until: datetime | None = None
+    as_of: datetime | None = None
+    superseded: bool = False
+    quarantined: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPage:
+    """Some records, newest first, and where the next page begins; None: there is none."""
+
+    records: tuple[MemoryRecord, ...]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What an erasure or a forgetting took away, table by table, and what it could not reach (backups, a WAL elsewhere)."""
+
+    scope: str
+    at: datetime
+    deleted: Mapping[str, int]
+    left: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A user in one read: what holds of them in the long run, and what they are busy with now."""
+
+    facts: tuple[MemoryRecord, ...]
+    preferences: tuple[MemoryRecord, ...]
+    focus: tuple[MemoryRecord, ...]
+    summaries: tuple[MemoryRecord, ...]
+
+
+ALL = MemoryFilter()
+
+
+class ManagedMemory(Memory):
+    """A memory whose owner can see, correct and erase everything in it.
+
+    Every method names the whole scope, and reaches nothing outside it: the id of another's memory is not found. All raise
+    MemoryBackendError or StoreError where the memory cannot be reached.
+    """
+
+    @abstractmethod
+    async def browse(
+        self, scope: Scope, where: MemoryFilter = ALL, *, limit: int = 50, cursor: str | None = None
+    ) -> MemoryPage:
+        """The scope's memories, newest first. `cursor` is the `next` of the page before, stable under writes."""
+
+    @abstractmethod
+    async def get(self, scope: Scope, id: str) -> MemoryRecord | None: ...
+
+    @abstractmethod
+    async def history(self, scope: Scope, id: str) -> list[MemoryRecord]:
+        """The record's earlier versions and those it superseded, oldest first; the record itself last. Empty: no such id."""
+
+    @abstractmethod
+    async def search(
+        self, scope: Scope, query: str, where: MemoryFilter = ALL, *, top_k: int = 5, budget: int | None = None
+    ) -> list[MemoryHit]:
+        """The memories that match, best first, explained; at most `top_k`, and at most `budget` tokens in all."""
+
+    @abstractmethod
+    async def add(self, scope: Scope, content: str, *, kind: MemoryKind = MemoryKind.ENTITY) -> MemoryRecord:
+        """Remember a text by hand. What it supersedes is superseded, as if the user had said it."""
+
+    @abstractmethod
+    async def edit(self, scope: Scope, id: str, content: str) -> MemoryRecord | None:
+        """Correct a memory's text; None: no such id."""
+
+    @abstractmethod
+    async def pin(self, scope: Scope, id: str, pinned: bool = True) -> MemoryRecord | None: ...
+
+    @abstractmethod
+    async def forget(
+        self,
+        scope: Scope,
+        *,
+        ids: Sequence[str] = (),
+        query: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Receipt:
+        """Delete for good: by id, by a query (all that contain its words), by when it was said. Nothing given: ValueError."""
+
+    @abstractmethod
+    async def erase(self, scope: Scope) -> Receipt:
+        """Delete everything of the scope for good: rows, vectors, history, caches; on SQLite the bytes in the files too."""
+
+    @abstractmethod
+    async def remains(self, scope: Scope) -> Mapping[str, int]:
+        """What is still there of a scope, table by table; empty: nothing. The verifier of `erase`."""
+
+    @abstractmethod
+    def export(self, scope: Scope) -> AsyncIterator[Mapping[str, Any]]:
+        """Everything of the scope as JSON values, in an order in which `import_` takes them; a round trip is exact."""
+
+    @abstractmethod
+    async def import_(self, scope: Scope, values: AsyncIterator[Mapping[str, Any]]) -> int:
+        """Take what `export` gave; what is there already stays. How many memories were new."""
+
+    @abstractmethod
+    async def profile(self, scope: Scope) -> Profile: ...
+
+
+@dataclass(frozen=True, slots=True)
 class ToolSpec:
     """A tool as a model is told of it. `parameters` is a JSON Schema of type object."""
 
