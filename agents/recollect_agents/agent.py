@@ -154,22 +154,30 @@ class Agent:
         journal: Journal | None = None,
         max_steps: int | None = None,
         response_schema: Mapping[str, Any] | type[Any] | None = None,
+        recall: bool = True,
+        remember: bool = True,
+        top_k: int | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Answer the last user message of `state`; yield what happens, as it happens.
 
         The memory write is under way before FinalAnswer is yielded: whoever stops there loses nothing, whoever goes on
         waits for it. The answer is added to `state`. Without `ctx` the turn is a session of its own. `response_schema`
-        is a JSON Schema or a pydantic model that the answer must follow. Raises ModelError where the model cannot
-        answer (the user's message is remembered nevertheless) and what the journal raises.
+        is a JSON Schema or a pydantic model that the answer must follow. `recall` and `remember` switch the two halves of
+        memory off for this turn; `top_k` memories are recalled instead of the agent's own number.
+
+        Raises ModelError where the model cannot answer (the user's message is remembered nevertheless) and what the journal
+        raises.
         """
         ctx = ctx or InvocationContext(_new_id())
         turn = _Turn(ctx, journal or _NULL_JOURNAL, _schema(response_schema))
         asked = next((message for message in reversed(state.messages) if message.role == "user"), None)
         turn.prompt += self._system
-        if self.memories and asked is not None and asked.content.strip():
+        told = asked is not None and bool(asked.content.strip()) and bool(self.memories)
+        if told and remember:
             turn.asked = asked
+        if told and recall and asked is not None:
             await self._settled(ctx, self._recall.timeout)
-            recalled = await self._recall.retrieve(asked.content, ctx)
+            recalled = await self._recall.retrieve(asked.content, ctx, top_k=top_k)
             for failure in recalled.failures:
                 yield MemoryFailed("retrieve", failure.memory, failure.problem)
             yield MemoryRetrieved(recalled.messages)

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .api import api_routes
 from .bindings import jsonrpc_route, rest_router, serve_grpc
 from .cards import REST, agent_card, base_url, card_route
 from .config import Config, default_config, load_config
@@ -27,6 +28,7 @@ from .runtime.context import history_from
 from .runtime.local import LocalEngine
 from .runtime.retention import purge_forever
 from .runtime.turn import Progress
+from .users import Users
 
 
 def create_app(config: Config | Path | str | None = None, *, registry: Registry | None = None) -> Starlette:
@@ -64,13 +66,15 @@ def create_app(config: Config | Path | str | None = None, *, registry: Registry 
         for name, executor in executors.items()
     }
 
+    users = Users(registry.memories, store=store, engine=engine, outbox=outbox, database=registry.database)
+
     def site(name: str, at: str) -> Router:
         """An agent at its base: JSON-RPC (1.0 and 0.3) on the base itself, REST and the card below."""
         return Router(
             [
                 jsonrpc_route(handlers[name], identity, grace),
                 Mount(REST, rest_router(handlers[name], identity, grace)),
-                card_route(name, config.agents[name], server=config.server, at=at),
+                card_route(name, config, at=at),
             ],
             redirect_slashes=False,
         )
@@ -109,6 +113,7 @@ def create_app(config: Config | Path | str | None = None, *, registry: Registry 
             Route("/healthz", _healthy),
             Route("/agents", agents),
             Route("/agents/", agents),
+            Mount("/api/v1", Router(api_routes(registry.memories, users), redirect_slashes=False)),
             Mount("/agents", _ByName({name: site(name, f"/agents/{name}") for name in config.agents})),
             Mount("/", site(config.default_agent, "")),
         ],

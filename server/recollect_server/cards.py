@@ -8,24 +8,35 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 
 from a2a.server.request_handlers.response_helpers import agent_card_to_dict
-from a2a.types import AgentCapabilities, AgentCard, AgentInterface, AgentProvider, AgentSkill
+from a2a.types import AgentCapabilities, AgentCard, AgentExtension, AgentInterface, AgentProvider, AgentSkill
 from a2a.utils.constants import AGENT_CARD_WELL_KNOWN_PATH, TransportProtocol
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from .config import AgentConfig, ServerConfig, SkillConfig
+from .config import AgentConfig, Config, SkillConfig
+from .executor import MEMORY_EXTENSION
 
 REST = "/rest"
 """Where the HTTP+JSON binding lives, below an agent's base."""
 CACHE_CONTROL = "public, max-age=60"
 """Cards change with the configuration, which people edit: a minute, then a revalidation that costs a 304."""
+_MEMORY = AgentExtension(
+    uri=MEMORY_EXTENSION,
+    description=(
+        'Remembers its users. A request may carry metadata.memory = {mode: "on" | "read-only" | "off", top_k: 1..100}; '
+        "a finished task's metadata.memory tells what was retrieved and what became of the update."
+    ),
+)
 TEXT, JSON, ANY = "text/plain", "application/json", "*/*"
 
 
-def agent_card(name: str, agent: AgentConfig, url: str, grpc: str | None = None) -> AgentCard:
+def agent_card(
+    name: str, agent: AgentConfig, url: str, grpc: str | None = None, *, remembers: bool = False
+) -> AgentCard:
     """The card of an agent whose base address is `url`, which has no slash at its end, and `grpc` "host:port"."""
     provider = agent.provider
+    extensions = [_MEMORY] if remembers else []
     more = [AgentInterface(url=grpc, protocol_binding=TransportProtocol.GRPC, protocol_version="1.0")] if grpc else []
     return AgentCard(
         name=name,
@@ -37,7 +48,7 @@ def agent_card(name: str, agent: AgentConfig, url: str, grpc: str | None = None)
             AgentInterface(url=f"{url}{REST}", protocol_binding=TransportProtocol.HTTP_JSON, protocol_version="1.0"),
             *more,
         ],
-        capabilities=AgentCapabilities(streaming=True, push_notifications=True),
+        capabilities=AgentCapabilities(streaming=True, push_notifications=True, extensions=extensions),
         default_input_modes=agent.input_modes or ([ANY] if agent.executor else [TEXT, JSON]),
         default_output_modes=[TEXT],
         skills=[_skill(skill) for skill in agent.skills] or [_only_skill(name, agent)],
@@ -45,15 +56,16 @@ def agent_card(name: str, agent: AgentConfig, url: str, grpc: str | None = None)
     )
 
 
-def card_route(name: str, agent: AgentConfig, *, server: ServerConfig, at: str) -> Route:
+def card_route(name: str, config: Config, *, at: str) -> Route:
     """Serves the card of the agent whose base is the path `at` ("" or "/agents/x"), below the address callers use."""
 
+    agent, server, remembers = config.agents[name], config.server, bool(config.memories_of(name))
     since = formatdate(usegmt=True)  # a card changes when its server starts with another configuration
 
     @lru_cache(maxsize=32)
     def answer(base: str) -> tuple[bytes, dict[str, str]]:
         grpc = f"{urlsplit(base).hostname}:{server.grpc_port}" if server.grpc_port and not at else None
-        body = JSONResponse(agent_card_to_dict(agent_card(name, agent, f"{base}{at}", grpc))).body
+        body = JSONResponse(agent_card_to_dict(agent_card(name, agent, f"{base}{at}", grpc, remembers=remembers))).body
         headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"', "Last-Modified": since}
         return bytes(body), headers | {"Cache-Control": CACHE_CONTROL, "Vary": "Host"}
 

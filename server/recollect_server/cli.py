@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from . import memory_cli
+
 if TYPE_CHECKING:
     from .config import Config
 
@@ -23,6 +25,7 @@ HELP = """Agents that remember their users, served over A2A.
   recollect send "Where am I from?" --user alice      a new conversation: it remembers
   recollect agents                                    what the server offers
   recollect check config/recollect.yaml               what is wrong with a configuration, by line
+  recollect memory list --user alice                  what is remembered of a user; memory --help for more
 """
 
 app = typer.Typer(
@@ -34,6 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(memory_cli.app, name="memory")
 
 Url = Annotated[str, typer.Option(envvar="RECOLLECT_URL", help="The server's address.")]
 Key = Annotated[str | None, typer.Option(envvar="RECOLLECT_KEY", help="The key, where the server wants one.")]

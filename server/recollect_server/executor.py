@@ -9,7 +9,8 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self, cast
 
 from a2a.server.agent_execution import AgentExecutor, RequestContext
 from a2a.server.events import EventQueue
@@ -17,6 +18,7 @@ from a2a.types import (
     Artifact,
     Part,
     Role,
+    SendMessageRequest,
     Task,
     TaskArtifactUpdateEvent,
     TaskState,
@@ -52,6 +54,10 @@ History = Callable[[RequestContext], Awaitable[list[Message]]]
 
 JOURNAL = "recollect.journal"
 """Where the runtime puts a turn's `Journal` into `call_context.state`."""
+MEMORY = "memory"
+"""The metadata key of the memory extension, in requests and in finished tasks."""
+MEMORY_EXTENSION = "urn:recollect:a2a:memory:v1"
+_MOST_MEMORIES = 100
 TURN = "recollect.turn"
 """Where it puts the turn itself."""
 
@@ -82,6 +88,31 @@ def conversation(task: Task) -> list[Message]:
     return [message for message in (*said, *answers) if message.content]
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """What a request asks of memory, by the extension `urn:recollect:a2a:memory:v1`: `memory: {mode, top_k}`."""
+
+    recall: bool = True
+    remember: bool = True
+    top_k: int | None = None
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> Self:
+        """As a request's metadata have it. Raises InvalidParamsError for what the extension does not know."""
+        asked = metadata.get(MEMORY)
+        if asked is None:
+            return cls()
+        if not isinstance(asked, dict):
+            raise InvalidParamsError("memory: must be an object with mode and top_k")
+        given = cast("dict[str, Any]", asked)
+        mode, top_k = given.get("mode", "on"), given.get("top_k")
+        if mode not in ("on", "read-only", "off"):
+            raise InvalidParamsError('memory.mode: must be "on", "read-only" or "off"')
+        if top_k is not None and not (isinstance(top_k, float | int) and top_k in range(1, _MOST_MEMORIES + 1)):
+            raise InvalidParamsError(f"memory.top_k: must be a whole number from 1 to {_MOST_MEMORIES}")
+        return cls(recall=mode != "off", remember=mode == "on", top_k=None if top_k is None else int(top_k))
+
+
 class A2AExecutor(AgentExecutor):
     """Runs one agent for each request. `history` tells what was said before; without it, only the task's own messages."""
 
@@ -89,18 +120,20 @@ class A2AExecutor(AgentExecutor):
         self.agent = agent
         self._history = history or _of_task
 
-    def check(self, message: A2AMessage) -> None:
-        """Raise InvalidParamsError for a message that `execute` could not run; a handler asks before it stores anything."""
-        refuse_without_text(message)
+    def check(self, request: SendMessageRequest) -> None:
+        """Raise InvalidParamsError for a request that `execute` could not run; a handler asks before it stores anything."""
+        refuse_without_text(request.message)
+        MemoryUse.of(MessageToDict(request.metadata))
 
     async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
         message = context.message
         if message is None:
             raise InvalidParamsError("the request carries no message")
-        self.check(message)
+        refuse_without_text(message)
+        use = MemoryUse.of(context.metadata)
         task = context.current_task
         user = user_of(context.metadata, message.metadata, task.metadata if task else None)
-        publish = _Publisher(context, event_queue)
+        publish = _Publisher(context, event_queue, use)
         history = await self._history(context)
         if task is None:
             await publish.task(message, user)
@@ -117,7 +150,10 @@ class A2AExecutor(AgentExecutor):
         state = State([*history, _message(message)])
         journal: Journal = context.call_context.state.get(JOURNAL) or NullJournal()
         try:
-            async with aclosing(self.agent.stream(state, ctx=turn, journal=journal)) as events:
+            stream = self.agent.stream(
+                state, ctx=turn, journal=journal, recall=use.recall, remember=use.remember, top_k=use.top_k
+            )
+            async with aclosing(stream) as events:
                 async for event in events:
                     await publish.event(event)
                     if publish.ended and JOURNAL not in context.call_context.state:
@@ -138,7 +174,8 @@ class A2AExecutor(AgentExecutor):
 class _Publisher:
     """Says in A2A what an agent does. A text delta waits for the next one, so that the last can be marked as such."""
 
-    def __init__(self, context: RequestContext, queue: EventQueue) -> None:
+    def __init__(self, context: RequestContext, queue: EventQueue, use: MemoryUse | None = None) -> None:
+        self._use = use or MemoryUse()
         self._task_id = context.task_id or ""
         self._context_id = context.context_id or ""
         self._artifact_id = f"answer-{context.message.message_id}" if context.message else "answer"
@@ -234,7 +271,8 @@ class _Publisher:
         if not self._memory:
             return None
         found = Struct()
-        found.update({"memory": {"update": "pending", **self._memory}})
+        update = {"update": "pending"} if self._use.remember else {}
+        found.update({MEMORY: update | self._memory})
         return found
 
 

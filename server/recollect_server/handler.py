@@ -116,7 +116,7 @@ class Handler(RequestHandler):
         if message.role != Role.ROLE_USER:
             raise InvalidParamsError("role: a message that is sent to an agent has the role ROLE_USER")
         if isinstance(self._executor, A2AExecutor):
-            self._executor.check(message)
+            self._executor.check(params)
         elif not message.parts:
             raise InvalidParamsError("parts: the message has none")
         self._check_modes(message)

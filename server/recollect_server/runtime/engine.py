@@ -47,6 +47,10 @@ class Engine(ABC):
         """A push config was added to the task: push what its turn says from now on."""
 
     @abstractmethod
+    async def disown(self, tenant: str, owner: str, *, cancel: bool) -> None:
+        """The owner is being erased: no turn of theirs that runs or waits writes a memory; `cancel` ends their tasks too."""
+
+    @abstractmethod
     async def cancel(self, caller: Caller, task_id: str) -> Task:
         """End the task as CANCELED, now. Raises TaskNotFoundError, or TaskNotCancelableError where it has ended."""
 

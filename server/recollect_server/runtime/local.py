@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -144,6 +145,15 @@ class LocalEngine(Engine):
     def pushes(self, caller: Caller, task_id: str) -> None:
         for run in self._runs.get(task_id, ()):
             run.pushes = True
+
+    async def disown(self, tenant: str, owner: str, *, cancel: bool) -> None:
+        runs = [run for runs in self._runs.values() for run in runs]
+        theirs = [run for run in runs if (run.turn.caller.tenant, run.turn.owner) == (tenant, owner)]
+        for run in theirs:
+            run.remembers = False
+        if cancel:
+            outcomes = (self.cancel(replace(run.turn.caller, reach=owner), run.turn.task_id) for run in theirs)
+            await asyncio.gather(*outcomes, return_exceptions=True)
 
     async def cancel(self, caller: Caller, task_id: str) -> Task:
         run = self._reachable(caller, task_id)

@@ -39,6 +39,7 @@ class Outbox:
         self._memories = memories
         self._tries = tries
         self._owed: dict[tuple[str, str], list[MemoryWrite]] = {}
+        self._delivering: set[tuple[str, str]] = set()
         self._arrived = asyncio.Condition()
         self._wake = {name: asyncio.Event() for name in memories}
         self._workers: list[asyncio.Task[None]] = []
@@ -72,6 +73,14 @@ class Outbox:
                 async with asyncio.timeout(_WAIT), self._arrived:
                     await self._arrived.wait_for(lambda: key not in self._owed)
 
+    async def drop(self, tenant: str, user: str) -> None:
+        """A user is being erased: forget what is owed on their behalf, and wait for what is just being delivered."""
+        theirs = {key for key, writes in self._owed.items() if _is_of(writes[0], tenant, user)}
+        for key in theirs:
+            del self._owed[key]
+        async with self._arrived:
+            await self._arrived.wait_for(lambda: not theirs & self._delivering)
+
     async def _deliver_forever(self, name: str) -> None:
         wake = self._wake[name]
         while True:
@@ -104,11 +113,19 @@ class Outbox:
     async def _deliver(self, due: DueWrite) -> bool:
         write = due.write
         messages = [message_of(value) for value in write.messages]
+        key = _key(write)
+        if key not in self._owed:
+            return True  # dropped since it was read
+        self._delivering.add(key)
         try:
             await self._memories[write.memory].update(messages, ctx=context_of(write.context))
         except Exception as error:  # noqa: BLE001 - kept, retried and shown
             await self._retry(due, f"{type(error).__name__}: {error}")
             return False
+        finally:
+            self._delivering.discard(key)
+            async with self._arrived:
+                self._arrived.notify_all()
         await self._store.write_done(due)
         await self._gone(write)
         return True
@@ -194,6 +211,11 @@ def backoff(tries: int) -> float:
     """Seconds until the next try after `tries` failed ones before this."""
     delay: float = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0**tries)
     return delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+
+
+def _is_of(write: MemoryWrite, tenant: str, user: str) -> bool:
+    context = context_of(write.context)
+    return (context.tenant, context.user_id) == (tenant, user)
 
 
 def _key(write: MemoryWrite) -> tuple[str, str]:

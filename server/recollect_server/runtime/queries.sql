@@ -220,3 +220,57 @@ DELETE FROM push_configs WHERE task_id = ?
 
 -- name: purge_tasks
 DELETE FROM tasks WHERE id = ?
+
+-- name: owned
+SELECT rowid, agent, snapshot, memory FROM tasks
+WHERE tenant = :tenant AND owner = :owner AND rowid > :after
+ORDER BY rowid LIMIT :limit
+
+-- name: restore
+INSERT INTO tasks (id, agent, tenant, owner, context_id, state, status_at, created_at, snapshot)
+VALUES (:task_id, :agent, :tenant, :owner, :context_id, :state, :now, :now, :snapshot)
+ON CONFLICT (id) DO NOTHING
+
+-- name: erase_steps
+DELETE FROM steps WHERE turn_id IN (
+    SELECT turns.id FROM turns JOIN tasks ON tasks.id = turns.task_id WHERE tasks.tenant = :tenant AND tasks.owner = :owner)
+
+-- name: erase_memory_outbox
+DELETE FROM memory_outbox WHERE task_id IN (SELECT id FROM tasks WHERE tenant = :tenant AND owner = :owner)
+
+-- name: erase_push_outbox
+DELETE FROM push_outbox WHERE task_id IN (SELECT id FROM tasks WHERE tenant = :tenant AND owner = :owner)
+
+-- name: erase_push_configs
+DELETE FROM push_configs WHERE task_id IN (SELECT id FROM tasks WHERE tenant = :tenant AND owner = :owner)
+
+-- name: erase_events
+DELETE FROM events WHERE task_id IN (SELECT id FROM tasks WHERE tenant = :tenant AND owner = :owner)
+
+-- name: erase_turns
+DELETE FROM turns WHERE task_id IN (SELECT id FROM tasks WHERE tenant = :tenant AND owner = :owner)
+
+-- name: erase_tasks
+DELETE FROM tasks WHERE tenant = :tenant AND owner = :owner
+
+-- name: count_steps
+SELECT count(*) FROM steps WHERE turn_id IN (
+    SELECT turns.id FROM turns JOIN tasks ON tasks.id = turns.task_id WHERE tasks.tenant = :tenant AND tasks.owner = :owner)
+
+-- name: count_memory_outbox
+SELECT count(*) FROM memory_outbox WHERE task_id IN (SELECT id FROM tasks WHERE tenant = :tenant AND owner = :owner)
+
+-- name: count_push_outbox
+SELECT count(*) FROM push_outbox WHERE task_id IN (SELECT id FROM tasks WHERE tenant = :tenant AND owner = :owner)
+
+-- name: count_push_configs
+SELECT count(*) FROM push_configs WHERE task_id IN (SELECT id FROM tasks WHERE tenant = :tenant AND owner = :owner)
+
+-- name: count_events
+SELECT count(*) FROM events WHERE task_id IN (SELECT id FROM tasks WHERE tenant = :tenant AND owner = :owner)
+
+-- name: count_turns
+SELECT count(*) FROM turns WHERE task_id IN (SELECT id FROM tasks WHERE tenant = :tenant AND owner = :owner)
+
+-- name: count_tasks
+SELECT count(*) FROM tasks WHERE tenant = :tenant AND owner = :owner

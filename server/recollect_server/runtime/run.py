@@ -54,6 +54,8 @@ class Run(EventQueue):
         self.key: tuple[str, str, str] | None = None
         """What the engine counts this run under."""
         self.work: asyncio.Task[None] | None = None
+        self.remembers = True
+        """Whether its memory writes are kept; not those of an owner who was erased meanwhile."""
         self.canceling = False
         self.finishing = False
         """Whether the finishing commit has begun: from then on the run cannot be stopped."""
@@ -239,7 +241,7 @@ class Run(EventQueue):
             events=packed(payloads),
             pushes=payloads if self.pushes else [],
             steps=self._steps,
-            writes=self.writes if done else (),
+            writes=self.writes if done and self.remembers else (),
             done=done,
             answer=self._answer,
         )

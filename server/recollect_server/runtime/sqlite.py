@@ -19,7 +19,7 @@ from a2a.utils.errors import InvalidParamsError, TaskNotFoundError, UnsupportedO
 from recollect_memory.sqlite import Database, named_queries
 from recollect_server.identity import USER_ID
 
-from .store import Listing, Store
+from .store import Listing, OwnedTask, Store
 from .turn import (
     TERMINAL,
     USER,
@@ -162,6 +162,45 @@ class SQLiteStore(Store):
             return len(ids)
 
         return await self._db.write(operation)
+
+    async def owned(self, tenant: str, owner: str, after: int, limit: int) -> list[OwnedTask]:
+        values = {"tenant": tenant, "owner": owner, "after": after, "limit": limit}
+        rows = await self._rows("owned", values)
+        return [OwnedTask(place, agent, _task(snapshot, memory)) for place, agent, snapshot, memory in rows]
+
+    async def restore(self, tenant: str, owner: str, agent: str, task: Task) -> bool:
+        values = {
+            "task_id": task.id,
+            "agent": agent,
+            "tenant": tenant,
+            "owner": owner,
+            "context_id": task.context_id,
+            "state": task.status.state,
+            "now": task.status.timestamp.ToMicroseconds(),
+            "snapshot": task.SerializeToString(),
+        }
+        return await self._db.write(lambda db: db.execute(_SQL["restore"], values).rowcount) == 1
+
+    async def disown_writes(self, tenant: str, owner: str) -> int:
+        values = {"tenant": tenant, "owner": owner}
+        return await self._db.write(lambda db: db.execute(_SQL["erase_memory_outbox"], values).rowcount)
+
+    async def erase(self, tenant: str, owner: str) -> dict[str, int]:
+        values = {"tenant": tenant, "owner": owner}
+
+        def operation(db: sqlite3.Connection) -> dict[str, int]:
+            return {table: db.execute(_SQL[f"erase_{table}"], values).rowcount for table in _PURGED}
+
+        return await self._db.write(operation)
+
+    async def remains(self, tenant: str, owner: str) -> dict[str, int]:
+        values = {"tenant": tenant, "owner": owner}
+
+        def operation(db: sqlite3.Connection) -> dict[str, int]:
+            counts = {table: db.execute(_SQL[f"count_{table}"], values).fetchone()[0] for table in _PURGED}
+            return {table: count for table, count in counts.items() if count}
+
+        return await self._db.read(operation)
 
     async def _rows(self, name: str, values: Mapping[str, Any] | tuple[Any, ...]) -> list[Any]:
         return await self._db.read(lambda db: db.execute(_SQL[name], values).fetchall())

@@ -24,6 +24,14 @@ class Listing:
     """Whether to count the tasks."""
 
 
+@dataclass(frozen=True, slots=True)
+class OwnedTask:
+    place: int
+    """Grows from task to task of one owner."""
+    agent: str
+    task: Task
+
+
 class Store(ABC):
     """Everything raises StoreError where the database fails; what is not the caller's is not found."""
 
@@ -133,3 +141,25 @@ class Store(ABC):
     @abstractmethod
     async def purge(self, before: int, limit: int) -> int:
         """Delete up to `limit` tasks that ended before `before`, with everything of theirs; how many."""
+
+    # -- all of an owner's -----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def owned(self, tenant: str, owner: str, after: int, limit: int) -> list[OwnedTask]:
+        """An owner's tasks, of every agent, oldest first, from behind the `place` of the last one known on."""
+
+    @abstractmethod
+    async def restore(self, tenant: str, owner: str, agent: str, task: Task) -> bool:
+        """Store a task that was exported; False, and nothing is written, where its id is taken."""
+
+    @abstractmethod
+    async def disown_writes(self, tenant: str, owner: str) -> int:
+        """Drop what is owed to memories on behalf of an owner; how many writes."""
+
+    @abstractmethod
+    async def erase(self, tenant: str, owner: str) -> dict[str, int]:
+        """Delete an owner's tasks with everything of theirs; the rows that went, by table."""
+
+    @abstractmethod
+    async def remains(self, tenant: str, owner: str) -> dict[str, int]:
+        """The rows that are there of an owner, by table; tables without any are left out."""

@@ -1,0 +1,314 @@
+"""The command line of memories: recollect memory list, search, get, add, edit, pin, forget, export, import, erase."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from urllib.parse import quote
+
+import typer
+
+if TYPE_CHECKING:
+    import httpx
+
+HELP = """See, correct and erase what is remembered of a user, on a server that runs.
+
+\b
+  recollect memory list --user alice
+  recollect memory search "where does she live" --user alice
+  recollect memory edit ID "I live in Oslo" --user alice
+  recollect memory forget --user alice --query passport
+  recollect memory export --user alice > alice.jsonl
+  recollect memory erase --user alice --tasks --verify
+"""
+
+app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
+
+User = Annotated[str, typer.Option(help="Whose memory it is.")]
+Url = Annotated[str, typer.Option(envvar="RECOLLECT_URL", help="The server's address.")]
+Key = Annotated[str | None, typer.Option(envvar="RECOLLECT_KEY", help="The key, where the server wants one.")]
+Space = Annotated[str, typer.Option(help="The memory's name in the server's configuration.")]
+Tenant = Annotated[str, typer.Option(help="The tenant, where there are several.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Kind = Annotated[list[str] | None, typer.Option(help="Only this kind; may be given several times.")]
+Since = Annotated[str | None, typer.Option(help="Only what was said from this time on, such as 2026-01-31.")]
+Until = Annotated[str | None, typer.Option(help="Only what was said before this time.")]
+AsOf = Annotated[str | None, typer.Option(help="What held at this time, whatever holds now.")]
+Id = Annotated[str, typer.Argument(help="The memory's id, as `list` and `search` show it.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+_URL = "http://127.0.0.1:9000"
+_SECONDS = 120.0
+_OF_TASKS = frozenset(("tasks", "turns", "steps", "events", "push_configs", "push_outbox"))
+
+
+@app.command("list")
+def list_(
+    user: User,
+    kind: Kind = None,
+    since: Since = None,
+    until: Until = None,
+    as_of: AsOf = None,
+    superseded: Annotated[bool, typer.Option("--superseded", help="Also what no longer holds.")] = False,
+    quarantined: Annotated[bool, typer.Option("--quarantined", help="Also what is kept from prompts.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="How many.")] = 50,
+    space: Space = "default",
+    tenant: Tenant = "",
+    json_: Json = False,
+    url: Url = _URL,
+    key: Key = None,
+) -> None:
+    """What is remembered, newest first."""
+    flags = {"superseded": superseded, "quarantined": quarantined}
+    query = _query(kind=kind, since=since, until=until, as_of=as_of, limit=limit, **flags)
+    with _server(url, key, user, space, tenant) as call:
+        _show(call("GET", "/memories", query), json_)
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(help="What to look for.")],
+    user: User,
+    kind: Kind = None,
+    since: Since = None,
+    until: Until = None,
+    as_of: AsOf = None,
+    top: Annotated[int, typer.Option(min=1, max=500, help="How many.")] = 10,
+    space: Space = "default",
+    tenant: Tenant = "",
+    json_: Json = False,
+    url: Url = _URL,
+    key: Key = None,
+) -> None:
+    """What an agent would find, best first, each with its score and why."""
+    query = _query(q=text, kind=kind, since=since, until=until, as_of=as_of, top_k=top)
+    with _server(url, key, user, space, tenant) as call:
+        _show(call("GET", "/memories/search", query), json_)
+
+
+@app.command()
+def get(id_: Id, user: User, space: Space = "default", tenant: Tenant = "", url: Url = _URL, key: Key = None) -> None:
+    """One memory, with the messages it came from and its history."""
+    with _server(url, key, user, space, tenant) as call:
+        _print(call("GET", f"/memories/{_part(id_)}"))
+
+
+@app.command()
+def add(
+    text: Annotated[str, typer.Argument(help="What to remember.")],
+    user: User,
+    kind: Annotated[str, typer.Option(help="RecentMessage, Summary, Entity or Preference.")] = "Entity",
+    space: Space = "default",
+    tenant: Tenant = "",
+    url: Url = _URL,
+    key: Key = None,
+) -> None:
+    """Remember something by hand; prints its id."""
+    with _server(url, key, user, space, tenant) as call:
+        typer.echo(call("POST", "/memories", body={"content": text, "kind": kind})["id"])
+
+
+@app.command()
+def edit(
+    id_: Id,
+    text: Annotated[str, typer.Argument(help="What it says from now on.")],
+    user: User,
+    space: Space = "default",
+    tenant: Tenant = "",
+    url: Url = _URL,
+    key: Key = None,
+) -> None:
+    """Correct a memory; what it said before stays in its history."""
+    with _server(url, key, user, space, tenant) as call:
+        call("PATCH", f"/memories/{_part(id_)}", body={"content": text})
+
+
+@app.command()
+def pin(
+    id_: Id,
+    user: User,
+    off: Annotated[bool, typer.Option("--off", help="Unpin it.")] = False,
+    space: Space = "default",
+    tenant: Tenant = "",
+    url: Url = _URL,
+    key: Key = None,
+) -> None:
+    """Keep a memory from fading and expiring."""
+    with _server(url, key, user, space, tenant) as call:
+        call("PATCH", f"/memories/{_part(id_)}", body={"pinned": not off})
+
+
+@app.command()
+def forget(
+    user: User,
+    ids: Annotated[list[str] | None, typer.Argument(help="The ids of what to forget.")] = None,
+    query: Annotated[str | None, typer.Option(help="Forget all that contain these words.")] = None,
+    since: Since = None,
+    until: Until = None,
+    yes: Yes = False,
+    space: Space = "default",
+    tenant: Tenant = "",
+    url: Url = _URL,
+    key: Key = None,
+) -> None:
+    """Delete memories for good: by id, by words, by when they were said. Prints the receipt."""
+    wanted = _query(ids=ids, query=query, since=since, until=until)
+    if not wanted:
+        _refuse("say what to forget: ids, --query, --since or --until", 2)
+    if not yes and not ids:
+        typer.confirm(f"Delete what matches, of {user}, for good?", abort=True, err=True)
+    with _server(url, key, user, space, tenant) as call:
+        _print(call("POST", "/memories/forget", body=wanted))
+
+
+@app.command()
+def export(
+    user: User,
+    output: Annotated[Path | None, typer.Option(help="The file to write; else to the terminal.")] = None,
+    tenant: Tenant = "",
+    url: Url = _URL,
+    key: Key = None,
+) -> None:
+    """Everything that is kept of a user, as JSON Lines: memories of every space, tasks with messages and artifacts."""
+    path, params = f"/users/{_part(user)}/export", {"tenant": tenant}
+    with _client(url, key) as client, client.stream("GET", path, params=params) as got:
+        if got.is_error:
+            got.read()
+            _fail(got)
+        stream = output.open("wb") if output is not None else sys.stdout.buffer
+        with stream:
+            for chunk in got.iter_bytes():
+                stream.write(chunk)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="What `export` wrote.", exists=True, dir_okay=False)],
+    user: User,
+    tenant: Tenant = "",
+    url: Url = _URL,
+    key: Key = None,
+) -> None:
+    """Take an export, for this user. What is there already stays as it is."""
+    with _client(url, key) as client, file.open("rb") as lines:
+        _print(_answer(client.post(f"/users/{_part(user)}/import", params={"tenant": tenant}, content=lines)))
+
+
+@app.command()
+def erase(
+    user: User,
+    tasks: Annotated[bool, typer.Option("--tasks", help="Also tasks, events, journals and artifacts.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Look afterwards whether anything is left.")] = False,
+    yes: Yes = False,
+    tenant: Tenant = "",
+    url: Url = _URL,
+    key: Key = None,
+) -> None:
+    """Delete everything that is remembered of a user, in every space, for good. Prints the receipt.
+
+    With --verify, exit code 1 where something is left.
+    """
+    if not yes:
+        what = "memories and tasks" if tasks else "memories"
+        typer.confirm(f"Delete all {what} of {user} for good?", abort=True, err=True)
+    with _client(url, key) as client:
+        path, params = f"/users/{_part(user)}", {"tenant": tenant}
+        receipt = _answer(client.delete(path, params=params | {"tasks": str(tasks).lower()}))
+        _print(receipt)
+        if verify:
+            remains: Mapping[str, int] = _answer(client.get(path, params=params))["remains"]
+            left = {table: count for table, count in remains.items() if tasks or table not in _OF_TASKS}
+            if left or receipt["left"]:
+                _refuse(f"left: {json.dumps(left)} {' '.join(receipt['left'])}".rstrip(), 1)
+            typer.echo("verified: nothing is left")
+
+
+# -- the server ----------------------------------------------------------------------------------------------------------
+
+
+class _Call:
+    """Calls the API on behalf of one user and space."""
+
+    def __init__(self, client: httpx.Client, **whose: str) -> None:
+        self._client = client
+        self._whose = whose
+
+    def __call__(
+        self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        params = {**self._whose, **(query or {})}
+        return _answer(self._client.request(method, path, params=params, json=body))
+
+
+@contextmanager
+def _server(url: str, key: str | None, user: str, space: str, tenant: str) -> Generator[_Call]:
+    with _client(url, key) as client:
+        yield _Call(client, user=user, space=space, tenant=tenant)
+
+
+@contextmanager
+def _client(url: str, key: str | None) -> Generator[httpx.Client]:
+    import httpx
+
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        with httpx.Client(base_url=f"{url.rstrip('/')}/api/v1", headers=headers, timeout=_SECONDS) as client:
+            yield client
+    except httpx.ConnectError:
+        _refuse(f"no server answers at {url}: start one with `recollect serve`, or name another with --url", 1)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        _refuse(f"{url}: {error or type(error).__name__}", 1)
+
+
+def _answer(answer: httpx.Response) -> dict[str, Any]:
+    if answer.is_error:
+        _fail(answer)
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def _fail(answer: httpx.Response) -> NoReturn:
+    try:
+        reason = answer.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        reason = f"HTTP {answer.status_code}"
+    _refuse(str(reason), 1)
+
+
+def _refuse(reason: str, code: int) -> NoReturn:
+    typer.echo(reason, err=True)
+    raise typer.Exit(code)
+
+
+def _query(**values: Any) -> dict[str, Any]:
+    return {name: "true" if value is True else value for name, value in values.items() if value}
+
+
+def _part(value: str) -> str:
+    return quote(value, safe="")
+
+
+def _print(value: Mapping[str, Any]) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _show(found: Mapping[str, Any], json_: bool) -> None:
+    if json_:
+        _print(found)
+        return
+    for memory in found["memories"]:
+        marks = "".join(
+            mark for name, mark in (("pinned", "*"), ("valid_to", "-"), ("quarantined", "!")) if memory[name]
+        )
+        score = f"{memory['score']:.2f}  " if "score" in memory else ""
+        typer.echo(
+            f"{memory['id']}  {memory['created_at'][:10]}  {memory['kind']:13}  {score}{marks:1} {memory['content']}"
+        )
+        if "signals" in memory:
+            strongest = sorted(memory["signals"].items(), key=lambda signal: -abs(signal[1]))[:4]
+            typer.echo("    " + ", ".join(f"{name} {value:+.2f}" for name, value in strongest))
+    if found.get("next"):
+        typer.echo("There are more: raise --limit, or narrow with --since and --until.", err=True)
