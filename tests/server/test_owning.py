@@ -1,0 +1,280 @@
+"""What people do with memories, over HTTP and in the terminal, on a server that runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import uuid
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from recollect_server import TaskClient
+
+from .conftest import Serve, Server, command, environment
+
+CONFIG = """\
+memory:
+  default: {embedder: off}
+  work: {embedder: off}
+agents:
+  one: {default: true, model: "parts:Recite", memory: [default, work]}
+  reader: {model: "parts:Recite"}
+"""
+SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def server(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+    with serve(tmp_path_factory.mktemp("owning"), CONFIG) as running:
+        yield running
+
+
+@pytest.fixture
+def user() -> str:
+    return f"user-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def api(server: Server) -> Generator[httpx.Client]:
+    with httpx.Client(base_url=f"{server.url}/api/v1", timeout=SECONDS) as client:
+        yield client
+
+
+def tell(server: Server, user: str, text: str, **metadata: Any) -> dict[str, Any]:
+    with TaskClient(server.url) as client:
+        return client.send_task(text, {"user_id": user, **metadata}).to_dict()
+
+
+def memories(api: httpx.Client, user: str, **more: Any) -> list[dict[str, Any]]:
+    answer = api.get("/memories", params={"user": user, **more})
+    assert answer.status_code == 200, answer.text
+    found: list[dict[str, Any]] = answer.json()["memories"]
+    return found
+
+
+def stored(api: httpx.Client, user: str, text: str) -> dict[str, Any]:
+    """The memory that says this, once it has arrived."""
+    for _ in range(200):
+        for memory in api.get("/memories/search", params={"user": user, "q": text}).json()["memories"]:
+            if memory["content"] == text:
+                return dict(memory)
+    raise AssertionError(f"{text!r} did not arrive")
+
+
+def recollect(server: Server, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command("memory", *arguments, "--url", server.url),
+        capture_output=True,
+        text=True,
+        input=stdin,
+        timeout=SECONDS,
+        env=environment(),
+        check=False,
+    )
+
+
+def test_a_memory_is_seen_with_where_it_came_from(server: Server, api: httpx.Client, user: str) -> None:
+    """List, search with an explanation, get with history and sources."""
+    task = tell(server, user, "I keep bees on the roof.")
+    found = stored(api, user, "I keep bees on the roof.")
+    assert found["sources"] == [task["history"][0]["messageId"]]
+    assert found["role"] == "user"
+    assert sum(found["signals"].values()) == pytest.approx(found["score"], abs=0.02)
+    assert found["id"] in [memory["id"] for memory in memories(api, user)]
+    whole = api.get(f"/memories/{found['id']}", params={"user": user}).json()
+    assert whole["content"] == "I keep bees on the roof."
+    assert whole["history"] == []
+
+
+def test_a_correction_keeps_what_was_said_before(server: Server, api: httpx.Client, user: str) -> None:
+    """Edit: the new text is found, the old one stays in the history; pin marks."""
+    tell(server, user, "My boat is called Nora.")
+    id_ = stored(api, user, "My boat is called Nora.")["id"]
+    changed = api.patch(
+        f"/memories/{id_}", params={"user": user}, json={"content": "My boat is called Dora.", "pinned": True}
+    )
+    assert changed.status_code == 200, changed.text
+    assert changed.json()["pinned"] is True
+    whole = api.get(f"/memories/{id_}", params={"user": user}).json()
+    assert [memory["content"] for memory in whole["history"]] == ["My boat is called Nora."]
+    assert stored(api, user, "My boat is called Dora.")["id"] == id_
+
+
+def test_what_is_added_by_hand_is_recalled(server: Server, api: httpx.Client, user: str) -> None:
+    """POST remembers; the agent sees it in its next turn."""
+    added = api.post("/memories", params={"user": user}, json={"content": "My shoe size is 43.", "kind": "Entity"})
+    assert added.status_code == 201, added.text
+    answer = tell(server, user, "What is my shoe size?")
+    assert "My shoe size is 43." in json.dumps(answer["artifacts"])
+    assert answer["metadata"]["memory"]["retrieved"][0]["id"] == added.json()["id"]
+
+
+def test_another_user_s_memory_is_not_there(server: Server, api: httpx.Client, user: str) -> None:
+    """By no id, no search, no list, no change."""
+    tell(server, user, "My locker code is 7731.")
+    id_ = stored(api, user, "My locker code is 7731.")["id"]
+    other = {"user": f"{user}x"}
+    assert api.get(f"/memories/{id_}", params=other).status_code == 404
+    assert api.patch(f"/memories/{id_}", params=other, json={"content": "x"}).status_code == 404
+    assert api.delete(f"/memories/{id_}", params=other).status_code == 404
+    assert api.get("/memories", params=other).json()["memories"] == []
+    assert api.get("/memories/search", params=other | {"q": "locker code"}).json()["memories"] == []
+    assert api.get("/memories", params={"user": user, "space": "work"}).json()["memories"] != []
+    assert api.get("/memories", params={"user": user, "tenant": "t"}).json()["memories"] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "words"),
+    [
+        ("GET", "/memories", None, "user, or session"),
+        ("GET", "/memories?user=a&session=b", None, "user, or session"),
+        ("GET", "/memories?user=a&space=nowhere", None, "no memory 'nowhere'"),
+        ("GET", "/memories?user=a&limit=0", None, "limit: must be a whole number"),
+        ("GET", "/memories?user=a&kind=Gossip", None, "kind: must be one of RecentMessage"),
+        ("GET", "/memories?user=a&since=soon", None, "since: must be a time"),
+        ("GET", "/memories?user=a%0Ab", None, "control characters"),
+        ("GET", "/memories?user=a&superseded=maybe", None, "superseded: must be true or false"),
+        ("GET", "/memories/search?user=a", None, "q: is missing"),
+        ("POST", "/memories?user=a", {"content": " "}, "content: must be a text"),
+        ("POST", "/memories?user=a", {"content": "x", "color": 1}, "color: unknown"),
+        ("POST", "/memories?user=a", [1], "must be a JSON object"),
+        ("POST", "/memories/forget?user=a", {}, "say what to forget"),
+        ("POST", "/memories/forget?user=a", {"ids": [1]}, "ids: must be a list"),
+    ],
+)
+def test_a_mistake_is_told(api: httpx.Client, method: str, path: str, body: Any, words: str) -> None:
+    """400, and one line that names what is wrong."""
+    answer = api.request(method, path, json=body)
+    assert answer.status_code == 400, answer.text
+    assert words in answer.json()["error"]
+
+
+def test_forgetting_is_for_good(server: Server, api: httpx.Client, user: str) -> None:
+    """By id, and by words; the receipt counts, and no search finds it again."""
+    tell(server, user, "My passport number is XK220.")
+    tell(server, user, "My favourite tea is oolong.")
+    passport = stored(api, user, "My passport number is XK220.")
+    stored(api, user, "My favourite tea is oolong.")
+    receipt = api.post("/memories/forget", params={"user": user}, json={"query": "passport"}).json()
+    assert receipt["deleted"]["memories"] >= 1
+    assert api.get(f"/memories/{passport['id']}", params={"user": user}).status_code == 404
+    assert "passport" not in json.dumps(memories(api, user, limit=500))
+    tea = stored(api, user, "My favourite tea is oolong.")
+    assert api.delete(f"/memories/{tea['id']}", params={"user": user}).json()["deleted"]["memories"] == 1
+    assert api.delete(f"/memories/{tea['id']}", params={"user": user}).status_code == 404
+
+
+def test_a_user_leaves_with_everything_and_comes_back(server: Server, api: httpx.Client, user: str) -> None:
+    """Export holds memories, tasks, messages and artifacts; an import elsewhere and a second export give the same lines."""
+    task = tell(server, user, "I play the cello.")
+    stored(api, user, "I play the cello.")
+    lines = api.get(f"/users/{user}/export").text
+    values = [json.loads(line) for line in lines.splitlines()]
+    assert {value["type"] for value in values} == {"memory", "task"}
+    exported = next(value["task"] for value in values if value["type"] == "task")
+    assert exported["id"] == task["id"]
+    assert exported["artifacts"] == task["artifacts"]
+    again = api.post(f"/users/{user}/import", content=lines)
+    assert again.json()["new"]["memory"] == again.json()["new"]["task"] == 0
+    api.delete(f"/users/{user}", params={"tasks": "true"})
+    back = api.post(f"/users/{user}/import", content=lines)
+    assert back.status_code == 200, back.text
+    assert back.json()["new"]["task"] == 1
+    assert sorted(api.get(f"/users/{user}/export").text.splitlines()) == sorted(lines.splitlines())
+    bad = api.post(f"/users/{user}/import", content='{"type": "memory"}\n')
+    assert bad.status_code == 400
+    assert "line 1" in bad.json()["error"]
+
+
+def test_an_erased_user_is_gone_from_every_file(server: Server, api: httpx.Client, user: str) -> None:
+    """Rows of every table, and the bytes of the database files; a verifier says so; others keep theirs."""
+    other = f"{user}-neighbour"
+    tell(server, user, "My grandmother's brooch is a zanzibarite.")
+    tell(server, other, "My neighbour is a plumber.")
+    stored(api, user, "My grandmother's brooch is a zanzibarite.")
+    stored(api, other, "My neighbour is a plumber.")
+    receipt = api.delete(f"/users/{user}", params={"tasks": "true"}).json()
+    assert receipt["deleted"]["tasks"] == 1
+    assert receipt["deleted"]["turns"] == 1
+    assert receipt["deleted"]["memories"] >= 2
+    assert receipt["left"] == []
+    assert api.get(f"/users/{user}").json()["remains"] == {}
+    folder = server.folder / "var"
+    for file in folder.iterdir():
+        assert b"zanzibarite" not in file.read_bytes(), file
+    assert stored(api, other, "My neighbour is a plumber.")
+
+
+def test_a_request_may_keep_memory_out(server: Server, api: httpx.Client, user: str) -> None:
+    """The extension: read-only recalls and stores nothing, off does neither; what is wrong is refused."""
+    tell(server, user, "I have a parrot named Rio.")
+    stored(api, user, "I have a parrot named Rio.")
+    read = tell(server, user, "What is my parrot called? zq1", memory={"mode": "read-only", "top_k": 1})
+    assert len(read["metadata"]["memory"]["retrieved"]) == 1
+    assert "update" not in read["metadata"]["memory"]
+    off = tell(server, user, "What is my parrot called? zq2", memory={"mode": "off"})
+    assert "memory" not in off["metadata"]
+    assert "Rio" not in json.dumps(off["artifacts"])
+    last = tell(server, user, "What is my parrot called? zq3")
+    assert last["metadata"]["memory"]["update"] in ("pending", "stored")
+    stored(api, user, "What is my parrot called? zq3")
+    assert not any(
+        "zq1" in memory["content"] or "zq2" in memory["content"] for memory in memories(api, user, limit=500)
+    )
+    card = httpx.get(f"{server.url}/.well-known/agent-card.json").json()
+    assert [extension["uri"] for extension in card["capabilities"]["extensions"]] == ["urn:recollect:a2a:memory:v1"]
+
+
+@pytest.mark.parametrize("asked", ["on", {"mode": "maybe"}, {"top_k": 0}, {"top_k": 1.5}, {"top_k": "many"}])
+def test_an_unknown_wish_is_refused(server: Server, user: str, asked: Any) -> None:
+    """InvalidParams, and nothing runs."""
+    request = {
+        "message": {"messageId": uuid.uuid4().hex, "role": "ROLE_USER", "parts": [{"text": "hello"}]},
+        "metadata": {"user_id": user, "memory": asked},
+    }
+    call = {"jsonrpc": "2.0", "id": 1, "method": "SendMessage", "params": request}
+    answer = httpx.post(server.url, json=call, headers={"A2A-Version": "1.0"}).json()
+    assert answer["error"]["code"] == -32602
+    assert "memory" in answer["error"]["message"]
+
+
+def test_a_finished_task_tells_what_became_of_its_memory(server: Server, api: httpx.Client, user: str) -> None:
+    """`update` becomes "stored" once every memory has it."""
+    task = tell(server, user, "I repair typewriters.")
+    found: dict[str, Any] = {}
+    call = {"jsonrpc": "2.0", "id": 1, "method": "GetTask", "params": {"id": task["id"]}}
+    for _ in range(200):
+        found = httpx.post(server.url, json=call, headers={"A2A-Version": "1.0"}).json()["result"]
+        if found["metadata"]["memory"]["update"] == "stored":
+            return
+    raise AssertionError(found)
+
+
+def test_the_terminal_does_it_all(server: Server, api: httpx.Client, user: str, tmp_path: Path) -> None:
+    """list, search, get, add, edit, pin, forget, export, import, erase, as README and --help show them."""
+    id_ = recollect(server, "add", "I sail on Sundays.", "--user", user).stdout.strip()
+    assert id_
+    assert "I sail on Sundays." in recollect(server, "list", "--user", user).stdout
+    assert id_ in recollect(server, "search", "sail", "--user", user).stdout
+    assert recollect(server, "edit", id_, "I sail on Mondays.", "--user", user).returncode == 0
+    assert recollect(server, "pin", id_, "--user", user).returncode == 0
+    whole = json.loads(recollect(server, "get", id_, "--user", user).stdout)
+    assert (whole["content"], whole["pinned"]) == ("I sail on Mondays.", True)
+    file = tmp_path / "user.jsonl"
+    assert recollect(server, "export", "--user", user, "--output", str(file)).returncode == 0
+    assert recollect(server, "forget", id_, "--user", user).returncode == 0
+    assert "Mondays" not in recollect(server, "list", "--user", user, "--json").stdout
+    assert json.loads(recollect(server, "import", str(file), "--user", user).stdout)["new"]["memory"] == 1
+    assert "Mondays" in recollect(server, "list", "--user", user).stdout
+    refused = recollect(server, "erase", "--user", user, stdin="n\n")
+    assert refused.returncode == 1
+    erased = recollect(server, "erase", "--user", user, "--tasks", "--yes", "--verify")
+    assert erased.returncode == 0, erased.stderr
+    assert "verified: nothing is left" in erased.stdout
+    missing = recollect(server, "get", id_, "--user", user)
+    assert (missing.returncode, missing.stderr) == (1, "there is no such memory\n")
+    assert recollect(server, "forget", "--user", user).returncode == 2
