@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 import numpy as np
 
-from recollect_memory.contract import Embedder, InvocationContext, Memory, Message, Provenance, Scope
+from recollect_memory.contract import Embedder, InvocationContext, Memory, MemoryRecord, Message, Provenance, Scope
 from recollect_memory.errors import ConfigError, MemoryBackendError, RecollectError, StoreError
 from recollect_memory.sqlite import Database, path_of
 
@@ -113,8 +113,13 @@ class NativeMemory(Memory):
         new = list(_memories(messages, ctx))
         if not new:
             return
+        life = await self._run(self._begun, scope)
         rows = await self._run(self._embedded, new)
-        await self._database.write(lambda db: store.add(db, scope, rows))
+        try:
+            await self._database.write(lambda db: store.Change(db, scope, life).add(rows))
+        except store.Erased:
+            log.info("memory %s: a turn was not written: its scope was erased meanwhile", self.name)
+            return
         if self.indexes.get(scope) is not None:  # now rather than in the next retrieve, which would do it too
             try:
                 await self._run(self._caught_up, scope)
@@ -157,6 +162,11 @@ class NativeMemory(Memory):
             if not self._ready:
                 self._embedder = self._find_embedder()
                 self._ready = True
+
+    def _begun(self, scope: Scope) -> int:
+        """The life that the scope is in; one that was never written to begins it."""
+        life = self._database.read_now(lambda db: store.state(db, scope)).life
+        return life or self._database.write_now(lambda db: store.begin(db, scope))
 
     def _retrieve(self, scope: Scope, query: str, top_k: int) -> list[Message]:
         index = self._caught_up(scope)
@@ -217,12 +227,12 @@ class NativeMemory(Memory):
 
 
 def _catch_up(db: Any, scope: Scope, index: Index) -> bool:
-    version, epoch = store.state(db, scope)
-    if epoch != index.epoch:
-        index.start_over(epoch)
-    if version == index.version:
+    state = store.state(db, scope)
+    if state.epoch != index.epoch:
+        index.start_over(state.epoch)
+    if state.version == index.version:
         return False
-    index.apply(store.changed_since(db, scope, index.version), version)
+    index.apply(store.changed_since(db, scope, index.version), state.version)
     return True
 
 
@@ -230,33 +240,37 @@ def _memories(messages: Sequence[Message], ctx: InvocationContext) -> list[store
     """What the user and the assistant said. Recalled memories, instructions and tool results are not memories."""
     return [
         store.NewMemory(
-            message_id=store.storable(message.id),
-            turn_id=None if ctx.turn_id is None else store.storable(ctx.turn_id),
-            position=position,
             role=message.role,
             speaker=store.storable(message.name or ""),
             content=store.storable(message.content),
             session_id=store.storable(ctx.session_id),
             said_at=store.microseconds(message.created_at),
+            sources=(
+                store.Source(
+                    message_id=store.storable(message.id),
+                    said_at=store.microseconds(message.created_at),
+                    turn_id=None if ctx.turn_id is None else store.storable(ctx.turn_id),
+                    position=position,
+                ),
+            ),
         )
         for position, message in enumerate(messages)
         if message.role in ("user", "assistant") and message.content.strip() and "memory" not in message.metadata
     ]
 
 
-def _message(memory: store.StoredMemory, score: float) -> Message:
-    created = store.moment(memory.created_at)
+def _message(memory: MemoryRecord, score: float) -> Message:
     provenance = Provenance(
         id=memory.id,
         kind=memory.kind,
         score=round(min(1.0, max(0.0, score)), 6),
         sources=list(memory.sources),
-        created_at=created.isoformat(),
+        created_at=memory.created_at.isoformat(),
         backend="native",
     )
     metadata = {"memory": provenance, "role": memory.role}
     name = memory.speaker or memory.role
-    return Message("system", memory.content, id=memory.id, name=name, created_at=created, metadata=metadata)
+    return Message("system", memory.content, id=memory.id, name=name, created_at=memory.created_at, metadata=metadata)
 
 
 def _database(address: object) -> str:
