@@ -12,6 +12,7 @@ ALTER TABLE memories ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0 CHECK (pinned 
 ALTER TABLE memories ADD COLUMN expires_at INTEGER;     -- from then on it is found only with as_of; NULL: never
 ALTER TABLE memories ADD COLUMN quarantined TEXT;       -- why it is kept from every prompt; NULL: it is not
 ALTER TABLE memories ADD COLUMN revision INTEGER NOT NULL DEFAULT 1; -- of the text; raised by every edit
+ALTER TABLE memories ADD COLUMN tokens BLOB;           -- the embedder's vectors of single words: int8, 48 to a word; NULL: none
 
 -- Newest first, page by page; seq is the last column of every index.
 CREATE INDEX memories_by_time ON memories (tenant, space, owner, owner_id, created_at);

@@ -48,11 +48,11 @@ RETURNING seq
 INSERT INTO memories (
     tenant, space, owner, owner_id, id, version, kind, role, speaker, content, content_hash, session_id,
     created_at, said_at, valid_from, valid_to, superseded_by, pinned, expires_at, quarantined, revision,
-    embedder, dimensions, vector
+    embedder, dimensions, vector, tokens
 ) VALUES (
     :tenant, :space, :owner, :owner_id, :id, :version, :kind, :role, :speaker, :content, :content_hash, :session_id,
     :created_at, :said_at, :valid_from, :valid_to, :superseded_by, :pinned, :expires_at, :quarantined, :revision,
-    :embedder, :dimensions, :vector
+    :embedder, :dimensions, :vector, :tokens
 )
 RETURNING seq, id
 
@@ -71,7 +71,7 @@ RETURNING seq
 
 -- name: changed_since
 SELECT seq, version, role, speaker, content, session_id, created_at, said_at, embedder, vector, kind, valid_from, valid_to,
-    expires_at, pinned, quarantined IS NOT NULL
+    expires_at, pinned, quarantined IS NOT NULL, tokens
 FROM memories
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id AND version > :version
 ORDER BY seq

@@ -74,7 +74,7 @@ class NewMemory:
     """A memory on its way into the store. Times in microseconds.
 
     `role` is "user" or "assistant" for a message word for word, "system" for what was drafted from messages. `vector` is
-    float32 bytes, made by the model that `embedder` names.
+    float32 bytes, made by the model that `embedder` names; `tokens` int8 bytes of its single words, where it gives them.
     """
 
     role: str
@@ -86,6 +86,7 @@ class NewMemory:
     embedder: str | None = None
     dimensions: int | None = None
     vector: bytes | None = None
+    tokens: bytes | None = None
     kind: str = MemoryKind.RECENT_MESSAGE
     valid_from: int | None = None
     """When it began to hold; None: when it was said."""
@@ -132,6 +133,7 @@ class IndexRow:
     expires_at: int | None = None
     pinned: int = 0
     quarantined: int = 0
+    tokens: bytes | None = None
 
 
 # -- reading ------------------------------------------------------------------------------------------------------------
@@ -269,6 +271,7 @@ class Change:
             "embedder": new.embedder,
             "dimensions": new.dimensions,
             "vector": new.vector,
+            "tokens": new.tokens,
         }
         found = self.db.execute(SQL["refresh_duplicate"], values).fetchall()
         fresh = not found
