@@ -32,6 +32,8 @@ READERS = 2
 """Reader threads: one less than would help nobody on two cores, and reads are short."""
 _MOST_IN_ONE_COMMIT = 512
 _BUSY_SECONDS = 10.0
+_LOG_SECONDS = 2.0
+"""How long writes wait for readers to let go of the log, so that it can be cut."""
 _MIGRATION = re.compile(r"(\d{3})_\w+\.sql")
 
 
@@ -87,6 +89,18 @@ class Database:
         """`read` on the calling thread, with a connection of that thread's own."""
         self._reading()
         return self._read(operation)
+
+    async def scrub(self) -> str | None:
+        """Leave nothing in the files of what was deleted and committed before: None, or in words what may still hold it.
+
+        `secure_delete` zeroes what a row occupied, but not the copies that SQLite leaves in a page when it moves rows to
+        another. So the file is written anew (about 6 s a GB, in which writes wait and reads do not), and the log cut to
+        nothing. Calls that wait at the same time share the work.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[str | None] = loop.create_future()
+        self._submit(_Write(_scrub_follows, future, loop, scrub=True))
+        return await future
 
     def migrate(self, component: str, folder: Traversable) -> int:
         """Bring `component` up to the newest `NNN_what_it_does.sql` of `folder`; the version it is at afterwards.
@@ -182,6 +196,26 @@ class Database:
             self._connections.append(connection)
         return connection
 
+    def _disconnect(self, connection: sqlite3.Connection) -> None:
+        with self._lock:
+            self._connections.remove(connection)
+        connection.close()
+
+    def _scrub(self) -> str | None:
+        """On a connection of its own: one with a statement half read could neither write the file anew nor cut the log."""
+        connection: sqlite3.Connection | None = None
+        try:
+            connection = self._connect()
+            connection.execute("VACUUM")
+            connection.execute(f"PRAGMA busy_timeout = {_LOG_SECONDS * 1000:.0f}")
+            busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return f"{self.path.name}-wal, which a reader holds open: end it and erase again" if busy else None
+        except (sqlite3.Error, OSError) as error:
+            return f"unused space in {self.path.name} ({error}): {_advice(error)}, and erase again"
+        finally:
+            if connection is not None:
+                self._disconnect(connection)
+
     def _explain(self, error: Exception) -> StoreError:
         return StoreError(f"{self.path}: {error}. {_advice(error)}")
 
@@ -207,7 +241,16 @@ class Database:
                 explained = self._explain(error)
                 for write in batch:
                     write.error = write.error or explained
-            _acknowledge(batch)
+            scrubs = [write for write in batch if write.scrub and write.error is None]
+            _acknowledge([write for write in batch if write not in scrubs])
+            if scrubs:
+                if connection is not None:  # what a failed write has left half read would pin the log
+                    self._disconnect(connection)
+                    connection = None
+                left = self._scrub()
+                for write in scrubs:
+                    write.result = left
+                _acknowledge(scrubs)
 
 
 @dataclass(slots=True, eq=False)
@@ -217,6 +260,8 @@ class _Write:
     operation: Operation[Any]
     future: asyncio.Future[Any] | Future[Any]
     loop: asyncio.AbstractEventLoop | None
+    scrub: bool = False
+    """Wants `_scrub` after the commit."""
     result: Any = None
     error: Exception | None = None
 
@@ -227,6 +272,10 @@ class _Write:
             self.future.set_exception(self.error)
         else:
             self.future.set_result(self.result)
+
+
+def _scrub_follows(_: sqlite3.Connection) -> None:
+    """Nothing to commit: what is to be scrubbed was committed before."""
 
 
 def _commit(connection: sqlite3.Connection, batch: list[_Write]) -> None:
