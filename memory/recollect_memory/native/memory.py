@@ -9,21 +9,17 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
-
-import numpy as np
+from typing import Any, ParamSpec, Self, TypeVar
 
 from recollect_memory.contract import Embedder, InvocationContext, Memory, MemoryRecord, Message, Provenance, Scope
 from recollect_memory.errors import ConfigError, MemoryBackendError, RecollectError, StoreError
 from recollect_memory.sqlite import Database, path_of
 
 from . import store
-from .embedding import Recent, find_embedder
+from .cues import needs_memory
+from .embedding import Reading, Recent, find_embedder
 from .index import Index, Indexes
-from .ranking import Query, best, neutral, rank
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from .ranking import best, for_embedder, rank, read
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -102,7 +98,7 @@ class NativeMemory(Memory):
 
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
         scope = Scope.of(kwargs.get("ctx"), self.space)
-        if top_k < 1 or not query.strip():
+        if top_k < 1 or not needs_memory(query):
             return []
         return await self._run(self._retrieve, scope, query, top_k)
 
@@ -172,10 +168,11 @@ class NativeMemory(Memory):
         index = self._caught_up(scope)
         if not index.size:
             return []
-        vectors = self._embed([neutral(query, list(index.speaker_codes))])
+        readings = self._read([for_embedder(query, index)])
         with index.lock:
-            scores = rank(index, Query.of(query), vectors[0] if vectors is not None else None, datetime.now(UTC))
-            chosen = [(int(index.seqs[place]), float(scores[place])) for place in best(scores, top_k)]
+            asked = read(query, index, readings[0] if readings else None)
+            scores = rank(index, asked, datetime.now(UTC)).scores
+            chosen = [(int(index.column("seqs")[place]), float(scores[place])) for place in best(scores, top_k)]
         rows = self._database.read_now(lambda db: store.by_seq(db, scope, [seq for seq, _ in chosen]))
         return [_message(rows[seq], score) for seq, score in chosen if seq in rows]
 
@@ -191,23 +188,29 @@ class NativeMemory(Memory):
 
     def _empty_index(self) -> Index:
         embedder = self._embedder
-        return Index(embedder.name, embedder.dimensions) if embedder is not None else Index(None, 0)
+        return Index(embedder.name, embedder.dimensions, embedder.token_width) if embedder else Index(None, 0)
 
     def _embedded(self, memories: Sequence[store.NewMemory]) -> Sequence[store.NewMemory]:
-        vectors, embedder = self._embed([memory.content for memory in memories]), self._embedder
-        if vectors is None or embedder is None:
+        readings, embedder = self._read([memory.content for memory in memories]), self._embedder
+        if readings is None or embedder is None:
             return memories
         return [
-            dataclasses.replace(memory, embedder=embedder.name, dimensions=len(vector), vector=vector.tobytes())
-            for memory, vector in zip(memories, vectors.astype("<f4"), strict=True)
+            dataclasses.replace(
+                memory,
+                embedder=embedder.name,
+                dimensions=len(reading.vector),
+                vector=reading.vector.astype("<f4").tobytes(),
+                tokens=reading.tokens.tobytes() if reading.tokens is not None else None,
+            )
+            for memory, reading in zip(memories, readings, strict=True)
         ]
 
-    def _embed(self, texts: Sequence[str]) -> NDArray[np.float32] | None:
-        """Their vectors; None where there is no embedder, or where it fails: words alone are better than nothing."""
+    def _read(self, texts: Sequence[str]) -> list[Reading] | None:
+        """What the embedder makes of them; None where there is none, or where it fails: words alone are better than nothing."""
         if self._embedder is None:
             return None
         try:
-            return self._embedder.embed(texts)
+            return self._embedder.read(texts)
         except Exception:
             log.exception("memory %s: the embedder failed on %d texts: by words alone", self.name, len(texts))
             return None
