@@ -15,9 +15,8 @@ WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :own
 RETURNING version
 
 -- name: next_epoch
-UPDATE memory_scopes SET version = version + 1, epoch = epoch + 1
+UPDATE memory_scopes SET epoch = epoch + 1
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
-RETURNING version
 
 -- name: is_taken
 -- Two lookups: with OR in one, SQLite reads the whole scope.

@@ -59,6 +59,11 @@ def content_hash(role: str, speaker: str, content: str, *, quarantined: bool = F
     return hashlib.sha256("\0".join(parts).encode()).digest()
 
 
+def no_words() -> bytes:
+    """A content hash that no words have: for what is not current, which may be said anew."""
+    return secrets.token_bytes(32)
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A message that a memory is made from. `turn_id` and `position` (its place in the turn) where it *is* the memory."""
@@ -245,6 +250,11 @@ class Change:
             self._version = int(version)
         return self._version
 
+    def start_over(self) -> None:
+        """Make every index of the scope start over: rows or texts were taken away."""
+        _ = self.version  # an index that is at the version looks no further
+        self.db.execute(SQL["next_epoch"], self.key)
+
     def add(self, memories: Sequence[NewMemory]) -> list[Stored]:
         """Take messages: each is its first source, and one that was taken before, by its id or its place in its turn, is
         passed over. What was taken; `fresh` is False for what only refreshed the same words."""
@@ -293,7 +303,7 @@ class Change:
     def supersede(self, id: str, by: str | None, at: int) -> bool:
         """End a current memory at `at` (not before it began), because the memory `by` took its place (None: it just no
         longer holds). False: it is not current, or not of this scope."""
-        values = self.key | {"id": id, "by": by, "at": at, "content_hash": secrets.token_bytes(32)}
+        values = self.key | {"id": id, "by": by, "at": at, "content_hash": no_words()}
         return bool(self.db.execute(SQL["supersede"], values | {"version": self.version}).fetchall())
 
     def _add_sources(self, seq: int, sources: Iterable[Source]) -> None:
