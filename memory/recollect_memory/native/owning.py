@@ -176,11 +176,17 @@ def erase(db: sqlite3.Connection, scope: Scope) -> dict[str, int]:
 
 def trim(change: Change, most: int) -> int:
     """Where the scope has more than `most` memories, delete the least valuable of those that are not pinned, down to nine
-    tenths of it, so that it is seldom done. How many went."""
+    tenths of it, so that it is seldom done. Looked at once in so many writes. How many went."""
+    if not change.changed or change.version % max(1, min(64, most // 20)):
+        return 0
     (count,) = change.db.execute(SQL["count_memories"], change.key).fetchone()
     if count <= most:
         return 0
-    values = change.key | {"now": microseconds(datetime.now(UTC)), "most": count - most + most // 10}
+    values = change.key | {
+        "now": microseconds(datetime.now(UTC)),
+        "version": change.version,
+        "most": count - most + most // 10,
+    }
     return forget(change, [seq for (seq,) in change.db.execute(SQL["least_valuable"], values)])["memories"]
 
 

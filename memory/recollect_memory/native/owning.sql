@@ -141,9 +141,10 @@ WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :own
 
 -- name: least_valuable
 -- What goes first where there is too much: what holds no longer, or has expired, then what was kept from prompts, then what
--- others said, then messages before facts; of each sort, what was said longest ago.
+-- others said, then messages before facts; of each sort, what was said longest ago. Not what is being written.
 SELECT seq FROM memories
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id AND NOT pinned
+  AND version < :version
 ORDER BY valid_to IS NULL AND coalesce(expires_at > :now, TRUE), quarantined IS NULL, role <> 'assistant',
     kind <> 'RecentMessage', said_at, seq
 LIMIT :most

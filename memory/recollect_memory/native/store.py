@@ -250,6 +250,11 @@ class Change:
             self._version = int(version)
         return self._version
 
+    @property
+    def changed(self) -> bool:
+        """Whether there is a new version."""
+        return self._version is not None
+
     def start_over(self) -> None:
         """Make every index of the scope start over: rows or texts were taken away."""
         _ = self.version  # an index that is at the version looks no further
