@@ -14,6 +14,7 @@ import queue
 import re
 import sqlite3
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -67,6 +68,8 @@ class Database:
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._closed = False
+        self.scrubbed = False
+        """Whether the last `scrub` succeeded; False before the first: what an earlier process left is not known."""
 
     async def write(self, operation: Operation[T]) -> T:
         """Run `operation` in the next commit; its result is returned once that commit is on disk."""
@@ -176,8 +179,11 @@ class Database:
             if connection is None:
                 connection = self._local.connection = self._connect()
             return operation(connection)
-        except sqlite3.Error as error:
-            raise self._explain(error) from error
+        except Exception as error:
+            _let_go(error)
+            if isinstance(error, sqlite3.Error):
+                raise self._explain(error) from error
+            raise
 
     def _connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,7 +208,7 @@ class Database:
         connection.close()
 
     def _scrub(self) -> str | None:
-        """On a connection of its own: one with a statement half read could neither write the file anew nor cut the log."""
+        """On a connection of its own: on one with a statement half read, the file cannot be written anew."""
         connection: sqlite3.Connection | None = None
         try:
             connection = self._connect()
@@ -244,10 +250,8 @@ class Database:
             scrubs = [write for write in batch if write.scrub and write.error is None]
             _acknowledge([write for write in batch if write not in scrubs])
             if scrubs:
-                if connection is not None:  # what a failed write has left half read would pin the log
-                    self._disconnect(connection)
-                    connection = None
                 left = self._scrub()
+                self.scrubbed = left is None
                 for write in scrubs:
                     write.result = left
                 _acknowledge(scrubs)
@@ -274,6 +278,11 @@ class _Write:
             self.future.set_result(self.result)
 
 
+def _let_go(error: Exception) -> None:
+    """Drop what the frames of a failed operation hold: a statement half read pins the log for as long as the error is kept."""
+    traceback.clear_frames(error.__traceback__)
+
+
 def _scrub_follows(_: sqlite3.Connection) -> None:
     """Nothing to commit: what is to be scrubbed was committed before."""
 
@@ -287,6 +296,7 @@ def _commit(connection: sqlite3.Connection, batch: list[_Write]) -> None:
         except sqlite3.OperationalError:
             raise  # the disk, not the operation: the whole group is undone and told
         except Exception as error:  # noqa: BLE001 - handed to whoever awaits it
+            _let_go(error)
             connection.execute("ROLLBACK TO one")
             write.error = error
         connection.execute("RELEASE one")

@@ -159,7 +159,8 @@ class Owned(ManagedMemory):
     async def _delete(self, scope: Scope, deleted: Mapping[str, int]) -> Receipt:
         at = datetime.now(UTC)
         self._let_go(scope)
-        left = await self._database.scrub() if any(deleted.values()) else None
+        needed = any(deleted.values()) or not self._database.scrubbed
+        left = await self._database.scrub() if needed else None
         return Receipt(scope.key, at, deleted, (_ELSEWHERE,) if left is None else (left, _ELSEWHERE))
 
     def _let_go(self, scope: Scope) -> None:
