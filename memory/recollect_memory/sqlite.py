@@ -14,6 +14,7 @@ import queue
 import re
 import sqlite3
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -32,6 +33,8 @@ READERS = 2
 """Reader threads: one less than would help nobody on two cores, and reads are short."""
 _MOST_IN_ONE_COMMIT = 512
 _BUSY_SECONDS = 10.0
+_LOG_SECONDS = 2.0
+"""How long writes wait for readers to let go of the log, so that it can be cut."""
 _MIGRATION = re.compile(r"(\d{3})_\w+\.sql")
 
 
@@ -80,6 +83,8 @@ class Database:
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._closed = False
+        self.scrubbed = False
+        """Whether the last `scrub` succeeded; False before the first: what an earlier process left is not known."""
 
     async def write(self, operation: Operation[T]) -> T:
         """Run `operation` in the next commit; its result is returned once that commit is on disk."""
@@ -102,6 +107,18 @@ class Database:
         """`read` on the calling thread, with a connection of that thread's own."""
         self._reading()
         return self._read(operation)
+
+    async def scrub(self) -> str | None:
+        """Leave nothing in the files of what was deleted and committed before: None, or in words what may still hold it.
+
+        `secure_delete` zeroes what a row occupied, but not the copies that SQLite leaves in a page when it moves rows to
+        another. So the file is written anew (about 6 s a GB, in which writes wait and reads do not), and the log cut to
+        nothing. Calls that wait at the same time share the work.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[str | None] = loop.create_future()
+        self._submit(_Write(_scrub_follows, future, loop, scrub=True))
+        return await future
 
     def migrate(self, component: str, folder: Traversable) -> int:
         """Bring `component` up to the newest `NNN_what_it_does.sql` of `folder`; the version it is at afterwards.
@@ -177,8 +194,11 @@ class Database:
             if connection is None:
                 connection = self._local.connection = self._connect()
             return operation(connection)
-        except sqlite3.Error as error:
-            raise self._explain(error) from error
+        except Exception as error:
+            _let_go(error)
+            if isinstance(error, sqlite3.Error):
+                raise self._explain(error) from error
+            raise
 
     def _connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,6 +216,26 @@ class Database:
         with self._lock:
             self._connections.append(connection)
         return connection
+
+    def _disconnect(self, connection: sqlite3.Connection) -> None:
+        with self._lock:
+            self._connections.remove(connection)
+        connection.close()
+
+    def _scrub(self) -> str | None:
+        """On a connection of its own: on one with a statement half read, the file cannot be written anew."""
+        connection: sqlite3.Connection | None = None
+        try:
+            connection = self._connect()
+            connection.execute("VACUUM")
+            connection.execute(f"PRAGMA busy_timeout = {_LOG_SECONDS * 1000:.0f}")
+            busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return f"{self.path.name}-wal, which a reader holds open: end it and erase again" if busy else None
+        except (sqlite3.Error, OSError) as error:
+            return f"unused space in {self.path.name} ({error}): {_advice(error)}, and erase again"
+        finally:
+            if connection is not None:
+                self._disconnect(connection)
 
     def _explain(self, error: Exception) -> StoreError:
         return StoreError(f"{self.path}: {error}. {_advice(error)}")
@@ -222,7 +262,14 @@ class Database:
                 explained = self._explain(error)
                 for write in batch:
                     write.error = write.error or explained
-            _acknowledge(batch)
+            scrubs = [write for write in batch if write.scrub and write.error is None]
+            _acknowledge([write for write in batch if write not in scrubs])
+            if scrubs:
+                left = self._scrub()
+                self.scrubbed = left is None
+                for write in scrubs:
+                    write.result = left
+                _acknowledge(scrubs)
 
 
 @dataclass(slots=True, eq=False)
@@ -232,6 +279,8 @@ class _Write:
     operation: Operation[Any]
     future: asyncio.Future[Any] | Future[Any]
     loop: asyncio.AbstractEventLoop | None
+    scrub: bool = False
+    """Wants `_scrub` after the commit."""
     result: Any = None
     error: Exception | None = None
 
@@ -244,6 +293,15 @@ class _Write:
             self.future.set_result(self.result)
 
 
+def _let_go(error: Exception) -> None:
+    """Drop what the frames of a failed operation hold: a statement half read pins the log for as long as the error is kept."""
+    traceback.clear_frames(error.__traceback__)
+
+
+def _scrub_follows(_: sqlite3.Connection) -> None:
+    """Nothing to commit: what is to be scrubbed was committed before."""
+
+
 def _commit(connection: sqlite3.Connection, batch: list[_Write]) -> None:
     connection.execute("BEGIN IMMEDIATE")
     for write in batch:
@@ -253,6 +311,7 @@ def _commit(connection: sqlite3.Connection, batch: list[_Write]) -> None:
         except sqlite3.OperationalError:
             raise  # the disk, not the operation: the whole group is undone and told
         except Exception as error:  # noqa: BLE001 - handed to whoever awaits it
+            _let_go(error)
             connection.execute("ROLLBACK TO one")
             write.error = error
         connection.execute("RELEASE one")

@@ -1,39 +1,87 @@
-"""A scope's memories in the form that ranking reads: term postings, vectors and a few columns, all in memory.
+"""A scope's memories in the form that ranking reads: term postings, vectors and columns, all in memory, growing in place.
 
-An index is made from rows and catches up with newer ones; it is a cache and never the truth. `Indexes` keeps the recently
-used ones within a bound of bytes.
+Nothing is rebuilt when a memory is added: what ranking needs to know of its surroundings (what it follows, its stretch of
+talk, how new it is) is worked out once, when it is appended. An index is made from rows and catches up with newer ones; it
+is a cache and never the truth. `Indexes` keeps the recently used ones within a bound of bytes.
 """
 
 from __future__ import annotations
 
+import math
+import re
 import threading
 from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recollect_memory.contract import Scope
 
+from .cues import asking, cues, naming
 from .store import IndexRow
-from .words import asks, terms
+from .words import terms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_COLUMNS = {
-    "seqs": np.int64,
-    "said_at": np.float64,
-    "lengths": np.float32,
-    "distinct": np.float32,
-    "by_user": np.bool_,
-    "question": np.bool_,
-    "embedded": np.bool_,
-    "speakers": np.int32,
-    "sessions": np.int32,
+WINDOW = 30
+"""Memories of a session that are taken as one stretch of talk."""
+PAUSE = 2 * 3600.0
+"""Seconds of silence that end a stretch."""
+LOOK_BACK = 8
+"""Memories against which the novelty of the next is measured."""
+READ_WITH = (0.6, 0.3)
+"""The shares of the one and the two memories before it with which a vector is read: an answer means what it means after
+its question."""
+FULL = 20
+"""Words from which a memory counts as full."""
+
+_COLUMNS: dict[str, tuple[type[np.generic], float]] = {
+    # name: (type, what stands where nothing was written)
+    "seqs": (np.int64, 0),
+    "said_at": (np.float64, 0),
+    "lengths": (np.float32, 0),
+    "distinct": (np.float32, 0),
+    "fullness": (np.float32, 0),
+    "asking": (np.float32, 0),
+    "novelty": (np.float32, 1),
+    "context_norms": (np.float32, 1),
+    "cues": (np.uint8, 0),
+    "by_user": (np.bool_, 0),
+    "embedded": (np.bool_, 0),
+    "speakers": (np.int32, 0),
+    "stretches": (np.int32, 0),
+    "before": (np.int32, -1),
+    "after": (np.int32, -1),
+    "token_starts": (np.int64, 0),
+    "token_counts": (np.int32, 0),
+    "kinds": (np.int32, 0),
+    "created_at": (np.int64, 0),
+    "valid_from": (np.int64, 0),
+    "valid_to": (np.int64, 0),
+    "expires_at": (np.int64, 0),
+    "pinned": (np.bool_, 0),
+    "quarantined": (np.bool_, 0),
 }
+NEVER = 2**63 - 1
+"""The time of what has no end."""
 _INDEX_BYTES, _TERM_BYTES, _POSTING_BYTES = 4_000, 250, 8
+_WORD = re.compile(r"\w+")
+_ASSISTANTS = frozenset({"assistant", "ai", "bot"})
+"""Speakers of imported logs, in which every message may stand as a user's."""
+
+
+@dataclass(slots=True)
+class _Talk:
+    """Where a session's talk has got to: its last memory and when that was first said, and the stretch it is in."""
+
+    last: int
+    at: int
+    stretch: int
+    filled: int
 
 
 class Index:
@@ -43,10 +91,11 @@ class Index:
     in. Not safe for use by several threads at once: hold `lock`.
     """
 
-    def __init__(self, embedder: str | None, dimensions: int) -> None:
+    def __init__(self, embedder: str | None, dimensions: int, token_width: int = 0) -> None:
         self.lock = threading.Lock()
         self._embedder = embedder
         self._dimensions = dimensions
+        self._token_width = token_width
         self.start_over(epoch=0)
 
     def start_over(self, epoch: int) -> None:
@@ -54,67 +103,56 @@ class Index:
         self.version = 0
         self.epoch = epoch
         self.size = 0
+        self.stretch_count = 0
+        self.has_vectors = False
         self.speaker_codes: dict[str, int] = {}
         """Speakers as they were written, by first appearance: the number of each is what `speakers` holds."""
-        self.session_codes: dict[str, int] = {}
-        """The same for sessions."""
-        self._columns: dict[str, NDArray[Any]] = {name: np.zeros(0, dtype) for name, dtype in _COLUMNS.items()}
+        self.names: list[tuple[int, re.Pattern[str]]] = []
+        """How a query may name the speakers who have a name, by their numbers."""
+        self.kind_codes: dict[str, int] = {}
+        """The same for kinds."""
+        self._talks: dict[str, _Talk] = {}
+        self._columns: dict[str, NDArray[Any]] = {name: np.zeros(0, dtype) for name, (dtype, _) in _COLUMNS.items()}
         self._vectors = np.zeros((0, self._dimensions), np.float32)
+        self._tokens = np.zeros((0, self._token_width), np.int8)
+        self._token_size = 0
         self._postings: dict[str, tuple[array[int], array[int]]] = {}
         self._places: dict[int, int] = {}
         self._posted = 0
+        self._total_length = 0
 
     # -- what ranking reads -------------------------------------------------------------------------------------------
 
-    @property
-    def seqs(self) -> NDArray[np.int64]:
-        """Row numbers in the store."""
-        return self._columns["seqs"][: self.size]
+    def column(self, name: str) -> NDArray[Any]:
+        """One of the columns, an element a memory:
 
-    @property
-    def said_at(self) -> NDArray[np.float64]:
-        """When it was last said, in seconds since the epoch."""
-        return self._columns["said_at"][: self.size]
+        seqs: row numbers in the store. said_at: when it was last said, seconds since the epoch. lengths, distinct: terms,
+        and different ones. fullness: 0..1, from nothing to `FULL` words. asking: share of the words that stand in
+        questions. novelty: 1 - the highest cosine to the `LOOK_BACK` before it. context_norms: 1 / the length of the
+        vector summed with `READ_WITH` of those before it. cues: bits of `cues`. by_user: said by the user, or made from
+        what was said. embedded: has a vector of the current model. speakers: numbers of `speaker_codes`. stretches: which
+        stretch of talk, below `stretch_count`. before, after: the memory it follows and the one that follows it in its
+        session, -1 for none. token_starts, token_counts: its rows of `tokens`.
 
-    @property
-    def lengths(self) -> NDArray[np.float32]:
-        """How many terms, the speaker's name included."""
-        return self._columns["lengths"][: self.size]
-
-    @property
-    def distinct(self) -> NDArray[np.float32]:
-        """How many different terms."""
-        return self._columns["distinct"][: self.size]
-
-    @property
-    def by_user(self) -> NDArray[np.bool_]:
-        """Said by the user, not by the assistant."""
-        return self._columns["by_user"][: self.size]
-
-    @property
-    def question(self) -> NDArray[np.bool_]:
-        """Asks for something rather than telling it."""
-        return self._columns["question"][: self.size]
-
-    @property
-    def embedded(self) -> NDArray[np.bool_]:
-        """Has a vector of the current model."""
-        return self._columns["embedded"][: self.size]
-
-    @property
-    def speakers(self) -> NDArray[np.int32]:
-        """Numbers of `speaker_codes`."""
-        return self._columns["speakers"][: self.size]
-
-    @property
-    def sessions(self) -> NDArray[np.int32]:
-        """Numbers of `session_codes`."""
-        return self._columns["sessions"][: self.size]
+        And what may change of it: kinds: numbers of `kind_codes`. created_at, valid_from, valid_to, expires_at: in
+        microseconds, NEVER for what has no end. pinned, quarantined.
+        """
+        return self._columns[name][: self.size]
 
     @property
     def vectors(self) -> NDArray[np.float32]:
         """Shape (size, dimensions), L2-normalised; zeros where there is none."""
         return self._vectors[: self.size]
+
+    @property
+    def tokens(self) -> NDArray[np.int8]:
+        """Token vectors of all memories, shape (all, token_width), unit length at 127."""
+        return self._tokens[: self._token_size]
+
+    @property
+    def average_length(self) -> float:
+        """Terms of a memory, on average, at least 1."""
+        return max(self._total_length / max(self.size, 1), 1.0)
 
     def postings(self, term: str) -> tuple[NDArray[np.int32], NDArray[np.float32]] | None:
         """The memories that hold a term and how often, or None where none does."""
@@ -128,23 +166,39 @@ class Index:
         """About what the index occupies."""
         columns = sum(column.nbytes for column in self._columns.values())
         words = self._posted * _POSTING_BYTES + len(self._postings) * _TERM_BYTES
-        return _INDEX_BYTES + columns + self._vectors.nbytes + words
+        return _INDEX_BYTES + columns + self._vectors.nbytes + self._tokens.nbytes + words
 
     # -- keeping up ---------------------------------------------------------------------------------------------------
 
     def apply(self, rows: Sequence[IndexRow], version: int) -> None:
-        """Take in rows written or refreshed since `self.version`; afterwards the index is at `version`, or newer."""
+        """Take in rows written or changed since `self.version`; afterwards the index is at `version`, or newer.
+
+        What may change of a row it knows is all but its text: who takes a text away starts a new epoch.
+        """
         self._reserve(self.size + len(rows))
         for row in rows:
             place = self._places.get(row.seq)
             if place is None:
                 place = self._append(row)
-            self._columns["said_at"][place] = row.said_at / 1e6
+            elif row.embedder == self._embedder and not self._columns["embedded"][place]:
+                self._embed(place, row)
+            self._refresh(place, row)
         self.version = max([self.version, version, *(row.version for row in rows)])
 
+    def _refresh(self, place: int, row: IndexRow) -> None:
+        columns = self._columns
+        columns["said_at"][place] = row.said_at / 1e6
+        columns["kinds"][place] = self.kind_codes.setdefault(row.kind, len(self.kind_codes))
+        columns["created_at"][place] = row.created_at
+        columns["valid_from"][place] = row.created_at if row.valid_from is None else row.valid_from
+        columns["valid_to"][place] = NEVER if row.valid_to is None else row.valid_to
+        columns["expires_at"][place] = NEVER if row.expires_at is None else row.expires_at
+        columns["pinned"][place] = row.pinned
+        columns["quarantined"][place] = row.quarantined
+
     def _append(self, row: IndexRow) -> int:
-        place = self.size
-        counts = Counter(terms(f"{row.speaker} {row.content}"))
+        place, columns = self.size, self._columns
+        counts = Counter(terms(row.content))
         for term, count in counts.items():
             posting = self._postings.get(term)
             if posting is None:
@@ -152,32 +206,100 @@ class Index:
             posting[0].append(place)
             posting[1].append(count)
         self._posted += len(counts)
-        columns = self._columns
+        self._total_length += counts.total()
+        said = len(_WORD.findall(row.content))
         columns["seqs"][place] = row.seq
         columns["lengths"][place] = counts.total()
         columns["distinct"][place] = len(counts)
-        columns["by_user"][place] = row.role == "user"
-        columns["question"][place] = asks(row.content)
-        columns["speakers"][place] = self.speaker_codes.setdefault(row.speaker, len(self.speaker_codes))
-        columns["sessions"][place] = self.session_codes.setdefault(row.session_id, len(self.session_codes))
-        if row.vector is not None and row.embedder == self._embedder and len(row.vector) == 4 * self._dimensions:
-            self._vectors[place] = np.frombuffer(row.vector, dtype="<f4")
-            columns["embedded"][place] = True
+        columns["fullness"][place] = min(1.0, math.log1p(said) / math.log1p(FULL))
+        columns["asking"][place] = asking(row.content)
+        columns["cues"][place] = cues(row.content)
+        columns["by_user"][place] = row.role != "assistant" and row.speaker.casefold() not in _ASSISTANTS
+        columns["speakers"][place] = self._speaker(row.speaker)
+        self._follow(place, row)
         self._places[row.seq] = place
         self.size += 1
+        if row.embedder is not None and row.embedder == self._embedder:
+            self._embed(place, row)
         return place
+
+    def _speaker(self, speaker: str) -> int:
+        code = self.speaker_codes.get(speaker)
+        if code is None:
+            code = self.speaker_codes[speaker] = len(self.speaker_codes)
+            pattern = naming(speaker)
+            if pattern is not None:
+                self.names.append((code, pattern))
+        return code
+
+    def _follow(self, place: int, row: IndexRow) -> None:
+        """Tie the memory to the one it follows in its session, and put it into a stretch."""
+        columns = self._columns
+        talk = self._talks.get(row.session_id)
+        if talk is None or row.created_at - talk.at > PAUSE * 1e6:
+            talk = self._talks[row.session_id] = _Talk(place, row.created_at, -1, WINDOW)
+        else:
+            columns["before"][place], columns["after"][talk.last] = talk.last, place
+            talk.last, talk.at = place, row.created_at
+        if talk.filled >= WINDOW:
+            talk.stretch, talk.filled = self.stretch_count, 0
+            self.stretch_count += 1
+        talk.filled += 1
+        columns["stretches"][place] = talk.stretch
+
+    def _embed(self, place: int, row: IndexRow) -> None:
+        """Take in the vectors. Those that come late change how the next ones are read."""
+        if row.vector is not None and len(row.vector) == 4 * self._dimensions:
+            self._vectors[place] = np.frombuffer(row.vector, dtype="<f4")
+            self._columns["embedded"][place] = self.has_vectors = True
+            for other in range(place, min(place + LOOK_BACK + 1, self.size)):
+                self._relate(other)
+            after = place
+            for _ in READ_WITH:
+                after = int(self._columns["after"][after])
+                if after < 0:
+                    break
+                self._relate(after)
+        if row.tokens and self._token_width and not len(row.tokens) % self._token_width:
+            self._add_tokens(place, np.frombuffer(row.tokens, dtype=np.int8).reshape(-1, self._token_width))
+
+    def _relate(self, place: int) -> None:
+        """How new the memory is after those before it, and how long its vector is together with theirs."""
+        columns, vectors = self._columns, self._vectors
+        if not columns["embedded"][place]:
+            return
+        vector = vectors[place]
+        near = vectors[max(0, place - LOOK_BACK) : place] @ vector
+        columns["novelty"][place] = 1.0 - max(0.0, float(near.max(initial=0.0)))
+        summed, at = vector.copy(), place
+        for share in READ_WITH:
+            at = int(columns["before"][at])
+            if at < 0:
+                break
+            summed += share * vectors[at]
+        columns["context_norms"][place] = 1.0 / max(float(np.linalg.norm(summed)), 1e-6)
+
+    def _add_tokens(self, place: int, tokens: NDArray[np.int8]) -> None:
+        start, end = self._token_size, self._token_size + len(tokens)
+        if end > len(self._tokens):
+            self._tokens = _longer(self._tokens, max(end, 2 * len(self._tokens), 256))
+        self._tokens[start:end] = tokens
+        self._token_size = end
+        self._columns["token_starts"][place] = start
+        self._columns["token_counts"][place] = len(tokens)
 
     def _reserve(self, size: int) -> None:
         have = len(self._vectors)
         if size <= have:
             return
         room = max(size, 2 * have, 16)
-        self._columns = {name: _longer(column, room) for name, column in self._columns.items()}
+        for name, (_, fill) in _COLUMNS.items():
+            self._columns[name] = _longer(self._columns[name], room, fill)
         self._vectors = _longer(self._vectors, room)
 
 
-def _longer(column: NDArray[Any], room: int) -> NDArray[Any]:
-    longer = np.zeros((room, *column.shape[1:]), column.dtype)
+def _longer(column: NDArray[Any], room: int, fill: float = 0) -> NDArray[Any]:
+    longer = np.full((room, *column.shape[1:]), fill, column.dtype)
     longer[: len(column)] = column
     return longer
 
@@ -216,6 +338,12 @@ class Indexes:
             while self._bytes > self._most_bytes and len(self._indexes) > 1:
                 oldest, _ = self._indexes.popitem(last=False)
                 self._bytes -= self._sizes.pop(oldest, 0)
+
+    def drop(self, scope: Scope) -> None:
+        """Keep nothing of a scope."""
+        with self._lock:
+            if self._indexes.pop(scope, None) is not None:
+                self._bytes -= self._sizes.pop(scope, 0)
 
     def clear(self) -> None:
         with self._lock:

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from time import monotonic
+from typing import Any, ParamSpec, Self, TypeVar
 
-import numpy as np
-
-from recollect_memory.contract import Embedder, InvocationContext, Memory, Message, Provenance, Scope
+from recollect_memory.contract import (
+    ALL,
+    Embedder,
+    InvocationContext,
+    MemoryFilter,
+    MemoryHit,
+    MemoryKind,
+    MemoryRecord,
+    Message,
+    Provenance,
+    Scope,
+)
 from recollect_memory.errors import ConfigError, MemoryBackendError, RecollectError, StoreError
 from recollect_memory.sqlite import Database, path_of
 
-from . import store
-from .embedding import Recent, find_embedder
+from . import owning, store
+from .cues import needs_memory
+from .embedding import Reading, Recent, find_embedder
 from .index import Index, Indexes
-from .ranking import Query, best, neutral, rank
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from .managed import Owned, text_of
+from .ranking import best, for_embedder, rank, read
+from .selection import allowed, retention, within
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,15 +45,28 @@ log = logging.getLogger(__name__)
 DEFAULT_DATABASE = "sqlite:///var/recollect.db"
 _THREADS = 4
 """For what a turn computes: embedding releases the GIL, and one scope's loading must not hold up all others."""
-_SETTINGS = {"database": DEFAULT_DATABASE, "embedder": "minilm", "cache_mb": 128}
+_SETTINGS = {
+    "database": DEFAULT_DATABASE,
+    "embedder": "minilm",
+    "cache_mb": 128,
+    "max_memories": 100_000,
+    "fade_days": None,
+}
+_AT_ONCE = 64
+"""Memories that get new vectors in one go: recall waits at most for these."""
+_EMBEDDER_REST = 60.0
+"""Seconds after a failure of the embedder before missing vectors are asked for again."""
+_LAST = 2**63 - 1
 
 
-class NativeMemory(Memory):
+class NativeMemory(Owned):
     """What was said, kept word for word in a database and found by words and by meaning.
 
     `database` is one that the caller shares and closes, or an address that the memory opens itself at its first use.
     `embedder` is an embedder or a function that finds one, called once, off the event loop, at the first use; None:
-    retrieval is by words alone. `cache_mb` bounds the indexes kept in memory. May be used from any event loop.
+    retrieval is by words alone. `cache_mb` bounds the indexes kept in memory, `max_memories` what one scope may hold: beyond
+    it, the least valuable that are not pinned go. `fade_days`: what was last said so long ago has lost half of what it can
+    lose of its score; None: nothing fades. May be used from any event loop.
     """
 
     def __init__(
@@ -52,6 +77,8 @@ class NativeMemory(Memory):
         space: str = "default",
         name: str = "native",
         cache_mb: float = 128,
+        max_memories: int = 100_000,
+        fade_days: float | None = None,
     ) -> None:
         self.name = name
         self.space = space
@@ -64,7 +91,13 @@ class NativeMemory(Memory):
         self._closed = False
         self.indexes = Indexes(int(cache_mb * 1_000_000))
         """What is kept in memory; letting go of any of it loses nothing."""
+        self._max_memories = max_memories
+        self._fade_days = fade_days
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="memory")
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="memory-vectors")
+        self._embedding: dict[Scope, Future[None]] = {}
+        """The scopes whose memories are being given vectors of this embedder."""
+        self._embedder_rests_until = 0.0
 
     @classmethod
     def from_config(
@@ -75,7 +108,8 @@ class NativeMemory(Memory):
         database: Database | None,
         embedder: Embedder | Callable[[], Embedder | None] | None,
     ) -> Self:
-        """From a config entry: `database`, `embedder` ("minilm" or off) and `cache_mb`. Raises ConfigError."""
+        """From a config entry: `database`, `embedder` ("minilm" or off), `cache_mb`, `max_memories` and `fade_days`. Raises
+        ConfigError."""
         from recollect_memory.registry import nearest
 
         for key, value in entry.items():
@@ -88,7 +122,11 @@ class NativeMemory(Memory):
             embedder=_embedder(settings["embedder"], embedder),
             space=name,
             name=name,
-            cache_mb=_megabytes(settings["cache_mb"]),
+            cache_mb=_positive("cache_mb", settings["cache_mb"], "a size in megabytes"),
+            max_memories=_count("max_memories", settings["max_memories"]),
+            fade_days=None
+            if settings["fade_days"] in (None, False)
+            else _positive("fade_days", settings["fade_days"], "a number of days"),
         )
 
     def open(self) -> None:
@@ -101,10 +139,31 @@ class NativeMemory(Memory):
                 self._opened = True
 
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
+        """As the contract says. `kinds`, `since`, `until` and `as_of` choose as `MemoryFilter` does; `budget` bounds the tokens
+        of all that comes back."""
         scope = Scope.of(kwargs.get("ctx"), self.space)
+        where = MemoryFilter(
+            kinds=frozenset(map(MemoryKind, kwargs.get("kinds") or ())),
+            since=kwargs.get("since"),
+            until=kwargs.get("until"),
+            as_of=kwargs.get("as_of"),
+        )
+        if not needs_memory(query):
+            return []
+        return [
+            _message(hit) for hit in await self.search(scope, query, where, top_k=top_k, budget=kwargs.get("budget"))
+        ]
+
+    async def search(
+        self, scope: Scope, query: str, where: MemoryFilter = ALL, *, top_k: int = 5, budget: int | None = None
+    ) -> list[MemoryHit]:
         if top_k < 1 or not query.strip():
             return []
-        return await self._run(self._retrieve, scope, query, top_k)
+        deletions = self._deletions
+        found = await self._run(self._search, scope, query, where, top_k, budget)
+        if deletions != self._deletions:  # an erased user's query may have come into the caches since
+            self._let_go(scope)
+        return found
 
     async def update(self, messages: list[Message], **kwargs: Any) -> None:
         ctx: InvocationContext | None = kwargs.get("ctx")
@@ -113,13 +172,50 @@ class NativeMemory(Memory):
         new = list(_memories(messages, ctx))
         if not new:
             return
+        life = await self._run(self._begun, scope)
         rows = await self._run(self._embedded, new)
-        await self._database.write(lambda db: store.add(db, scope, rows))
+        await self._write(scope, life, lambda change: change.add(rows))
+
+    async def add(self, scope: Scope, content: str, *, kind: MemoryKind = MemoryKind.ENTITY) -> MemoryRecord:
+        life = await self._run(self._begun, scope)
+        new = store.NewMemory("user", "", text_of(content), "", store.microseconds(datetime.now(UTC)), kind=kind)
+        (row,) = await self._run(self._embedded, [new])
+
+        def write(change: store.Change) -> MemoryRecord:
+            (record,) = store.by_id(change.db, scope, [change.draft(row).id]).values()
+            return record
+
+        record = await self._write(scope, life, write)
+        if record is None:
+            raise MemoryBackendError(f"{self.name}: not added: everything of this scope was erased meanwhile")
+        return record
+
+    async def settle(self) -> None:
+        """Wait for what is computed in the background: the vectors of a new embedder."""
+        while self._embedding:
+            await asyncio.gather(*map(asyncio.wrap_future, list(self._embedding.values())), return_exceptions=True)
+
+    async def _write(self, scope: Scope, life: int, work: Callable[[store.Change], R]) -> R | None:
+        """Write into the life in which the caller began; None: it has ended, an erasure wins."""
+
+        def write(db: sqlite3.Connection) -> R:
+            change = store.Change(db, scope, life)
+            done = work(change)
+            owning.trim(change, self._max_memories)
+            return done
+
+        try:
+            done = await self._database.write(write)
+        except store.Erased:
+            log.info("memory %s: a write was dropped: its scope was erased meanwhile", self.name)
+            self._let_go(scope)
+            return None
         if self.indexes.get(scope) is not None:  # now rather than in the next retrieve, which would do it too
             try:
                 await self._run(self._caught_up, scope)
             except RecollectError as error:  # the messages are accepted all the same
                 log.warning("memory %s: its index could not be brought up to date: %s", self.name, error)
+        return done
 
     async def aclose(self) -> None:
         """Wait for what is under way; close the database if it is the memory's own. Closing twice is fine."""
@@ -129,6 +225,7 @@ class NativeMemory(Memory):
         """`aclose` for threads without an event loop."""
         with self._opening:
             self._closed = True
+        self._background.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True)
         self.indexes.clear()
         if self._owns_database:
@@ -158,16 +255,33 @@ class NativeMemory(Memory):
                 self._embedder = self._find_embedder()
                 self._ready = True
 
-    def _retrieve(self, scope: Scope, query: str, top_k: int) -> list[Message]:
+    def _begun(self, scope: Scope) -> int:
+        """The life that the scope is in; one that was never written to begins it."""
+        life = self._database.read_now(lambda db: store.state(db, scope)).life
+        return life or self._database.write_now(lambda db: store.begin(db, scope))
+
+    def _search(self, scope: Scope, query: str, where: MemoryFilter, top_k: int, budget: int | None) -> list[MemoryHit]:
         index = self._caught_up(scope)
         if not index.size:
             return []
-        vectors = self._embed([neutral(query, list(index.speaker_codes))])
+        readings, now = self._read([for_embedder(query, index)]), datetime.now(UTC)
         with index.lock:
-            scores = rank(index, Query.of(query), vectors[0] if vectors is not None else None, datetime.now(UTC))
-            chosen = [(int(index.seqs[place]), float(scores[place])) for place in best(scores, top_k)]
+            asked = read(query, index, readings[0] if readings else None)
+            ranking = rank(index, asked, now, allowed(index, where, now))
+            kept = retention(index.column("said_at"), index.column("pinned"), now, self._fade_days)
+            scores = ranking.scores * kept
+            chosen = [(int(index.column("seqs")[place]), place) for place in best(scores, top_k)]
+            explained = {seq: _explained(ranking.explain(place), float(kept[place])) for seq, place in chosen}
+            missing = not bool(index.column("embedded").all())
+        if missing:
+            self._embed_later(scope)
         rows = self._database.read_now(lambda db: store.by_seq(db, scope, [seq for seq, _ in chosen]))
-        return [_message(rows[seq], score) for seq, score in chosen if seq in rows]
+        hits = [
+            MemoryHit(rows[seq], min(1.0, max(0.0, sum(explained[seq].values()))), explained[seq])
+            for seq, _ in chosen
+            if seq in rows
+        ]
+        return list(within(budget, ((hit, hit.record.content) for hit in hits)))
 
     def _caught_up(self, scope: Scope) -> Index:
         """The scope's index, with everything in it that was acknowledged before this call."""
@@ -179,25 +293,67 @@ class NativeMemory(Memory):
                 self.indexes.settle(scope, index)
         return index
 
+    def _embed_later(self, scope: Scope) -> None:
+        """Give the scope's memories that have no vector of this embedder one, in the background; until then, their words find
+        them."""
+        if self._embedder is None or monotonic() < self._embedder_rests_until:
+            return
+        with self._getting_ready:
+            if scope in self._embedding or self._closed:
+                return
+            under_way = self._embedding[scope] = self._background.submit(
+                self._embed_missing, scope, self._embedder.name
+            )
+        under_way.add_done_callback(lambda _: self._embedding.pop(scope, None))
+
+    def _embed_missing(self, scope: Scope, embedder: str) -> None:
+        life, before = self._database.read_now(lambda db: store.state(db, scope)).life, _LAST
+        try:
+            while not self._closed:
+                rows = self._database.read_now(
+                    functools.partial(
+                        owning.of_other_models, scope=scope, embedder=embedder, most=_AT_ONCE, before=before
+                    )
+                )
+                if not rows:
+                    return
+                embedded = self._embedded([store.NewMemory("user", "", content, "", 0) for _, _, content in rows])
+                if embedded[0].vector is None:
+                    self._embedder_rests_until = monotonic() + _EMBEDDER_REST
+                    return
+                done = [(seq, revision, new) for (seq, revision, _), new in zip(rows, embedded, strict=True)]
+                self._database.write_now(functools.partial(_set_vectors, scope=scope, life=life, rows=done))
+                before = rows[-1][0]
+        except store.Erased:
+            self._let_go(scope)
+        except StoreError as error:
+            log.warning("memory %s: vectors of %s are still missing: %s", self.name, embedder, error)
+
     def _empty_index(self) -> Index:
         embedder = self._embedder
-        return Index(embedder.name, embedder.dimensions) if embedder is not None else Index(None, 0)
+        return Index(embedder.name, embedder.dimensions, embedder.token_width) if embedder else Index(None, 0)
 
     def _embedded(self, memories: Sequence[store.NewMemory]) -> Sequence[store.NewMemory]:
-        vectors, embedder = self._embed([memory.content for memory in memories]), self._embedder
-        if vectors is None or embedder is None:
+        readings, embedder = self._read([memory.content for memory in memories]), self._embedder
+        if readings is None or embedder is None:
             return memories
         return [
-            dataclasses.replace(memory, embedder=embedder.name, dimensions=len(vector), vector=vector.tobytes())
-            for memory, vector in zip(memories, vectors.astype("<f4"), strict=True)
+            dataclasses.replace(
+                memory,
+                embedder=embedder.name,
+                dimensions=len(reading.vector),
+                vector=reading.vector.astype("<f4").tobytes(),
+                tokens=reading.tokens.tobytes() if reading.tokens is not None else None,
+            )
+            for memory, reading in zip(memories, readings, strict=True)
         ]
 
-    def _embed(self, texts: Sequence[str]) -> NDArray[np.float32] | None:
-        """Their vectors; None where there is no embedder, or where it fails: words alone are better than nothing."""
+    def _read(self, texts: Sequence[str]) -> list[Reading] | None:
+        """What the embedder makes of them; None where there is none, or where it fails: words alone are better than nothing."""
         if self._embedder is None:
             return None
         try:
-            return self._embedder.embed(texts)
+            return self._embedder.read(texts)
         except Exception:
             log.exception("memory %s: the embedder failed on %d texts: by words alone", self.name, len(texts))
             return None
@@ -217,12 +373,12 @@ class NativeMemory(Memory):
 
 
 def _catch_up(db: Any, scope: Scope, index: Index) -> bool:
-    version, epoch = store.state(db, scope)
-    if epoch != index.epoch:
-        index.start_over(epoch)
-    if version == index.version:
+    state = store.state(db, scope)
+    if state.epoch != index.epoch:
+        index.start_over(state.epoch)
+    if state.version == index.version:
         return False
-    index.apply(store.changed_since(db, scope, index.version), version)
+    index.apply(store.changed_since(db, scope, index.version), state.version)
     return True
 
 
@@ -230,33 +386,48 @@ def _memories(messages: Sequence[Message], ctx: InvocationContext) -> list[store
     """What the user and the assistant said. Recalled memories, instructions and tool results are not memories."""
     return [
         store.NewMemory(
-            message_id=store.storable(message.id),
-            turn_id=None if ctx.turn_id is None else store.storable(ctx.turn_id),
-            position=position,
             role=message.role,
             speaker=store.storable(message.name or ""),
             content=store.storable(message.content),
             session_id=store.storable(ctx.session_id),
             said_at=store.microseconds(message.created_at),
+            sources=(
+                store.Source(
+                    message_id=store.storable(message.id),
+                    said_at=store.microseconds(message.created_at),
+                    turn_id=None if ctx.turn_id is None else store.storable(ctx.turn_id),
+                    position=position,
+                ),
+            ),
         )
         for position, message in enumerate(messages)
         if message.role in ("user", "assistant") and message.content.strip() and "memory" not in message.metadata
     ]
 
 
-def _message(memory: store.StoredMemory, score: float) -> Message:
-    created = store.moment(memory.created_at)
+def _set_vectors(
+    db: sqlite3.Connection, *, scope: Scope, life: int, rows: Sequence[tuple[int, int, store.NewMemory]]
+) -> None:
+    owning.set_vectors(store.Change(db, scope, life), rows)
+
+
+def _explained(signals: dict[str, float], kept: float) -> dict[str, float]:
+    return signals if kept == 1.0 else signals | {"faded": (kept - 1.0) * sum(signals.values())}
+
+
+def _message(hit: MemoryHit) -> Message:
+    memory = hit.record
     provenance = Provenance(
         id=memory.id,
         kind=memory.kind,
-        score=round(min(1.0, max(0.0, score)), 6),
+        score=round(hit.score, 6),
         sources=list(memory.sources),
-        created_at=created.isoformat(),
+        created_at=memory.created_at.isoformat(),
         backend="native",
     )
     metadata = {"memory": provenance, "role": memory.role}
     name = memory.speaker or memory.role
-    return Message("system", memory.content, id=memory.id, name=name, created_at=created, metadata=metadata)
+    return Message("system", memory.content, id=memory.id, name=name, created_at=memory.created_at, metadata=metadata)
 
 
 def _database(address: object) -> str:
@@ -279,7 +450,13 @@ def _embedder(
     return given or find_embedder
 
 
-def _megabytes(setting: object) -> float:
+def _positive(key: str, setting: object, what: str) -> float:
     if isinstance(setting, bool) or not isinstance(setting, int | float) or not setting > 0:
-        raise ConfigError("a size in megabytes is a number above 0", key="cache_mb", value=setting)
+        raise ConfigError(f"{what} is a number above 0", key=key, value=setting)
     return float(setting)
+
+
+def _count(key: str, setting: object) -> int:
+    if isinstance(setting, bool) or not isinstance(setting, int) or setting < 1:
+        raise ConfigError("how many is a whole number, at least 1", key=key, value=setting)
+    return setting

@@ -1,123 +1,406 @@
 """How well each memory of a scope answers a query: pure functions over an `Index`, numpy only.
 
-score = 0.5 BM25 + 0.5 cosine, each divided by its highest over the scope, times what a text of its sort is worth, plus
-a prior for what the user stated. BM25 as in Robertson and Zaragoza, "The Probabilistic Relevance Framework" (2009).
+A memory is judged by what it says, read in the light of what was said just before it (and a little of what came after):
+by words, by meaning, and token by token. Then by who said it, when, in what stretch of talk, and whether it looks like
+an answer at all. Every signal is 0..1; the score is their sum by `Weights`, scaled to 0..1. A signal that has nothing to
+go by, without an embedder or without a name in the query, gives nothing.
+
+Term weights are BM25's (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009); the token signal is the
+MaxSim of Khattab and Zaharia, "ColBERT" (2020), over the tokens of the sentence embedder.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .index import Index
+from .cues import wanted
+from .dates import Span, spans
+from .index import READ_WITH, Index
 from .words import terms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_K1, _B = 0.9, 0.4
-_STATED_BY_USER = 0.3
-"""What a user says of themselves is what there is to remember; an answer only repeats or guesses it."""
-_QUESTION = 0.7
-"""What a question is worth beside a statement."""
-_ANSWER = 0.5
-"""What an assistant's text is worth beside a user's, unless the query asks what the assistant said."""
-_LATEST = 0.02
-"""For what was said just now, halved every 30 days: it orders what is otherwise equal."""
-_HALF_LIFE = 30 * 86_400.0
-_HIGHEST = 1.0 + _STATED_BY_USER + _LATEST
+    from .embedding import Reading
 
+    Floats = NDArray[np.float32]
+    Places = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """How much each signal counts. Few, round, and the same for every kind of conversation: recall is flat around them."""
+
+    words: float = 0.4
+    """The query's terms, by rarity, in the memory and, for less, in those around it. Without vectors, `meaning` too."""
+    meaning: float = 0.4
+    """Cosine of the query's vector and the memory's, read with the two memories before it."""
+    tokens: float = 0.3
+    """For each token of the query, the nearest token in the memory or around it."""
+    stretch: float = 0.3
+    """The three best memories of the same stretch of talk: one hit makes its surroundings likelier."""
+    speaker: float = 0.3
+    """Said by the one speaker whom the query names."""
+    role: float = 0.4
+    """Said by the user; by the assistant where the query asks what the assistant said. Not where a speaker is named."""
+    date: float = 0.4
+    """Said on, or soon after, a day that the query names."""
+    answer: float = 0.15
+    """Holds the sort of thing that is asked for: a time, a place, a number, a title, a reason."""
+    question: float = -0.2
+    """Asks rather than tells: the share of its words that do."""
+    echo: float = -0.4
+    """Asks what the query asks: the share of a question's words that are in the query. It answers nothing."""
+    novelty: float = 0.2
+    """Unlike the eight memories before it: it brings something up."""
+    fullness: float = 0.3
+    """More than a greeting or a thank-you: its length, up to twenty words."""
+    recency: float = 0.02
+    """Lately said, halved every 30 days: it orders what is otherwise equal."""
+
+
+WEIGHTS = Weights()
+
+_K1, _B = 0.9, 0.4
+_AROUND = (("before", 0.8), ("before", 0.6), ("after", 0.4), ("after", 0.2))
+"""What a match counts that is one and two memories before, and one and two after."""
+_CANDIDATES = 200
+"""Memories, the best by all other signals, whose tokens are compared."""
+_STRETCH_BEST = 3
+_MOSTLY = 0.5
+"""The share of questions from which a memory counts as one."""
+_ASSISTANT = 0.7
+"""What a match in an assistant's text is worth beside one in a user's."""
+_HALF_LIFE = 30 * 86_400.0
+_DAYS_AFTER, _DAYS_BEFORE, _ANNOUNCED = 10, 7, 0.3
+"""How long after a day people tell of it; how long before they announce it, and what that counts."""
+_MOST_YEARS = 30
+
+_TOLD = (
+    r"(?:advi[sc]e|answer|ask|call|came up|choose|chose|creat|describ|explain|gave|give|help|list|mention|name|pick|plan"
+    r"|propos|provid|put|recommend|reply|respon[ds]|said|say|share|show|suggest|summar|teach|tell|told|use|write|wrote)\w*"
+)
 _ASKS_ASSISTANT = re.compile(
-    r"\b(?:you|your)\b.{0,40}\b(?:advi[cs]e|answer|explain|gave|give|list|mention|propos|recipe|recommend|said|say|"
-    r"suggest|summar|tell|told|wrote|write)",
-    re.IGNORECASE | re.DOTALL,
+    rf"\bdid you\b|\byou(?:['\u2019]d|['\u2019]ve| had| have)?(?: \w+ly)? {_TOLD}|\baccording to you\b|\byour (?:\w+ )?"
+    r"(?:advice|answer|explanation|list|plan|recipe|recommendation|reply|response|suggestion|summary)s?\b"
+    r"|\bour (?:previous|last|earlier|past) (?:chat|conversation|discussion|session)s?\b",
+    re.IGNORECASE,
+)
+_REQUEST = re.compile(r"\b(?:can|could|will|would|do|please) you\b", re.IGNORECASE)
+_POLITE = re.compile(
+    r"\b(?:(?:can|could|would|will) you (?:please )?)?(?:please )?(?:remind|tell) me\b|\bi was wondering\b"
+    r"|\bdo you (?:remember|recall|know)\b|\bplease\b|\bmention only\b|\bin order\b",
+    re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query as ranking reads it."""
+    """A query as ranking reads it. `vector` is that of `for_embedder`, L2-normalised; `tokens` are its words', shape (count,
+    width), int8, unit length at 127. Without them, ranking goes by what there is."""
 
+    text: str
     terms: tuple[str, ...]
-    asks_assistant: bool = False
+    named: tuple[int, ...]
+    """Numbers of the speakers whom the query names."""
+    asks_assistant: bool
+    wanted: int
+    """Bits of `cues`: the sorts of answer that would do."""
+    vector: Floats | None = None
+    tokens: NDArray[np.int8] | None = None
 
-    @classmethod
-    def of(cls, text: str) -> Query:
-        return cls(tuple(dict.fromkeys(terms(text))), _ASKS_ASSISTANT.search(text) is not None)
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """`scores`: 0..1 for every memory, higher is better; -1 for what was not allowed. `signals`: what each signal gave, in
+    the same parts: they add up to the score, but where it is cut off at 0."""
+
+    scores: Floats
+    signals: dict[str, Floats]
+
+    def explain(self, place: int) -> dict[str, float]:
+        """What each signal gave this memory, adding up to its score; those that gave nothing are left out. "floor" is what
+        lifts a sum below 0 to it."""
+        parts = {name: float(values[place]) for name, values in self.signals.items() if values[place]}
+        below = sum(parts.values())
+        return parts | {"floor": -below} if below < 0 else parts
 
 
-def neutral(query: str, speakers: Iterable[str]) -> str:
-    """The query with the speakers' names replaced by "they", for the embedder.
+def for_embedder(text: str, index: Index) -> str:
+    """The query as it is embedded: names of speakers replaced by "they", politeness left out.
 
     A vector that holds a name is nearer to what was said *to* that person than to what the person said.
     """
-    names = {
-        name for speaker in speakers for name in (speaker, speaker.split(maxsplit=1)[0] if speaker.strip() else "")
-    }
-    found = sorted(filter(None, names), key=len, reverse=True)
-    if not found:
-        return query
-    pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, found))})(?!\w)"
-    return re.sub(pattern, "they", query, flags=re.IGNORECASE)
+    neutral = _POLITE.sub(" ", text)
+    for _, pattern in list(index.names):  # it may grow while it is read
+        neutral = pattern.sub(lambda match: "their" if match[1] else "they", neutral)
+    return neutral if neutral.strip() else text
 
 
-def rank(index: Index, query: Query, vector: NDArray[np.float32] | None, now: datetime) -> NDArray[np.float32]:
-    """A score 0..1 for every memory of the index, higher is better. `vector` None: by words alone."""
-    lexical, covered = bm25(index, query)
-    value = worth(index, query, covered)
-    fused = _scaled(lexical, value)
-    if vector is not None and bool(index.embedded.any()):
-        fused = 0.5 * fused + 0.5 * _scaled(np.maximum(index.vectors @ vector, 0.0), value)
-    if not query.asks_assistant:
-        fused = fused + _STATED_BY_USER * (index.by_user & ~index.question)
-    age = np.maximum(now.timestamp() - index.said_at, 0.0)
-    return ((fused + _LATEST * np.exp2(-age / _HALF_LIFE)) / _HIGHEST).astype(np.float32)
+def read(text: str, index: Index, reading: Reading | None = None) -> Query:
+    """The query as ranking reads it; `reading` is the embedder's, of `for_embedder`."""
+    named: list[int] = []
+    bare = _POLITE.sub(" ", text)
+    for code, pattern in index.names:
+        without, found = pattern.subn(" ", bare)
+        if found:
+            named.append(code)
+            bare = without
+    vector, tokens = (reading.asks, reading.tokens) if reading is not None else (None, None)
+    told = _ASKS_ASSISTANT.search(bare)
+    asks_assistant = told is not None and not _REQUEST.search(bare[: told.end()])
+    return Query(text, tuple(dict.fromkeys(terms(bare))), tuple(named), asks_assistant, wanted(bare), vector, tokens)
 
 
-def best(scores: NDArray[np.float32], most: int) -> list[int]:
-    """The places of the `most` highest scores, highest first; of equal ones, what was written later."""
-    if most < len(scores):
-        bound = np.partition(scores, len(scores) - most)[len(scores) - most]
-        places = np.flatnonzero(scores >= bound)
+def rank(
+    index: Index, query: Query, now: datetime, allowed: NDArray[np.bool_] | None = None, weights: Weights = WEIGHTS
+) -> Ranking:
+    """How well each memory of the index answers the query. The same for the same arguments.
+
+    `allowed`: which memories may be found at all (all of them, where it is None); the others score -1 and lift no other.
+    """
+    size = index.size
+    if not size:
+        return Ranking(np.zeros(0, np.float32), {})
+    scale = 1.0 / _highest(weights)
+    share, same = _echo(index, query)
+    worth = _worth(index, query, same)
+    signals = _priors(index, query, now, share, weights, scale)
+    around, alone = lexical(index, query, worth)
+    evidence = [alone]
+    if query.vector is not None and index.has_vectors:
+        signals["words"] = _weighted(weights.words * scale, around)
+        cosines = (index.vectors @ query.vector) * worth
+        signals["meaning"] = _weighted(weights.meaning * scale, _min_max(_with_context(index, cosines)))
+        evidence.append(_min_max(cosines))
     else:
-        places = np.arange(len(scores))
+        signals["words"] = _weighted((weights.words + weights.meaning) * scale, around)
+    if query.tokens is not None and len(query.tokens) and len(index.tokens):
+        so_far = _only(allowed, _sum(signals.values(), size), -1.0)
+        around, alone = max_sim(index, query.tokens, _top(so_far, _CANDIDATES), worth)
+        signals["tokens"] = _weighted(weights.tokens * scale, around)
+        evidence.append(alone)
+    mean = _only(allowed, _sum(evidence, size) / np.float32(len(evidence)), 0.0)
+    signals["stretch"] = _weighted(weights.stretch * scale, _stretch(index, mean))
+    return Ranking(_only(allowed, np.clip(_sum(signals.values(), size), 0.0, 1.0), -1.0), signals)
+
+
+def best(scores: Floats, most: int) -> list[int]:
+    """The places of the `most` highest scores, highest first; of equal ones, what was written later. Those below 0 are left
+    out."""
+    places = _top(scores, most)
+    places = places[scores[places] >= 0]
     return [int(place) for place in places[np.lexsort((-places, -scores[places]))][:most]]
 
 
-def bm25(index: Index, query: Query) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Each memory's BM25 score over "speaker text", and which share of its different terms the query holds (0..1)."""
-    scores, matched = np.zeros(index.size, np.float32), np.zeros(index.size, np.float32)
-    if not index.size:
-        return scores, matched
-    norm = _K1 * (1 - _B + _B * index.lengths / max(float(index.lengths.mean()), 1.0))
+# -- signals: each 0..1, one value a memory -------------------------------------------------------------------------------
+
+
+def lexical(index: Index, query: Query, worth: Floats) -> tuple[Floats, Floats]:
+    """The share of the query's terms, by rarity, that each memory holds with those around it, and alone.
+
+    A term weighs as in BM25, but at most 1, and the share is of all that the query asks: where little of it is known, the
+    one memory that has a word in common with it gets little. `worth`: what a match in each memory counts, 0..1.
+    """
+    size, lengths = index.size, index.column("lengths")
+    around, alone, whole = np.zeros(size, np.float32), np.zeros(size, np.float32), 0.0
     for term in query.terms:
         posting = index.postings(term)
+        held = len(posting[0]) if posting is not None else 0
+        rarity = math.log1p((size - held + 0.5) / (held + 0.5))
+        whole += rarity
         if posting is None:
             continue
         places, counts = posting
-        rarity = np.log1p((index.size - len(places) + 0.5) / (len(places) + 0.5))
-        scores[places] += rarity * counts * (_K1 + 1) / (counts + norm[places])
-        matched[places] += 1
-    matched /= np.maximum(index.distinct, 1)
-    return scores, matched
+        norm = _K1 * (1 - _B + _B * lengths[places] / index.average_length)
+        here = _weighted(rarity, np.minimum(counts * (_K1 + 1) / (counts + norm), 1.0)) * worth[places]
+        alone[places] += here
+        reach = np.zeros(size, np.float32)
+        reach[places] = here
+        # what comes before a memory is read by the memory after it
+        for readers, share in _steps(index, places, before="after", after="before"):
+            known = readers >= 0
+            at = readers[known]
+            reach[at] = np.maximum(reach[at], share * here[known])
+        around += reach
+    return (around / np.float32(whole), alone / np.float32(whole)) if whole else (around, alone)
 
 
-def worth(index: Index, query: Query, covered: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What a match in each memory is worth, 0..1.
+def max_sim(index: Index, query_tokens: NDArray[np.int8], candidates: Places, worth: Floats) -> tuple[Floats, Floats]:
+    """The mean over the query's tokens of the nearest token, in each candidate and those around it, and in it alone;
+    scaled to 0..1 over the candidates, 0 for the others."""
+    around, alone = np.zeros(index.size, np.float32), np.zeros(index.size, np.float32)
+    candidates = candidates[index.column("token_counts")[candidates] > 0]
+    if not len(candidates):
+        return around, alone
+    counts = index.column("token_counts")[candidates]
+    starts = np.cumsum(counts) - counts
+    rows = np.repeat(index.column("token_starts")[candidates] - starts, counts) + np.arange(int(counts.sum()))
+    near = index.tokens[rows].astype(np.float32) @ (query_tokens.T / np.float32(127 * 127))
+    own = np.maximum.reduceat(near, starts, axis=0) * worth[candidates][:, None]
+    row_of = np.full(index.size + 1, -1, np.int32)  # the last element is where place -1 looks
+    row_of[candidates] = np.arange(len(candidates))
+    reach = own.copy()
+    for neighbours, share in _steps(index, candidates, before="before", after="after"):
+        other = row_of[neighbours]
+        known = other >= 0
+        reach[known] = np.maximum(reach[known], share * own[other[known]])
+    around[candidates] = _min_max(reach.mean(axis=1))
+    alone[candidates] = _min_max(own.mean(axis=1))
+    return around, alone
 
-    A question tells as much as it says beyond the query: the same question asked before tells nothing. An assistant's
-    answer counts less than a user's words, unless it is asked for.
+
+def _priors(
+    index: Index, query: Query, now: datetime, echo: Floats, weights: Weights, scale: float
+) -> dict[str, Floats]:
+    signals: dict[str, Floats] = {}
+
+    def give(name: str, values: NDArray[Any]) -> None:
+        signals[name] = _weighted(getattr(weights, name) * scale, values)
+
+    if len(query.named) == 1:
+        give("speaker", index.column("speakers") == query.named[0])
+    elif not query.named:
+        give("role", index.column("by_user") != query.asks_assistant)
+    days = _spans(index, query.text, now)
+    if days:
+        give("date", _dated(index, days))
+    if query.wanted:
+        give("answer", (index.column("cues") & query.wanted) != 0)
+    give("question", index.column("asking"))
+    give("echo", echo)
+    give("novelty", index.column("novelty"))
+    give("fullness", index.column("fullness"))
+    give("recency", np.exp2(np.maximum(now.timestamp() - index.column("said_at"), 0.0) / -_HALF_LIFE))
+    return signals
+
+
+def _with_context(index: Index, cosines: Floats) -> Floats:
+    """Cosines of the query and each memory's vector summed with shares of those before it."""
+    before = index.column("before")
+    summed, at = cosines.copy(), before
+    for share in READ_WITH:
+        summed += np.float32(share) * np.where(at >= 0, cosines[at], np.float32(0))
+        at = np.where(at >= 0, before[at], -1)
+    summed *= index.column("context_norms")
+    return summed
+
+
+def _stretch(index: Index, evidence: Floats) -> Floats:
+    """The mean of the three best of each memory's stretch of talk."""
+    stretches, count = index.column("stretches"), index.stretch_count
+    sizes = np.bincount(stretches, minlength=count)
+    total, left = np.zeros(count, np.float32), evidence.copy()
+    for taken in range(_STRETCH_BEST):
+        highest = np.full(count, -1.0, np.float32)
+        np.maximum.at(highest, stretches, left)
+        total += np.where(sizes > taken, highest, np.float32(0))
+        at = np.flatnonzero(left >= highest[stretches])
+        _, first = np.unique(stretches[at], return_index=True)
+        left[at[first]] = -1.0
+    total /= np.clip(sizes, 1, _STRETCH_BEST)
+    best_of: Floats = total[stretches]
+    return best_of
+
+
+def _echo(index: Index, query: Query) -> tuple[Floats, Floats]:
+    """For what asks rather than tells: which share of its different terms the query holds, and how far it is the same
+    question, which is more: the query has hardly another term either."""
+    matched = np.zeros(index.size, np.float32)
+    for term in query.terms:
+        posting = index.postings(term)
+        if posting is not None:
+            matched[posting[0]] += 1
+    matched *= index.column("asking") > _MOSTLY
+    share = _weighted(1.0, matched / np.maximum(index.column("distinct"), 1))
+    return share, np.maximum(2 * share * matched / np.float32(max(len(query.terms), 1)) - 1, 0)
+
+
+def _worth(index: Index, query: Query, same: Floats) -> Floats:
+    """What a match in each memory is worth, 0..1, to itself and to those around it.
+
+    The same question asked before is worth nothing, nor what was answered to it then: that only repeats, or guesses, what
+    there was to know. Other answers are worth less than a user's words. Asked what it said, the assistant is heard.
     """
-    value = np.where(index.question, _QUESTION * (1.0 - covered), 1.0)
-    return value if query.asks_assistant else value * np.where(index.by_user, 1.0, _ANSWER)
+    worth = 1 - same
+    if query.asks_assistant:
+        return worth
+    by_user, asked = index.column("by_user"), np.flatnonzero(same)
+    answers = index.column("after")[asked]
+    known = (answers >= 0) & ~by_user[answers]
+    worth[answers[known]] = 1 - same[asked[known]]
+    return np.where(by_user, worth, np.float32(_ASSISTANT) * worth)
 
 
-def _scaled(leg: NDArray[np.float32], value: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The leg over its highest among what is worth something, times the worth: 0..1."""
-    highest = float(leg.max(initial=0.0, where=value > 0))
-    return np.minimum(leg / highest, 1.0) * value if highest > 0 else leg * value
+def _spans(index: Index, text: str, now: datetime) -> list[Span]:
+    said = index.column("said_at")
+    first, last = (datetime.fromtimestamp(float(at), UTC).year for at in (said.min(), said.max()))
+    return spans(text, now.date(), range(max(first, last - _MOST_YEARS), last + 1))
+
+
+def _dated(index: Index, days: Iterable[Span]) -> Floats:
+    """1 on the days, less and less for ten days after, and a little in the week before."""
+    said = np.floor_divide(index.column("said_at"), 86_400.0)
+    dated = np.zeros(index.size)
+    for first, last in days:
+        late, early = said - _day(last), _day(first) - said
+        near = np.where((late <= 0) & (early <= 0), 1.0, 0.0)
+        near = np.where((late > 0) & (late <= _DAYS_AFTER), 1.0 - late / (1.4 * _DAYS_AFTER), near)
+        near = np.where((early > 0) & (early <= _DAYS_BEFORE), _ANNOUNCED, near)
+        np.maximum(dated, near, out=dated)
+    return dated.astype(np.float32)
+
+
+# -- smaller parts --------------------------------------------------------------------------------------------------------
+
+
+def _steps(index: Index, places: Places, *, before: str, after: str) -> Iterator[tuple[Places, np.float32]]:
+    """For each share of `_AROUND`: from each of `places`, the place so many steps along a column of links, -1 for none."""
+    columns, at = {"before": index.column(before), "after": index.column(after)}, {"before": places, "after": places}
+    for side, share in _AROUND:
+        here = at[side]
+        at[side] = np.where(here >= 0, columns[side][here], -1)
+        yield at[side], np.float32(share)
+
+
+def _highest(weights: Weights) -> float:
+    return sum(max(0.0, float(getattr(weights, field.name))) for field in fields(weights))
+
+
+def _top(scores: Floats, most: int) -> Places:
+    if most >= len(scores):
+        return np.arange(len(scores))
+    bound = np.partition(scores, len(scores) - most)[len(scores) - most]
+    return np.flatnonzero(scores >= bound)
+
+
+def _day(day: date) -> int:
+    return (day - date(1970, 1, 1)).days
+
+
+def _only(allowed: NDArray[np.bool_] | None, values: Floats, otherwise: float) -> Floats:
+    return values if allowed is None else np.where(allowed, values, np.float32(otherwise))
+
+
+def _weighted(weight: float, values: NDArray[Any]) -> Floats:
+    weighted: Floats = np.float32(weight) * values.astype(np.float32)
+    return weighted
+
+
+def _sum(parts: Iterable[Floats], size: int) -> Floats:
+    total = np.zeros(size, np.float32)
+    for part in parts:
+        total += part
+    return total
+
+
+def _min_max(values: Floats) -> Floats:
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else np.zeros_like(values)

@@ -47,6 +47,16 @@ def terms(text: str) -> list[str]:
     return [term for word in _WORD.findall(folded) for term in _terms_of(word)]
 
 
+def is_stop_word(word: str) -> bool:
+    """Whether a word, in lower case, carries no meaning of its own."""
+    return word in _STOP
+
+
+def forget() -> None:
+    """Keep no word any longer that was met."""
+    _terms_of.cache_clear()
+
+
 @lru_cache(maxsize=65_536)
 def _terms_of(word: str) -> tuple[str, ...]:
     if _UNSPACED.search(word):

@@ -1,0 +1,171 @@
+"""From a text to what it claims: sentences, clauses made plain ("I'm not a vegan any more" -> "I am a vegan", denied,
+changed), and the rules of `forms`. English; in other languages nothing is claimed. Pure functions, without a model.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from .claims import DAYS, MONTHS, Claim, Clause
+from .forms import claims_of
+from .words import asks
+
+_LONGEST = 600
+"""Characters: a longer sentence is a text somebody pasted, and claims nothing of its own."""
+_MOST_SENTENCES = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence as it was written, and what it claims. `instead` is the value of a correction that names no subject."""
+
+    text: str
+    claims: tuple[Claim, ...] = ()
+    instead: str | None = None
+
+
+# -- making a clause plain ---------------------------------------------------------------------------------------------
+
+_EXPAND: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE), to)
+    for pattern, to in (
+        ("[\u2018\u2019\u02bc]", "'"),
+        ("[\u201c\u201d]", '"'),
+        (r"\bwon't\b", "will not"),
+        (r"\bcan(?:'t|not)\b", "can not"),
+        (r"n't\b", " not"),
+        (r"\bI'?m\b", "I am"),
+        (r"'re\b", " are"),
+        (r"'ve\b", " have"),
+        (r"'ll\b", " will"),
+        (r"\b(it|that|he|she|there|here)'s\b", r"\1 is"),
+        (r"\banymore\b", "any more"),
+        (r"\bfavourite\b", "favorite"),
+        (r"\bcolour\b", "color"),
+        (r"\bfianc\u00e9", "fiance"),
+        (r"\be-mail\b", "email"),
+        (r"\b(?:tele|mobile |cell ?)phone\b", "phone"),
+        (r"\bemail address\b", "email"),
+        (r"\bgone (vegan|vegetarian)\b", r"become \1"),
+    )
+)
+_SENTENCES = re.compile(r"(?:(?<=[!?;\n])|(?<=[^A-Z\W]\.)(?<!\bMr\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bMrs\.)(?<!\bSt\.))\s+")
+_STARTS = r"(?:i|we|my|our|he|she|they|it|the|please)\b"
+_CLAUSES = re.compile(
+    rf"(?:,|:|\s-|\s\u2013|\s\u2014)\s+(?:(?:and|but|so|because|since|as)\s+)?(?={_STARTS})", re.IGNORECASE
+)
+_AND = re.compile(rf"\s+(?:and|but|so)\s+(?={_STARTS}(?!\s+(?:broke|got|split|are|were|have)\b))", re.IGNORECASE)
+_CORRECTS = re.compile(
+    r"\b(?:actually|correction|sorry|misspoke|i meant|i got (?:that|it|this) wrong|my mistake|i was wrong|"
+    r"(?:it )?turns out(?: that)?|scratch that|in fact|wrong)\b[,:;]?\s*",
+    re.IGNORECASE,
+)
+_OPENING = re.compile(
+    r"^(?:(?:ah|oh|ok|okay|well|hey|hi|hello|no|yes|yeah|btw|by the way|fyi|also|and|but|so|then|good news|"
+    r"bad news|update|"
+    r"funny|luckily|sadly|unfortunately|finally|today|yesterday|as of \w+|since \w+|last \w+|this \w+|"
+    rf"(?:on|in|from) (?:{'|'.join((MONTHS + ' ' + DAYS).split())})|a few \w+ ago|after \w+ing \w+)\b[,:!.]?\s+)+",
+    re.IGNORECASE,
+)
+_NEWS = re.compile(
+    r"[\s,]*\b(?:now|nowadays|these days|from now on|any more|instead(?! of)|again|at the moment|right now|currently|"
+    r"no longer|henceforth|after all)\b",
+    re.IGNORECASE,
+)
+_FILLER = re.compile(
+    r"\b(?:just|finally|recently|already|still|really|officially|usually|normally|generally|both|mostly|only|"
+    r"definitely|simply|also|since then|too)\b\s*",
+    re.IGNORECASE,
+)
+_NEW = re.compile(r"\b(my|our|the|his|her|their|[\w]+'s) (?:brand )?(?:new|current|latest)\b", re.IGNORECASE)
+_DENIAL = re.compile(
+    r"\b(?:(?:do|does)\s+(?:not|never)|(am|is|are|have|has|will)\s+(?:not|never)|never|can not (?=stand\b))\b\s*",
+    re.IGNORECASE,
+)
+_OVER = re.compile(r"\b(?:have |has )?(?:stopped|quit|given up|gave up|ceased)\s+(?=(?:\w+ing)\b)", re.IGNORECASE)
+_UNREAL = re.compile(
+    r"\b(?:if|would|might|could|(?-i:may)|maybe|perhaps|should|wish|hope|hoping|wonder|thinking (?:about|of)|"
+    r"considering|"
+    r"used to|did not|can not|was not|were not|dream\w*|pretend\w*|imagin\w*|said|says|told|asked|thinks|"
+    r"claims|heard|read that|novel|almost|nearly|"
+    r"ex-\w+|ex|former|formerly|previous|old (?:boss|job|flat|house|address))\b(?! is dead)",
+    re.IGNORECASE,
+)
+"""What is not said to be so: wishes, chances, hearsay, the past."""
+
+
+def plain(text: str) -> str:
+    """The text with contractions, quotes and spellings in one form."""
+    for pattern, to in _EXPAND:
+        text = pattern.sub(to, text)
+    return " ".join(text.split())
+
+
+def _simplified(text: str) -> Clause:
+    clause = Clause(text.strip(" ,.;!\"'"))
+    corrected, corrections = _CORRECTS.subn("", clause.text)
+    text = _OPENING.sub("", corrected.strip(" ,:;"), count=1)
+    text, news = _NEWS.subn("", text)
+    gone = bool(re.search(r"\bno longer\b", clause.text, re.IGNORECASE))
+    text, new = _NEW.subn(r"\1", text)
+    text = _FILLER.sub("", text)
+    text, over = _OVER.subn("", text, count=1)
+    text, denials = _DENIAL.subn(lambda found: f"{found[1]} " if found[1] else "", text, count=1)
+    return Clause(
+        " ".join(text.split()).strip(" ,.;!:"),
+        denied=bool(denials or gone or over),
+        changed=bool(corrections or news or new or over),
+        corrects=bool(corrections),
+        over=bool(over),
+    )
+
+
+_PRONOUN = re.compile(
+    r"(?:it|that|this|he|she|they) (?:is|are|was) (?:at |on |in |for )?(?P<value>[^,]+)", re.IGNORECASE
+)
+_NOT = re.compile(r",? (?:and )?not (?P<old>[\w .:'-]+)$", re.IGNORECASE)
+_IT_IS = re.compile(r"(?P<thing>.+?) (?:is|are) not (?P<old>.+?),? (?:it is|they are|but) (?P<value>.+)", re.IGNORECASE)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def read(text: str) -> tuple[Sentence, ...]:
+    """The sentences of a text with their claims. Quotations, code, lists and questions claim nothing."""
+    if len(text) > 20_000:
+        return (Sentence(text),)
+    return tuple(_sentence(part) for part in split(text))
+
+
+def split(text: str) -> list[str]:
+    """The sentences of a text; together they are the text, but for white space between them."""
+    parts = [part for part in _SENTENCES.split(text.strip()) if part.strip()]
+    return parts if len(parts) <= _MOST_SENTENCES else [text]
+
+
+def _sentence(text: str) -> Sentence:
+    if len(text) > _LONGEST or "`" in text or text.lstrip().startswith((">", '"', "\u201c", "|")) or asks(text):
+        return Sentence(text)
+    claims: list[Claim] = []
+    instead: str | None = None
+    whole = plain(text)
+    if denied := _IT_IS.match(whole.strip(" .!")):  # "X isn't A, it's B": a correction of A
+        whole = f"Correction: {denied['thing']} is {denied['value']}"
+    corrects = False
+    for part in (piece for chunk in _CLAUSES.split(whole) for piece in _AND.split(chunk)):
+        clause = _simplified(part)
+        corrects = corrects or clause.corrects
+        if _UNREAL.search(clause.text):
+            continue
+        shorter = _NOT.sub("", clause.text)
+        clause = replace(
+            clause, text=shorter, changed=clause.changed or corrects or shorter != clause.text, corrects=corrects
+        )
+        found = list(claims_of(clause))
+        if not found and corrects and (pronoun := _PRONOUN.fullmatch(clause.text)):
+            instead = pronoun["value"]
+        claims += found
+    return Sentence(text, tuple(claims), instead)
