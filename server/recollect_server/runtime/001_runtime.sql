@@ -36,7 +36,7 @@ CREATE TABLE turns (
     crashes     INTEGER NOT NULL DEFAULT 0,  -- how often the process died under it since its last committed step
     answer      BLOB                         -- protobuf Message, where the agent answered with one instead of a task
 ) STRICT;
-CREATE UNIQUE INDEX turns_of_message ON turns (owner, message_id, agent, tenant);
+CREATE UNIQUE INDEX turns_of_message ON turns (message_id, owner, agent, tenant);
 CREATE INDEX turns_of_task ON turns (task_id);
 CREATE INDEX turns_open ON turns (id) WHERE state < 2;
 

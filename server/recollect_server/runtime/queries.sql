@@ -9,6 +9,12 @@ SELECT owner, context_id, state, snapshot, memory, seq,
 FROM tasks
 WHERE id = :task_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach)
 
+-- name: owners_of_message
+SELECT owner FROM turns
+WHERE message_id = :message_id AND context_id = :context_id AND agent = :agent AND tenant = :tenant
+  AND (:reach IS NULL OR owner = :reach)
+LIMIT 2
+
 -- name: owners_of_context
 SELECT DISTINCT owner FROM tasks
 WHERE context_id = :context_id AND agent = :agent AND tenant = :tenant AND (:reach IS NULL OR owner = :reach)
@@ -68,7 +74,9 @@ FROM turns JOIN tasks ON tasks.id = turns.task_id
 WHERE turns.state < 2 ORDER BY turns.id
 
 -- name: turn_by_id
-SELECT turns.*, tasks.snapshot, tasks.memory, tasks.seq, 0 AS new_task, 0 AS pushes
+SELECT turns.*, tasks.snapshot, tasks.memory, tasks.seq,
+       turns.id = (SELECT min(id) FROM turns AS first WHERE first.task_id = turns.task_id) AS new_task,
+       EXISTS (SELECT 1 FROM push_configs WHERE task_id = turns.task_id) AS pushes
 FROM turns JOIN tasks ON tasks.id = turns.task_id
 WHERE turns.id = ?
 
