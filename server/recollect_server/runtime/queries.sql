@@ -63,6 +63,10 @@ INSERT INTO memory_outbox (task_id, turn_id, memory, context, messages, due_at) 
 INSERT INTO push_outbox (task_id, config_id, payload, due_at)
 SELECT task_id, id, :payload, :now FROM push_configs WHERE task_id = :task_id ORDER BY id
 
+-- name: drop_turns_of_ended_tasks
+UPDATE turns SET state = 2
+WHERE state < 2 AND EXISTS (SELECT 1 FROM tasks WHERE tasks.id = turns.task_id AND tasks.state IN (3, 4, 5, 7))
+
 -- name: raise_attempts
 UPDATE turns SET attempt = attempt + 1, crashes = crashes + (state = 1), state = 1 WHERE state < 2
 
@@ -171,7 +175,14 @@ WHERE dead = 0 AND due_at <= :now AND NOT EXISTS (
 ORDER BY push_outbox.id LIMIT :limit
 
 -- name: next_push
-SELECT min(due_at) FROM push_outbox WHERE dead = 0
+-- Of those that can go: the first of each config.
+SELECT (
+    SELECT due_at FROM push_outbox
+    WHERE dead = 0 AND NOT EXISTS (
+        SELECT 1 FROM push_outbox AS earlier
+        WHERE earlier.task_id = push_outbox.task_id AND earlier.config_id = push_outbox.config_id
+          AND earlier.id < push_outbox.id AND earlier.dead = 0)
+    ORDER BY due_at LIMIT 1)
 
 -- name: delete_push
 DELETE FROM push_outbox WHERE id = ?
@@ -203,7 +214,8 @@ DELETE FROM push_configs WHERE task_id = :task_id AND id = :id
 DELETE FROM push_outbox WHERE task_id = :task_id AND config_id = :id
 
 -- name: purgeable
-SELECT id FROM tasks WHERE state IN (3, 4, 5, 7) AND status_at < :before
+-- The condition is that of the index `tasks_ended`.
+SELECT id FROM tasks WHERE (state IN (3, 4, 5, 7) OR hidden = 1) AND status_at < :before
   AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.task_id = tasks.id AND turns.state < 2)
   AND NOT EXISTS (SELECT 1 FROM memory_outbox WHERE memory_outbox.task_id = tasks.id AND dead = 0)
 ORDER BY status_at LIMIT :limit

@@ -353,6 +353,7 @@ def _record(progress: Progress, db: sqlite3.Connection) -> None:
 
 
 def _recover(db: sqlite3.Connection) -> list[Accepted]:
+    db.execute(_SQL["drop_turns_of_ended_tasks"])
     db.execute(_SQL["raise_attempts"])
     cursor = db.execute(_SQL["open_turns"])
     rows = [_named(cursor, row) for row in cursor.fetchall()]
