@@ -186,6 +186,7 @@ def _head(size: Size, before: float, by_meaning: bool) -> None:
     print(f"  {SDK}: DefaultRequestHandler, InMemoryTaskStore; {OURS}: SQLite, synchronous FULL, memory off")
     found = "by words and meaning" if by_meaning else "by words alone: the embedder or its weights are not installed"
     print(f"  {REMEMBERING}: the native memory, {MEMORIES} memories for each of {CLIENTS} users, found {found}")
+    print("  an echo answers with the question, so a turn embeds one text; a model's own words would be a second")
     print("  google-adk, agno, fasta2a are not run: they are no dependencies")
     extras = [name for name in ("grpc", "sqlalchemy") if importlib.util.find_spec(name)]
     if extras:
