@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 _MOST_CRASHES = 3
 _CANCEL_WITHIN = 0.4
 """Seconds that an executor gets to stop before its task is ended without it."""
+_STOP_WITHIN = 2.0
+"""Seconds that executors get, at the end of a stop's grace, before they are left behind."""
 
 
 class LocalEngine(Engine):
@@ -64,7 +66,9 @@ class LocalEngine(Engine):
         self._submitted = 0
         self._orphans: dict[str, list[Run]] = {}
         self._watchers: dict[str, list[Subscriber]] = {}
+        self._stop_begun: asyncio.Task[None] | None = None
         self._stopping = False
+        """Whether the grace is over."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._background: set[asyncio.Task[None]] = set()
@@ -75,6 +79,10 @@ class LocalEngine(Engine):
             self._line_up(accepted)
 
     async def stop(self, grace: float) -> None:
+        self._stop_begun = self._stop_begun or asyncio.create_task(self._stop(grace))
+        await asyncio.shield(self._stop_begun)
+
+    async def _stop(self, grace: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace)
         self._stopping = True
@@ -82,13 +90,25 @@ class LocalEngine(Engine):
         for run in left:
             if run.work is not None and not run.finishing:
                 run.work.cancel()
-        await asyncio.gather(*(run.work for run in left if run.work is not None), return_exceptions=True)
-        for run in left:
-            run.over.set()
-            if not run.ended:
+        if working := [run.work for run in left if run.work is not None]:
+            await asyncio.wait(working, timeout=_STOP_WITHIN)
+        while self._background:
+            await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.gather(*(self._leave(run) for run in left))
+        for subscriber in [one for watchers in self._watchers.values() for one in watchers]:
+            subscriber.close()
+
+    async def _leave(self, run: Run) -> None:
+        """Leave a run to the next start, with all that it did."""
+        if not run.ended:
+            try:
+                if not run.finishing:
+                    await run.flush()
                 await self._store.mark(run.turn, TurnState.WAITING)  # stopped in order: not a crash
-                self._fail(run, InternalError("the server is stopping; the task goes on when it is back"))
-        await asyncio.gather(*self._background, return_exceptions=True)
+            except (Overtaken, RecollectError) as error:
+                logger.warning("task %s: what it did last is lost: %s", run.turn.task_id, error)
+            self._fail(run, InternalError("the server is stopping; the task goes on when it is back"))
+        run.over.set()
 
     async def submit(
         self, caller: Caller, request: SendMessageRequest, *, user: str | None, extensions: frozenset[str] = frozenset()
@@ -130,7 +150,7 @@ class LocalEngine(Engine):
             self._line_up(accepted)
 
     def _admit(self, key: tuple[str, ...]) -> None:
-        if self._stopping:
+        if self._stop_begun is not None:
             raise LimitError("the server is stopping: try again", retry_after=5)
         if self._total >= self._most:
             raise LimitError(f"{self._most} messages are being worked on or wait: try again", retry_after=1)
@@ -150,7 +170,10 @@ class LocalEngine(Engine):
             self._adopt(orphan, run)
         lane = self._lanes.setdefault(turn.lane, deque())
         lane.append(run)
-        if len(lane) == 1:
+        if turn.attempt > 1:  # the store knows it as one that waits
+            if len(lane) == 1:
+                self._note(self._next(run))
+        elif len(lane) == 1:
             self._begin(run)
         else:
             self._note(self._store.mark(turn, TurnState.WAITING))
@@ -237,7 +260,8 @@ class LocalEngine(Engine):
             elif not self._stopping:
                 self._fail(run, InternalError("the task stopped: its progress could not be stored"))
         except Overtaken as error:
-            logger.warning("task %s: another run has it now: %s", run.turn.task_id, error)
+            logger.warning("task %s: this run has no say in it any more: %s", run.turn.task_id, error)
+            await self._store.mark(run.turn, TurnState.DONE)  # no effect where another attempt has the turn
             self._fail(run, InternalError("the task goes on elsewhere"))
         except Exception as error:
             logger.exception("task %s: its end could not be stored", run.turn.task_id)

@@ -354,7 +354,8 @@ def _record(progress: Progress, db: sqlite3.Connection) -> None:
 
 def _recover(db: sqlite3.Connection) -> list[Accepted]:
     db.execute(_SQL["drop_turns_of_ended_tasks"])
-    db.execute(_SQL["raise_attempts"])
+    for name in ("drop_turns_of_ended_tasks", "raise_attempts"):
+        db.execute(_SQL[name])
     cursor = db.execute(_SQL["open_turns"])
     rows = [_named(cursor, row) for row in cursor.fetchall()]
     return [_accepted(row, Caller(row["agent"], row["tenant"], row["owner"], row["owner"])) for row in rows]
