@@ -67,11 +67,6 @@ SELECT task_id, id, :payload, :now FROM push_configs WHERE task_id = :task_id OR
 UPDATE turns SET state = 2
 WHERE state < 2 AND EXISTS (SELECT 1 FROM tasks WHERE tasks.id = turns.task_id AND tasks.state IN (3, 4, 5, 7))
 
--- name: drop_turns_of_ended_tasks
--- The process stopped before they were told that their task had ended.
-UPDATE turns SET state = 2
-WHERE state < 2 AND (SELECT state FROM tasks WHERE tasks.id = turns.task_id) IN (3, 4, 5, 7)
-
 -- name: raise_attempts
 -- They wait, until each is marked as running again: who had not begun is not to blame for the next crash.
 UPDATE turns SET attempt = attempt + 1, crashes = crashes + (state = 1), state = 0 WHERE state < 2

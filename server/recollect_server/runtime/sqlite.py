@@ -353,7 +353,6 @@ def _record(progress: Progress, db: sqlite3.Connection) -> None:
 
 
 def _recover(db: sqlite3.Connection) -> list[Accepted]:
-    db.execute(_SQL["drop_turns_of_ended_tasks"])
     for name in ("drop_turns_of_ended_tasks", "raise_attempts"):
         db.execute(_SQL[name])
     cursor = db.execute(_SQL["open_turns"])
