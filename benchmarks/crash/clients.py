@@ -106,6 +106,7 @@ class Client:
         sent = self._new(self._random.choice(("long", "charge", "both")))
         task_id = (await self._send(sent, immediately=True))["id"]
         await asyncio.sleep(self._random.uniform(0, 0.3))
+        await self._door.url()
         began = time.monotonic()
         try:
             task = await self._call("CancelTask", {"id": task_id}, once=True)
