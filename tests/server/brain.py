@@ -21,9 +21,13 @@ SECONDS = 30.0
 PARTS = '''
 import json
 import time
+import uuid
 from pathlib import Path
 
 import httpx
+from a2a.server.agent_execution import AgentExecutor
+from a2a.types import Message as A2AMessage
+from a2a.types import Part, Role, Task, TaskState, TaskStatus, TaskStatusUpdateEvent
 from recollect_agents import NeedInput, ToolContext, tool
 from recollect_memory import ChatModel, Memory, Message, ModelDelta, ToolCall
 
@@ -73,6 +77,26 @@ def sleep(*, context: ToolContext) -> str:
     return "slept"
 
 
+class Asker(AgentExecutor):
+    """Asks, and takes its time to end; answers in capitals."""
+
+    async def execute(self, context, queue):
+        ids = {"task_id": context.task_id, "context_id": context.context_id}
+        if context.current_task is None:
+            await queue.enqueue_event(
+                Task(id=context.task_id, context_id=context.context_id, history=[context.message])
+            )
+            state, text = TaskState.TASK_STATE_INPUT_REQUIRED, "which one?"
+        else:
+            state, text = TaskState.TASK_STATE_COMPLETED, context.get_user_input().upper()
+        said = A2AMessage(message_id=str(uuid.uuid4()), role=Role.ROLE_AGENT, parts=[Part(text=text)])
+        await queue.enqueue_event(TaskStatusUpdateEvent(status=TaskStatus(state=state, message=said), **ids))
+        await post("asked", {})
+
+    async def cancel(self, context, queue):
+        pass
+
+
 class Remote(Memory):
     name = "remote"
 
@@ -98,6 +122,7 @@ agents:
     memory: off
   rememberer: {model: "thinking:Model"}
   remote: {model: "thinking:Model", memory: remote}
+  asker: {executor: "thinking:Asker"}
 """
 
 

@@ -261,6 +261,26 @@ def test_what_has_ended_stays_as_it_is(tmp_path: Path, serve: Serve, brain: Brai
     assert len(brain.of("ask")) == 1
 
 
+def test_a_question_that_was_asked_before_the_crash_waits_for_its_answer(
+    tmp_path: Path, serve: Serve, brain: Brain
+) -> None:
+    """A turn whose question is stored is over, even if the crash came before its executor returned: the message that led to
+    the question is not taken for its answer.
+    """
+    brain.script = lambda call: brain.hang() if call.number == 1 else [{}]
+    with serve(tmp_path, CONFIG) as server:
+        asked = Caller(server, "asker").send("one of them")
+        assert asked["status"]["state"] == "TASK_STATE_INPUT_REQUIRED"
+        brain.wait_for("asked")
+        kill(server)
+    with serve(tmp_path, CONFIG) as server:
+        caller = Caller(server, "asker")
+        assert caller.task(asked["id"]) == asked
+        answered = caller.send("the red one", taskId=asked["id"])
+    assert said(answered["status"]["message"]) == "THE RED ONE"
+    assert [said(message) for message in answered["history"]] == ["one of them", "which one?", "the red one"]
+
+
 def test_what_is_owed_to_a_memory_survives_a_crash(tmp_path: Path, serve: Serve, brain: Brain) -> None:
     """A memory write that a crash cut off is made at the next start; until it is there, a recall finds it all the same."""
     arrive = threading.Event()

@@ -71,6 +71,9 @@ WHERE state < 2 AND EXISTS (SELECT 1 FROM tasks WHERE tasks.id = turns.task_id A
 -- They wait, until each is marked as running again: who had not begun is not to blame for the next crash.
 UPDATE turns SET attempt = attempt + 1, crashes = crashes + (state = 1), state = 0 WHERE state < 2
 
+-- name: close_turn
+UPDATE turns SET state = 2 WHERE id = ?
+
 -- name: open_turns
 SELECT turns.*, tasks.snapshot, tasks.memory, tasks.seq,
        turns.id = (SELECT min(id) FROM turns AS first WHERE first.task_id = turns.task_id) AS new_task,

@@ -357,7 +357,19 @@ def _recover(db: sqlite3.Connection) -> list[Accepted]:
         db.execute(_SQL[name])
     cursor = db.execute(_SQL["open_turns"])
     rows = [_named(cursor, row) for row in cursor.fetchall()]
-    return [_accepted(row, Caller(row["agent"], row["tenant"], row["owner"], row["owner"])) for row in rows]
+    found = [_accepted(row, Caller(row["agent"], row["tenant"], row["owner"], row["owner"])) for row in rows]
+    asked = {accepted.turn.id for accepted in found if _has_asked(accepted)}
+    db.executemany(_SQL["close_turn"], [(turn_id,) for turn_id in asked])
+    return [accepted for accepted in found if accepted.turn.id not in asked]
+
+
+def _has_asked(accepted: Accepted) -> bool:
+    """Whether the turn ended with a question that is stored, although its executor had not returned. Before a turn is heard,
+    its message is not in the history; afterwards, the question that it answers is no longer in the status.
+    """
+    task = accepted.task
+    heard = any(said.message_id == accepted.turn.request.message.message_id for said in task.history)
+    return task.status.state == TaskState.TASK_STATE_INPUT_REQUIRED and task.status.HasField("message") and heard
 
 
 def _accepted(row: Mapping[str, Any], caller: Caller) -> Accepted:
