@@ -85,6 +85,9 @@ def repeated(calls: Iterable[tuple[int, str, str]], wreck: Wreck, ledger: Ledger
     begun: dict[Step, Counter[int]] = {}
     for generation, message_id, key in calls:
         begun.setdefault((message_id, key), Counter())[generation] += 1
+        for needed in ledger.sent[message_id].order.before(key):
+            if wreck.committed_by.get((message_id, needed), generation + 1) > generation:
+                ledger.violation(f"{message_id}: {key} began in {generation}, before {needed} was committed")
     again = in_flight = 0
     for step, by_generation in begun.items():
         again += by_generation.total() - 1

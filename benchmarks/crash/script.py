@@ -44,6 +44,13 @@ class Order:
         """What the last step says: the agent's answer."""
         return said(self, len(self.steps))
 
+    def before(self, key: str) -> list[str]:
+        """The journal's keys of the steps whose results a step needs."""
+        kind, step = key.split("/")[0], int(key.split("/")[1])
+        asked = [f"llm/{number}" for number in range(1, step + (kind == "tool"))]
+        used = [f"tool/{number}/{place}" for number in range(1, step) for place in range(len(self.steps[number - 1]))]
+        return asked + used
+
     @property
     def last(self) -> str:
         """The journal's key of the last LLM step."""
