@@ -33,7 +33,7 @@ check: $(DEV) ## Lint, formatting, types
 	@$(BIN)/mypy
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: install ## Measure the start, the memory it takes, and the first answer
+bench: install ## Measure the start, and what a task costs beside the bare a2a-sdk (ARGS="--quick server")
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 fmt: $(DEV) ## Format the code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from a2a.server.agent_execution import AgentExecutor
@@ -121,6 +122,7 @@ def create_app(config: Config | Path | str | None = None, *, registry: Registry 
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
+    app.state.stop = partial(engine.stop, grace)
     return app
 
 

@@ -108,6 +108,10 @@ class Dispatcher(JsonRpcDispatcher):
         response: Response = await super().handle_requests(strict)
         return response
 
+    def _generate_error_response(self, request_id: str | int | None, error: Any) -> JSONResponse:
+        made: JSONResponse = super()._generate_error_response(request_id, error)
+        return _throttled(made, error) if isinstance(error, TooManyRequestsError) else made
+
     async def _send(self, request: Request, body: dict[str, Any]) -> Response:
         request_id: str | int = body["id"]
         try:
@@ -126,11 +130,15 @@ class Dispatcher(JsonRpcDispatcher):
 
 
 def _refusal(request_id: str | int, error: A2AError) -> Response:
-    answer = build_error_response(request_id, error)
-    if not isinstance(error, TooManyRequestsError):
-        return JSONResponse(answer)
-    wait = {} if error.retry_after is None else {"Retry-After": str(math.ceil(error.retry_after))}
-    return JSONResponse(answer, 429, headers=wait)
+    answer = JSONResponse(build_error_response(request_id, error))
+    return _throttled(answer, error) if isinstance(error, TooManyRequestsError) else answer
+
+
+def _throttled(answer: JSONResponse, error: TooManyRequestsError) -> JSONResponse:
+    answer.status_code = 429
+    if error.retry_after is not None:
+        answer.headers["Retry-After"] = str(math.ceil(error.retry_after))
+    return answer
 
 
 def check_version(given: str | None) -> None:
@@ -170,9 +178,18 @@ def _strict(route: Route) -> Route:
                     await strict.json()
             except A2AError as error:
                 return rest_error(error)
-        return await endpoint(strict)
+        answer = await endpoint(strict)
+        if answer.status_code == 429:
+            answer.headers["Retry-After"] = _retry_after(answer)
+        return answer
 
     return Route(route.path, strictly, methods=list(route.methods or ()))
+
+
+def _retry_after(answer: Response) -> str:
+    """Seconds, in whole, that a refusal made by the SDK asks to wait for."""
+    details = json.loads(bytes(answer.body))["error"]["details"]
+    return str(math.ceil(float(details[0]["metadata"].get("retryAfterSeconds", 1))))
 
 
 class NoServer:

@@ -78,6 +78,11 @@ def refuse_without_text(message: A2AMessage) -> None:
         raise InvalidParamsError(f"the message {reason}: this agent reads text, so send at least one part with text")
 
 
+def answer_to(message_id: str) -> str:
+    """The id of the artifact that answers a message."""
+    return f"answer-{message_id}"
+
+
 def conversation(task: Task) -> list[Message]:
     """A stored task as the messages of a prompt: its history, then its artifacts as what the agent answered."""
     said = [_message(entry) for entry in task.history if entry.parts]
@@ -178,7 +183,7 @@ class _Publisher:
         self._use = use or MemoryUse()
         self._task_id = context.task_id or ""
         self._context_id = context.context_id or ""
-        self._artifact_id = f"answer-{context.message.message_id}" if context.message else "answer"
+        self._artifact_id = answer_to(context.message.message_id) if context.message else "answer"
         self._queue = queue
         self._held: str | None = None
         self._begun = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
 import importlib.util
@@ -9,10 +10,16 @@ import ipaddress
 import logging
 import math
 import os
+import signal
 import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from typing import ParamSpec, TypeVar
 
 import uvicorn
+from starlette.applications import Starlette
 
 from recollect_memory.errors import ConfigError, RecollectError
 from recollect_memory.weights import MINILM, SMOLLM2, VOCAB, Weight, locate
@@ -20,6 +27,9 @@ from recollect_memory.weights import MINILM, SMOLLM2, VOCAB, Weight, locate
 from .config import Config
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _AFTER_STREAMS_SECONDS = 2
 """How much longer than streams a stop waits for their connections."""
@@ -54,6 +64,7 @@ def serve(config: Config) -> None:
         if not ipaddress.ip_address(host).is_loopback:
             log.warning("auth mode is none: whoever reaches %s can act for every user", url)
         server = _Server(
+            app,
             uvicorn.Config(
                 app,
                 lifespan="on",
@@ -61,21 +72,52 @@ def serve(config: Config) -> None:
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=math.ceil(config.server.grace) + _AFTER_STREAMS_SECONDS,
-            )
+            ),
+            f"Recollect serves {', '.join(config.agents)} at {url} (Ctrl+C to stop)",
         )
-        server.ready = f"Recollect serves {', '.join(config.agents)} at {url} (Ctrl+C to stop)"
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop that was asked for is no failure: exit 0
         with suppress(KeyboardInterrupt):  # uvicorn raises it anew once everything is closed
             server.run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    ready = ""
+    def __init__(self, app: Starlette, config: uvicorn.Config, ready: str) -> None:
+        super().__init__(config)
+        self._app = app
+        self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_default_executor(_OwnThreads())
         await super().startup(sockets=sockets)
         gc.freeze()  # what is loaded by now stays
         gc.set_threshold(*_GC_THRESHOLDS)
-        print(self.ready, flush=True)
+        print(self._ready, flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """The turns stop while the connections do: whoever waits for one that does not end in time is told so."""
+        stopping = asyncio.create_task(self._app.state.stop())
+        await super().shutdown(sockets=sockets)
+        await stopping
+
+
+class _OwnThreads(ThreadPoolExecutor):
+    """A thread for each call (of a tool that is a plain function, say): one that hangs in it holds up neither other calls
+    nor the end of the process.
+    """
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        done: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001 - handed to whoever asks for the result
+                done.set_exception(error)
+            else:
+                done.set_result(result)
+
+        threading.Thread(target=run, name="plain-function", daemon=True).start()
+        return done
 
 
 def _bind(config: Config) -> socket.socket:

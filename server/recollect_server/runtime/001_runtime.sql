@@ -17,6 +17,7 @@ CREATE TABLE tasks (
 ) STRICT;
 CREATE INDEX tasks_of_owner ON tasks (tenant, agent, owner, status_at DESC, id DESC) WHERE hidden = 0;
 CREATE INDEX tasks_of_agent ON tasks (tenant, agent, status_at DESC, id DESC) WHERE hidden = 0;
+CREATE INDEX tasks_ended ON tasks (status_at) WHERE state IN (3, 4, 5, 7) OR hidden = 1;
 CREATE INDEX tasks_of_context ON tasks (context_id, agent, tenant);
 
 -- One message accepted for one task. Kept with its task, since it is also what tells a replay from a new message.
@@ -36,7 +37,7 @@ CREATE TABLE turns (
     crashes     INTEGER NOT NULL DEFAULT 0,  -- how often the process died under it since its last committed step
     answer      BLOB                         -- protobuf Message, where the agent answered with one instead of a task
 ) STRICT;
-CREATE UNIQUE INDEX turns_of_message ON turns (owner, message_id, agent, tenant);
+CREATE UNIQUE INDEX turns_of_message ON turns (message_id, owner, agent, tenant);
 CREATE INDEX turns_of_task ON turns (task_id);
 CREATE INDEX turns_open ON turns (id) WHERE state < 2;
 

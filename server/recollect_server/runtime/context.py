@@ -5,7 +5,7 @@ from __future__ import annotations
 from a2a.server.agent_execution import RequestContext
 
 from recollect_memory import Message
-from recollect_server.executor import TURN, History, conversation
+from recollect_server.executor import TURN, History, answer_to, conversation
 
 from .store import Store
 from .turn import Turn
@@ -24,8 +24,9 @@ def history_from(store: Store) -> History:
         if turn.new_context:
             return []
         latest = turn.request.message.message_id
+        begun = f"{turn.task_id}/{answer_to(latest)}"  # what a crash left of the answer that is to be given anew
         said = [entry for task in await store.context(turn, _TASKS) for entry in conversation(task)]
-        return _window([entry for entry in said if entry.id != latest])
+        return _window([entry for entry in said if entry.id not in (latest, begun)])
 
     return history
 

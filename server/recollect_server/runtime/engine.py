@@ -27,7 +27,10 @@ class Engine(ABC):
 
     @abstractmethod
     async def stop(self, grace: float) -> None:
-        """Let running turns finish for `grace` seconds; what is not done by then goes on at the next start."""
+        """Accept no more, and let turns finish for `grace` seconds; what is not done by then goes on at the next start.
+
+        Whoever waits for one of those is told so. Further calls wait for the first one's end.
+        """
 
     @abstractmethod
     async def submit(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from a2a.types import (
     Message,
@@ -182,7 +182,9 @@ class Subscriber:
     Where it falls too far behind, the events that wait are replaced by the task that they led to.
     """
 
-    def __init__(self, catch_up: Callable[[], Task]) -> None:
+    def __init__(self, catch_up: Callable[[], Awaitable[Task]]) -> None:
+        self.fresh = True
+        """Whether nothing was said to it yet."""
         self._catch_up = catch_up
         self._waiting: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -192,6 +194,7 @@ class Subscriber:
     def put(self, event: Event) -> None:
         if self._behind or self._closed:
             return
+        self.fresh = False
         if len(self._waiting) >= _FURTHEST_BEHIND:
             self._waiting.clear()
             self._behind = True
@@ -207,8 +210,9 @@ class Subscriber:
     async def __aiter__(self) -> AsyncIterator[Event]:
         while True:
             if self._behind:
+                task = await self._catch_up()
                 self._behind = False
-                yield self._catch_up()
+                yield task
             while self._waiting:
                 yield self._waiting.popleft()
             if self._behind:

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 _MOST_CRASHES = 3
 _CANCEL_WITHIN = 0.4
 """Seconds that an executor gets to stop before its task is ended without it."""
+_STOP_WITHIN = 2.0
+"""Seconds that executors get, at the end of a stop's grace, before they are left behind."""
 
 
 class LocalEngine(Engine):
@@ -60,12 +62,14 @@ class LocalEngine(Engine):
         self._most_waiting = most_waiting
         self._lanes: dict[tuple[str, str, str, str], deque[Run]] = {}
         self._runs: dict[str, list[Run]] = {}
-        self._counts: Counter[tuple[str, str, str]] = Counter()
+        self._counts: Counter[tuple[str, ...]] = Counter()
         self._total = 0
         self._submitted = 0
         self._orphans: dict[str, list[Run]] = {}
         self._watchers: dict[str, list[Subscriber]] = {}
+        self._stop_begun: asyncio.Task[None] | None = None
         self._stopping = False
+        """Whether the grace is over."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._background: set[asyncio.Task[None]] = set()
@@ -76,6 +80,10 @@ class LocalEngine(Engine):
             self._line_up(accepted)
 
     async def stop(self, grace: float) -> None:
+        self._stop_begun = self._stop_begun or asyncio.create_task(self._stop(grace))
+        await asyncio.shield(self._stop_begun)
+
+    async def _stop(self, grace: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace)
         self._stopping = True
@@ -83,18 +91,31 @@ class LocalEngine(Engine):
         for run in left:
             if run.work is not None and not run.finishing:
                 run.work.cancel()
-        await asyncio.gather(*(run.work for run in left if run.work is not None), return_exceptions=True)
-        for run in left:
-            if not run.ended:
+        if working := [run.work for run in left if run.work is not None]:
+            await asyncio.wait(working, timeout=_STOP_WITHIN)
+        while self._background:
+            await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.gather(*(self._leave(run) for run in left))
+        for subscriber in [one for watchers in self._watchers.values() for one in watchers]:
+            subscriber.close()
+
+    async def _leave(self, run: Run) -> None:
+        """Leave a run to the next start, with all that it did."""
+        if not run.ended:
+            try:
+                if not run.finishing:
+                    await run.flush()
                 await self._store.mark(run.turn, TurnState.WAITING)  # stopped in order: not a crash
-                self._fail(run, InternalError("the server is stopping; the task goes on when it is back"))
-        await asyncio.gather(*self._background, return_exceptions=True)
+            except (Overtaken, RecollectError) as error:
+                logger.warning("task %s: what it did last is lost: %s", run.turn.task_id, error)
+            self._fail(run, InternalError("the server is stopping; the task goes on when it is back"))
+        run.over.set()
 
     async def submit(
         self, caller: Caller, request: SendMessageRequest, *, user: str | None, extensions: frozenset[str] = frozenset()
     ) -> Submission:
         named = request.message.task_id or request.message.context_id
-        key = (caller.agent, caller.tenant, named)
+        key = (caller.agent, caller.tenant, caller.owner(user), named)
         self._admit(key)
         self._total += 1
         self._counts[key] += 1
@@ -106,22 +127,40 @@ class LocalEngine(Engine):
                 return Submission(accepted, next((run for run in runs if run.turn.id == accepted.turn.id), None))
             kept = True
             return Submission(accepted, self._line_up(accepted, key))
+        except asyncio.CancelledError:
+            self._note(self._keep(caller, request, user, extensions))
+            raise
         finally:
             if not kept:
                 self._total -= 1
                 self._release(key)
 
-    def _admit(self, key: tuple[str, str, str]) -> None:
-        if self._stopping:
+    async def _keep(
+        self, caller: Caller, request: SendMessageRequest, user: str | None, extensions: frozenset[str]
+    ) -> None:
+        """Run the message of a caller who left while it was being stored: it may be stored, and then it has to be run."""
+        try:
+            accepted = await self._store.accept(caller, request, user=user, extensions=extensions)
+        except (A2AError, RecollectError) as error:
+            logger.info("a message whose sender left is refused: %s", error)
+            return
+        turn = accepted.turn
+        known = any(run.turn.id == turn.id for run in self._runs.get(turn.task_id, ()))
+        if not (known or accepted.over or self._stopping):
+            self._total += 1
+            self._line_up(accepted)
+
+    def _admit(self, key: tuple[str, ...]) -> None:
+        if self._stop_begun is not None:
             raise LimitError("the server is stopping: try again", retry_after=5)
         if self._total >= self._most:
             raise LimitError(f"{self._most} messages are being worked on or wait: try again", retry_after=1)
-        if key[2] and self._counts[key] >= self._most_waiting:
+        if key[-1] and self._counts[key] >= self._most_waiting:
             raise LimitError(
-                f"{self._most_waiting} messages wait in {key[2]}: let some of them be answered first", retry_after=1
+                f"{self._most_waiting} messages wait in {key[-1]}: let some of them be answered first", retry_after=1
             )
 
-    def _line_up(self, accepted: Accepted, key: tuple[str, str, str] | None = None) -> Run:
+    def _line_up(self, accepted: Accepted, key: tuple[str, ...] | None = None) -> Run:
         turn = accepted.turn
         run = Run(accepted, self._store, self._tell_watchers, self._committed)
         run.key = key
@@ -132,7 +171,10 @@ class LocalEngine(Engine):
             self._adopt(orphan, run)
         lane = self._lanes.setdefault(turn.lane, deque())
         lane.append(run)
-        if len(lane) == 1:
+        if turn.attempt > 1:  # the store knows it as one that waits
+            if len(lane) == 1:
+                self._note(self._next(run))
+        elif len(lane) == 1:
             self._begin(run)
         else:
             self._note(self._store.mark(turn, TurnState.WAITING))
@@ -140,7 +182,7 @@ class LocalEngine(Engine):
 
     def live(self, caller: Caller, task_id: str) -> Task | None:
         run = self._reachable(caller, task_id)
-        return None if run is None else run.snapshot.copy()
+        return None if run is None else run.shown()
 
     def pushes(self, caller: Caller, task_id: str) -> None:
         for run in self._runs.get(task_id, ()):
@@ -159,21 +201,34 @@ class LocalEngine(Engine):
         run = self._reachable(caller, task_id)
         if run is None:
             return await self._cancel_parked(caller, task_id)
-        if run.work is None:
-            await run.cancel()
-            self._over(run)
-        elif not run.finishing:
+        if not (run.finishing or run.canceling):
             run.canceling = True
-            run.work.cancel()
+            if run.work is not None:
+                run.work.cancel()
+            self._note(self._cancel(run))
+        await run.over.wait()
+        if run.continues:
+            return await self.cancel(caller, task_id)  # it goes on with another message
+        if not run.ended:
+            raise InternalError(f"task {task_id} could not be canceled")
+        if run.snapshot.task.status.state != TaskState.TASK_STATE_CANCELED:
+            raise TaskNotCancelableError(f"task {task_id} ended before it could be canceled")
+        return run.snapshot.copy()
+
+    async def _cancel(self, run: Run) -> None:
+        """See to it that a run which is told to stop does, or is ended without its executor."""
+        if run.work is not None:
             await asyncio.wait((run.work,), timeout=_CANCEL_WITHIN)
             if not run.finishing:
-                logger.warning("task %s: its executor does not stop; the task ends without it", task_id)
-                await run.cancel()
-                self._over(run)
-        task = await asyncio.shield(run.settled)
-        if isinstance(task, Message) or task.status.state != TaskState.TASK_STATE_CANCELED:
-            raise TaskNotCancelableError(f"task {task_id} ended before it could be canceled")
-        return task
+                logger.warning("task %s: its executor does not stop; the task ends without it", run.turn.task_id)
+        if run.finishing:
+            return
+        try:
+            await run.cancel()
+        except Exception as error:
+            logger.exception("task %s: its cancellation could not be stored", run.turn.task_id)
+            self._fail(run, error if isinstance(error, RecollectError) else InternalError("internal error"))
+        self._over(run)
 
     async def subscribe(self, caller: Caller, task_id: str) -> tuple[Task, Subscriber]:
         while True:
@@ -215,7 +270,8 @@ class LocalEngine(Engine):
             elif not self._stopping:
                 self._fail(run, InternalError("the task stopped: its progress could not be stored"))
         except Overtaken as error:
-            logger.warning("task %s: another run has it now: %s", run.turn.task_id, error)
+            logger.warning("task %s: this run has no say in it any more: %s", run.turn.task_id, error)
+            await self._store.mark(run.turn, TurnState.DONE)  # no effect where another attempt has the turn
             self._fail(run, InternalError("the task goes on elsewhere"))
         except Exception as error:
             logger.exception("task %s: its end could not be stored", run.turn.task_id)
@@ -274,6 +330,9 @@ class LocalEngine(Engine):
         was_first = lane[0] is run
         lane.remove(run)
         self._runs[turn.task_id].remove(run)
+        run.over.set()
+        if run.ended and (behind := self._runs[turn.task_id]):
+            behind[0].resume(run.snapshot.copy(), run.snapshot.seq)
         if run.continues:
             self._hand_over(run)
         else:
@@ -313,13 +372,15 @@ class LocalEngine(Engine):
                     self._fail(run, UnsupportedOperationError(f"task {turn.task_id} ended before this message's turn"))
                     self._over(run)
                     return
+                if run.canceling:
+                    return
                 run.resume(*found)
             await self._store.mark(turn, TurnState.RUNNING)
         except Exception:
             logger.exception("task %s could not begin", turn.task_id)
             self._over(run)
             return
-        if not (run.finishing or self._stopping):
+        if not (run.canceling or self._stopping):
             self._begin(run)
 
     # -- small things --------------------------------------------------------------------------------------------------
@@ -342,8 +403,8 @@ class LocalEngine(Engine):
                 return snapshot.task
         raise TaskNotCancelableError(f"task {task_id} has ended")
 
-    def _current(self, caller: Caller, task: Task) -> Task:
-        return self.live(caller, task.id) or task
+    async def _current(self, caller: Caller, task: Task) -> Task:
+        return self.live(caller, task.id) or await self._store.task(caller, task.id) or task
 
     def _reachable(self, caller: Caller, task_id: str) -> Run | None:
         for run in self._runs.get(task_id, ()):
@@ -372,7 +433,7 @@ class LocalEngine(Engine):
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    def _release(self, key: tuple[str, str, str]) -> None:
+    def _release(self, key: tuple[str, ...]) -> None:
         self._counts[key] -= 1
         if not self._counts[key]:
             del self._counts[key]

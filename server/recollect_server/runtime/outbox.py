@@ -41,11 +41,12 @@ class Outbox:
         self._owed: dict[tuple[str, str], list[MemoryWrite]] = {}
         self._delivering: set[tuple[str, str]] = set()
         self._arrived = asyncio.Condition()
-        self._wake = {name: asyncio.Event() for name in memories}
+        self._wake: dict[str, asyncio.Event] = {}
         self._workers: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Take up what earlier processes left, and begin to deliver."""
+        """Take up what earlier processes left, and begin to deliver to each memory that there is by now."""
+        self._wake = {name: asyncio.Event() for name in self._memories}
         self.owe(await self._store.unconfirmed_writes())
         self._workers = [asyncio.create_task(self._deliver_forever(name)) for name in self._memories]
 

@@ -9,6 +9,12 @@ SELECT owner, context_id, state, snapshot, memory, seq,
 FROM tasks
 WHERE id = :task_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach)
 
+-- name: owners_of_message
+SELECT owner FROM turns
+WHERE message_id = :message_id AND context_id = :context_id AND agent = :agent AND tenant = :tenant
+  AND (:reach IS NULL OR owner = :reach)
+LIMIT 2
+
 -- name: owners_of_context
 SELECT DISTINCT owner FROM tasks
 WHERE context_id = :context_id AND agent = :agent AND tenant = :tenant AND (:reach IS NULL OR owner = :reach)
@@ -57,8 +63,16 @@ INSERT INTO memory_outbox (task_id, turn_id, memory, context, messages, due_at) 
 INSERT INTO push_outbox (task_id, config_id, payload, due_at)
 SELECT task_id, id, :payload, :now FROM push_configs WHERE task_id = :task_id ORDER BY id
 
+-- name: drop_turns_of_ended_tasks
+UPDATE turns SET state = 2
+WHERE state < 2 AND EXISTS (SELECT 1 FROM tasks WHERE tasks.id = turns.task_id AND tasks.state IN (3, 4, 5, 7))
+
 -- name: raise_attempts
-UPDATE turns SET attempt = attempt + 1, crashes = crashes + (state = 1), state = 1 WHERE state < 2
+-- They wait, until each is marked as running again: who had not begun is not to blame for the next crash.
+UPDATE turns SET attempt = attempt + 1, crashes = crashes + (state = 1), state = 0 WHERE state < 2
+
+-- name: close_turn
+UPDATE turns SET state = 2 WHERE id = ?
 
 -- name: open_turns
 SELECT turns.*, tasks.snapshot, tasks.memory, tasks.seq,
@@ -68,7 +82,9 @@ FROM turns JOIN tasks ON tasks.id = turns.task_id
 WHERE turns.state < 2 ORDER BY turns.id
 
 -- name: turn_by_id
-SELECT turns.*, tasks.snapshot, tasks.memory, tasks.seq, 0 AS new_task, 0 AS pushes
+SELECT turns.*, tasks.snapshot, tasks.memory, tasks.seq,
+       turns.id = (SELECT min(id) FROM turns AS first WHERE first.task_id = turns.task_id) AS new_task,
+       EXISTS (SELECT 1 FROM push_configs WHERE task_id = turns.task_id) AS pushes
 FROM turns JOIN tasks ON tasks.id = turns.task_id
 WHERE turns.id = ?
 
@@ -163,7 +179,14 @@ WHERE dead = 0 AND due_at <= :now AND NOT EXISTS (
 ORDER BY push_outbox.id LIMIT :limit
 
 -- name: next_push
-SELECT min(due_at) FROM push_outbox WHERE dead = 0
+-- Of those that can go: the first of each config.
+SELECT (
+    SELECT due_at FROM push_outbox
+    WHERE dead = 0 AND NOT EXISTS (
+        SELECT 1 FROM push_outbox AS earlier
+        WHERE earlier.task_id = push_outbox.task_id AND earlier.config_id = push_outbox.config_id
+          AND earlier.id < push_outbox.id AND earlier.dead = 0)
+    ORDER BY due_at LIMIT 1)
 
 -- name: delete_push
 DELETE FROM push_outbox WHERE id = ?
@@ -195,7 +218,8 @@ DELETE FROM push_configs WHERE task_id = :task_id AND id = :id
 DELETE FROM push_outbox WHERE task_id = :task_id AND config_id = :id
 
 -- name: purgeable
-SELECT id FROM tasks WHERE state IN (3, 4, 5, 7) AND status_at < :before
+-- The condition is that of the index `tasks_ended`.
+SELECT id FROM tasks WHERE (state IN (3, 4, 5, 7) OR hidden = 1) AND status_at < :before
   AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.task_id = tasks.id AND turns.state < 2)
   AND NOT EXISTS (SELECT 1 FROM memory_outbox WHERE memory_outbox.task_id = tasks.id AND dead = 0)
 ORDER BY status_at LIMIT :limit

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from a2a.server.events import EventQueue
-from a2a.types import Message, Role, Task, TaskArtifactUpdateEvent, TaskState, TaskStatusUpdateEvent
+from a2a.types import Message, Role, Task, TaskArtifactUpdateEvent, TaskState, TaskStatus, TaskStatusUpdateEvent
 from a2a.utils.errors import InvalidAgentResponseError
 
 from recollect_agents import Journal
@@ -51,7 +51,7 @@ class Run(EventQueue):
         self.settled.add_done_callback(_retrieve)
         self.subscribers: list[Subscriber] = []
         self.writes: list[MemoryWrite] = []
-        self.key: tuple[str, str, str] | None = None
+        self.key: tuple[str, ...] | None = None
         """What the engine counts this run under."""
         self.work: asyncio.Task[None] | None = None
         self.remembers = True
@@ -61,12 +61,15 @@ class Run(EventQueue):
         """Whether the finishing commit has begun: from then on the run cannot be stopped."""
         self.ended = False
         """Whether the finishing commit is done."""
+        self.over = asyncio.Event()
+        """Set when the engine is done with the run."""
         self.continues = False
         """Whether the task goes on with another message that waits, although this turn is done."""
         self._store = store
         self._watchers = watchers
         self._committed = committed
         self._answer: Message | None = None
+        self._status_before: TaskStatus | None = None
         self._spoke = False
         self._events: list[Event] = []
         self._steps: list[tuple[str, str | None]] = []
@@ -86,25 +89,46 @@ class Run(EventQueue):
             self._answer = event
             return
         self._spoke = True
-        self.snapshot.apply(event)
-        if isinstance(event, Task):
-            event = self.snapshot.copy()
         if isinstance(event, TaskArtifactUpdateEvent) or event.status.state not in TERMINAL | INTERRUPTED:
+            self.snapshot.apply(event)
+            if isinstance(event, Task):
+                event = self.snapshot.copy()
             self._events.append(event)
             self._publish(event)
             self.log_soon()
-        elif event.status.state in TERMINAL:
+            return
+        before = TaskStatus()
+        before.CopyFrom(self.snapshot.task.status)
+        self.snapshot.apply(event)
+        self._status_before = before
+        if isinstance(event, Task):
+            event = self.snapshot.copy()
+        if event.status.state in TERMINAL:
             await self._finish(event)
         else:
             self._events.append(event)
             await self.flush()
+            self._status_before = None
             self._publish(event)
             self._settle(self.snapshot.copy())
+
+    def shown(self) -> Task:
+        """A copy of the task for whoever asks: a state that ends or interrupts it is not shown before it is committed."""
+        task = self.snapshot.copy()
+        if self._status_before is not None:
+            task.status.CopyFrom(self._status_before)
+        return task
 
     def resume(self, task: Task, seq: int) -> None:
         """Go on from the task as it became while this run waited."""
         self.snapshot = Snapshot(task, seq)
         self.snapshot.hear(self.turn.request.message)
+        for subscriber in self.subscribers:
+            if subscriber.fresh:
+                subscriber.put(self.snapshot.copy())
+        for subscriber in self.subscribers:
+            if subscriber.fresh:
+                subscriber.put(self.snapshot.copy())
 
     async def fail(self, reason: str) -> None:
         """End the task as FAILED, with a reason for its owner."""
@@ -135,6 +159,7 @@ class Run(EventQueue):
             self._events, self._steps = events, steps
             await self._record(self._progress(done=True))
         self.ended = True
+        self._status_before = None
         if event is not None:
             self._publish(event)
         if self._answer is not None:
@@ -159,9 +184,12 @@ class Run(EventQueue):
 
     def subscribe(self) -> Subscriber:
         """The events of this run from now on."""
-        subscriber = Subscriber(self.snapshot.copy)
+        subscriber = Subscriber(self._caught_up)
         self.subscribers.append(subscriber)
         return subscriber
+
+    async def _caught_up(self) -> Task:
+        return self.shown()
 
     def close(self) -> None:
         """Tell everyone who listens that this run says no more."""

@@ -221,7 +221,7 @@ def _accept(
 ) -> Accepted:
     message = request.message
     found = _followed_up(caller, message, user, db) if message.task_id else None
-    owner = found.owner if found else _owner(caller, message.context_id, user, db)
+    owner = found.owner if found else _owner(caller, message.context_id, message.message_id, user, db)
     scope = {"agent": caller.agent, "tenant": caller.tenant, "owner": owner}
     digest = _digest(message)
     before = db.execute(_SQL["turn_of_message"], scope | {"message_id": message.message_id}).fetchone()
@@ -324,14 +324,23 @@ def _new_place(request: SendMessageRequest, scope: Mapping[str, Any], db: sqlite
     return _Place(task, new_context=not known)
 
 
-def _owner(caller: Caller, context_id: str, user: str | None, db: sqlite3.Connection) -> str:
-    """Whose a message without a taskId is: its user's, else its context's, else the caller's own."""
+def _owner(caller: Caller, context_id: str, message_id: str, user: str | None, db: sqlite3.Connection) -> str:
+    """Whose a message without a taskId is: its user's, else its context's, else the caller's own.
+
+    A message that was sent before stays whose it was, whoever uses a context of that name since.
+    """
     own = caller.owner(user)
     if user is not None or not context_id:
         return own
-    rows = db.execute(_SQL["owners_of_context"], _scope(caller) | {"context_id": context_id}).fetchall()
-    owners = [row[0] for row in rows]
-    return owners[0] if len(owners) == 1 and own not in owners else own
+    values = _scope(caller) | {"context_id": context_id, "message_id": message_id}
+    for name in ("owners_of_message", "owners_of_context"):
+        owners = [row[0] for row in db.execute(_SQL[name], values)]
+        if own in owners:
+            return own
+        if len(owners) == 1:
+            found: str = owners[0]
+            return found
+    return own
 
 
 def _replay(caller: Caller, digest: bytes, before: tuple[Any, ...], db: sqlite3.Connection) -> Accepted:
@@ -341,7 +350,8 @@ def _replay(caller: Caller, digest: bytes, before: tuple[Any, ...], db: sqlite3.
     cursor = db.execute(_SQL["turn_by_id"], (turn_id,))
     row = _named(cursor, cursor.fetchone())
     message = None if answer is None else Message.FromString(answer)
-    return Accepted(_turn(row, caller), _task(row["snapshot"], row["memory"]), replay=True, answer=message)
+    found = _accepted(row, caller)
+    return replace(found, replay=True, over=row["state"] == TurnState.DONE, answer=message)
 
 
 def _record(progress: Progress, db: sqlite3.Connection) -> None:
@@ -382,15 +392,29 @@ def _record(progress: Progress, db: sqlite3.Connection) -> None:
 
 
 def _recover(db: sqlite3.Connection) -> list[Accepted]:
-    db.execute(_SQL["raise_attempts"])
+    for name in ("drop_turns_of_ended_tasks", "raise_attempts"):
+        db.execute(_SQL[name])
     cursor = db.execute(_SQL["open_turns"])
     rows = [_named(cursor, row) for row in cursor.fetchall()]
-    found: list[Accepted] = []
-    for row in rows:
-        caller = Caller(row["agent"], row["tenant"], row["owner"], row["owner"])
-        turn = replace(_turn(row, caller), new_task=bool(row["new_task"]), new_context=False)
-        found.append(Accepted(turn, _task(row["snapshot"], row["memory"]), seq=row["seq"], pushes=bool(row["pushes"])))
-    return found
+    found = [_accepted(row, Caller(row["agent"], row["tenant"], row["owner"], row["owner"])) for row in rows]
+    asked = {accepted.turn.id for accepted in found if _has_asked(accepted)}
+    db.executemany(_SQL["close_turn"], [(turn_id,) for turn_id in asked])
+    return [accepted for accepted in found if accepted.turn.id not in asked]
+
+
+def _has_asked(accepted: Accepted) -> bool:
+    """Whether the turn ended with a question that is stored, although its executor had not returned. Before a turn is heard,
+    its message is not in the history; afterwards, the question that it answers is no longer in the status.
+    """
+    task = accepted.task
+    heard = any(said.message_id == accepted.turn.request.message.message_id for said in task.history)
+    return task.status.state == TaskState.TASK_STATE_INPUT_REQUIRED and task.status.HasField("message") and heard
+
+
+def _accepted(row: Mapping[str, Any], caller: Caller) -> Accepted:
+    """A turn that was accepted before."""
+    turn = replace(_turn(row, caller), new_task=bool(row["new_task"]), new_context=False)
+    return Accepted(turn, _task(row["snapshot"], row["memory"]), seq=row["seq"], pushes=bool(row["pushes"]))
 
 
 def _list(caller: Caller, listing: Listing, db: sqlite3.Connection) -> tuple[list[Task], int]:

@@ -64,7 +64,10 @@ class Store(ABC):
 
     @abstractmethod
     async def recover(self) -> list[Accepted]:
-        """The turns that were not done when the last process ended, oldest first, each with its attempt raised."""
+        """The turns that were not done when the last process ended, oldest first, each with its attempt raised.
+
+        They wait: only one that was marked as running (or recorded something) has crashed if the process stops again.
+        """
 
     @abstractmethod
     async def steps(self, turn: Turn) -> dict[str, str | None]:

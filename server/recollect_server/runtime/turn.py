@@ -74,6 +74,8 @@ class Accepted:
     turn: Turn
     task: Task
     replay: bool = False
+    over: bool = False
+    """Whether the turn that was found is done."""
     answer: Message | None = None
     """The direct message that a replayed turn ended with."""
     seq: int = 0

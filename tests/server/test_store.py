@@ -1,0 +1,739 @@
+"""What any `Store` does. Each test runs against every implementation."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from a2a.types import (
+    Message,
+    Part,
+    Role,
+    SendMessageRequest,
+    StreamResponse,
+    Task,
+    TaskPushNotificationConfig,
+    TaskState,
+)
+from a2a.utils.errors import InvalidParamsError, TaskNotFoundError, UnsupportedOperationError
+from google.protobuf.json_format import MessageToDict
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from recollect_memory.sqlite import Database
+from recollect_server.runtime.sqlite import SQLiteStore
+from recollect_server.runtime.store import Listing, Store
+from recollect_server.runtime.turn import (
+    Accepted,
+    Caller,
+    Continues,
+    MemoryWrite,
+    Overtaken,
+    Progress,
+    Turn,
+    TurnState,
+)
+
+from .inprocess import request
+
+SUBMITTED, WORKING, COMPLETED = (
+    TaskState.TASK_STATE_SUBMITTED,
+    TaskState.TASK_STATE_WORKING,
+    TaskState.TASK_STATE_COMPLETED,
+)
+FAILED, CANCELED, REJECTED = (
+    TaskState.TASK_STATE_FAILED,
+    TaskState.TASK_STATE_CANCELED,
+    TaskState.TASK_STATE_REJECTED,
+)
+INPUT_REQUIRED = TaskState.TASK_STATE_INPUT_REQUIRED
+
+LATER = 2**52
+"""Microseconds since the epoch: in a hundred years."""
+ANYONE = Caller("agent", "", "door", None)
+"""Whoever may act for every user of the tenant."""
+
+
+@dataclass
+class Opened:
+    """A store, and how many rows each of its tables has."""
+
+    store: Store
+    rows: Callable[[], Awaitable[dict[str, int]]]
+
+
+Open = Callable[[Path], AbstractAsyncContextManager[Opened]]
+
+
+@asynccontextmanager
+async def open_sqlite(folder: Path) -> AsyncGenerator[Opened]:
+    database = Database(folder / "store.db")
+    store = SQLiteStore(database)
+    await asyncio.to_thread(store.migrate)
+
+    def rows(db: sqlite3.Connection) -> dict[str, int]:
+        names = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {name: db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in names}
+
+    yield Opened(store, lambda: database.read(rows))
+    await database.aclose()
+
+
+@pytest.fixture(params=[open_sqlite], ids=["sqlite"])
+def open_store(request: pytest.FixtureRequest) -> Open:
+    """Opens the store that a folder keeps; opened again, it is what a new process finds."""
+    opener: Open = request.param
+    return opener
+
+
+@pytest.fixture
+async def opened(open_store: Open, tmp_path: Path) -> AsyncIterator[Opened]:
+    async with open_store(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def store(opened: Opened) -> Store:
+    return opened.store
+
+
+async def accept(
+    store: Store, text: str = "hello", *, caller: Caller = ANYONE, user: str | None = "alice", **fields: Any
+) -> Accepted:
+    return await store.accept(caller, request(text, **fields), user=user)
+
+
+_clock = iter(range(1_000_000, 2**40))
+
+
+def progress(accepted: Accepted, state: TaskState = WORKING, *, at: int | None = None, **more: Any) -> Progress:
+    """The next progress of a turn, with one event more."""
+    task = Task()
+    task.CopyFrom(accepted.task)
+    task.status.state = state
+    at = next(_clock) if at is None else at
+    task.status.timestamp.FromMicroseconds(at)
+    fields: dict[str, Any] = {"seq": next(_clock), "events": b"event"} | more
+    return Progress(accepted.turn, state=state, status_at=at, snapshot=task.SerializeToString(), **fields)
+
+
+async def end(store: Store, accepted: Accepted, state: TaskState = COMPLETED, **more: Any) -> None:
+    await store.record(progress(accepted, state, done=True, **more))
+
+
+async def state_of(store: Store, accepted: Accepted) -> TaskState:
+    task = await store.task(accepted.turn.caller, accepted.task.id)
+    assert task is not None
+    return task.status.state
+
+
+def push_config(task_id: str, config_id: str = "c", **fields: Any) -> TaskPushNotificationConfig:
+    fields = {"url": "https://example.com/hook"} | fields
+    return TaskPushNotificationConfig(task_id=task_id, id=config_id, **fields)
+
+
+def status(task_id: str, state: TaskState) -> bytes:
+    event = StreamResponse()
+    event.status_update.task_id = task_id
+    event.status_update.status.state = state
+    return event.SerializeToString()
+
+
+# -- accept --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_first_message_makes_a_task(store: Store) -> None:
+    """Submitted, with the message as its history, ids filled in on both, and its user in its metadata."""
+    found = await accept(store)
+    turn, task = found.turn, found.task
+    assert (turn.attempt, turn.new_task, turn.new_context, turn.owner, found.replay) == (
+        1,
+        True,
+        True,
+        "user/alice",
+        False,
+    )
+    assert (turn.task_id, turn.context_id) == (task.id, task.context_id)
+    assert turn.request.message == task.history[0]
+    assert task.history[0].task_id == task.id
+    assert (task.status.state, task.metadata["user_id"]) == (SUBMITTED, "alice")
+    assert await store.task(ANYONE, task.id) == task
+
+
+async def test_a_client_keeps_its_ids(store: Store) -> None:
+    """contextId and messageId are the client's; a second message of the context is not its first."""
+    first = await accept(store, context_id="mine", message_id="m1")
+    second = await accept(store, context_id="mine", message_id="m2")
+    assert (first.task.context_id, first.task.history[0].message_id) == ("mine", "m1")
+    assert (second.turn.new_context, second.turn.new_task) == (False, True)
+    assert first.task.id != second.task.id
+
+
+async def test_a_follow_up_goes_to_its_task(store: Store) -> None:
+    """By taskId alone: context and user are the task's."""
+    first = await accept(store, context_id="mine")
+    await end(store, first, INPUT_REQUIRED)
+    second = await accept(store, "more", user=None, task_id=first.task.id)
+    turn = second.turn
+    assert (turn.task_id, turn.context_id, turn.owner) == (first.task.id, "mine", "user/alice")
+    assert (turn.new_task, turn.new_context) == (False, False)
+    assert turn.request.message.context_id == "mine"
+    assert turn.request.metadata["user_id"] == "alice"
+    assert second.task.status.state == INPUT_REQUIRED
+
+
+async def test_a_context_without_a_user_is_its_owners(store: Store) -> None:
+    """A message that names a context and no user is of whoever the context is, if that is one owner."""
+    await accept(store, context_id="one", user="alice")
+    assert (await accept(store, context_id="one", user=None)).turn.owner == "user/alice"
+    await accept(store, context_id="one", user="bob")
+    assert (await accept(store, context_id="one", user=None)).turn.owner == "principal/door"
+    assert (await accept(store, user=None)).turn.owner == "principal/door"
+
+
+async def test_what_cannot_be_accepted_is_refused_and_not_stored(opened: Opened) -> None:
+    """An unknown task, another context, another user, a task that has ended."""
+    store = opened.store
+    parked, ended = await accept(store), await accept(store)
+    await end(store, parked, INPUT_REQUIRED)
+    await end(store, ended)
+    before = await opened.rows()
+    with pytest.raises(TaskNotFoundError):
+        await accept(store, task_id="nowhere")
+    with pytest.raises(InvalidParamsError, match="contextId"):
+        await accept(store, task_id=parked.task.id, context_id="another")
+    with pytest.raises(InvalidParamsError, match="user_id"):
+        await accept(store, task_id=parked.task.id, user="bob")
+    with pytest.raises(UnsupportedOperationError, match="completed"):
+        await accept(store, task_id=ended.task.id)
+    assert await opened.rows() == before
+
+
+async def test_the_same_message_is_a_replay(opened: Opened) -> None:
+    """The same task while it runs and after; a follow-up's too, whatever came of its task since; nothing is stored."""
+    store = opened.store
+    first = await accept(store, message_id="m1")
+    await end(store, first, INPUT_REQUIRED)
+    second = await accept(store, "more", message_id="m2", task_id=first.task.id)
+    rows = await opened.rows()
+    for found in (await accept(store, message_id="m1"), await accept(store, "more", message_id="m2")):
+        assert (found.replay, found.over, found.task.id) == (True, found.turn.id == first.turn.id, first.task.id)
+    await end(store, second)
+    again = await accept(store, "more", message_id="m2", task_id=first.task.id)
+    assert (again.replay, again.over, again.task.status.state) == (True, True, COMPLETED)
+    assert (await opened.rows())["turns"] == rows["turns"]
+    with pytest.raises(InvalidParamsError, match="messageId"):
+        await accept(store, "other", message_id="m1")
+
+
+async def test_replays_at_once_make_one_task(opened: Opened) -> None:
+    """Fifty of the same, one stored."""
+    found = await asyncio.gather(*(accept(opened.store, message_id="m1") for _ in range(50)))
+    assert [one.replay for one in found].count(False) == 1
+    assert len({one.task.id for one in found}) == 1
+    assert (await opened.rows())["tasks"] == 1
+
+
+async def test_a_replay_of_a_direct_answer_gets_it(store: Store) -> None:
+    """The message, and no task that anybody finds."""
+    first = await accept(store, message_id="m1")
+    answer = Message(message_id="a", role=Role.ROLE_AGENT, parts=[Part(text="hi")])
+    await end(store, first, SUBMITTED, answer=answer)
+    assert (await accept(store, message_id="m1")).answer == answer
+    assert await store.task(ANYONE, first.task.id) is None
+    assert await store.tasks(ANYONE, Listing()) == ([], 0)
+
+
+# -- whose it is ---------------------------------------------------------------------------------------------------------
+
+STRANGERS = {
+    "user": Caller("agent", "", "bob", "user/bob"),
+    "principal": Caller("agent", "", "door", "principal/door"),
+    "lookalike": Caller("agent", "", "alice", "user/alice "),
+    "case": Caller("agent", "", "alice", "user/Alice"),
+    "wildcard": Caller("agent", "", "alice", "user/%"),
+    "empty": Caller("agent", "", "", ""),
+    "quote": Caller("agent", "", "", "' OR owner <> '"),
+    "tenant": Caller("agent", "red", "alice", "user/alice"),
+    "anyone of another tenant": Caller("agent", "red", "door", None),
+    "agent": Caller("other", "", "alice", "user/alice"),
+    "anyone of another agent": Caller("other", "", "door", None),
+}
+
+
+@pytest.mark.parametrize("stranger", STRANGERS.values(), ids=STRANGERS)
+async def test_a_task_is_found_by_its_owner_only(opened: Opened, stranger: Caller) -> None:
+    """Another user, tenant or agent finds nothing by any way in, changes nothing, and cannot tell that it exists."""
+    store = opened.store
+    alice = Caller("agent", "", "alice", "user/alice")
+    found = await accept(store, caller=alice, context_id="shared", message_id="m1")
+    task_id = found.task.id
+    assert await store.set_push_config(alice, push_config(task_id))
+    await end(store, found, INPUT_REQUIRED)
+    before = await opened.rows()
+
+    assert await store.task(stranger, task_id) is None
+    assert await store.tasks(stranger, Listing()) == ([], 0)
+    assert await store.tasks(stranger, Listing(context_id="shared")) == ([], 0)
+    assert await store.tasks(stranger, Listing(state=INPUT_REQUIRED)) == ([], 0)
+    assert await store.push_configs(stranger, task_id) is None
+    assert not await store.set_push_config(stranger, push_config(task_id, url="https://evil.example"))
+    assert not await store.delete_push_config(stranger, task_id, "c")
+    with pytest.raises(TaskNotFoundError) as known:
+        await accept(store, caller=stranger, user=None, task_id=task_id, message_id="m2")
+    with pytest.raises(TaskNotFoundError) as unknown:
+        await accept(store, caller=stranger, user=None, task_id=str(uuid.uuid4()), message_id="m3")
+    assert len(str(known.value)) == len(str(unknown.value))
+    canceled = Task()
+    canceled.CopyFrom(found.task)
+    canceled.status.state = CANCELED
+    assert not await store.end(stranger, canceled, INPUT_REQUIRED, b"")
+    assert await opened.rows() == before
+    assert await state_of(store, found) == INPUT_REQUIRED
+
+    own = await accept(store, caller=stranger, user=None, context_id="shared", message_id="m1", text="other")
+    assert (own.replay, own.turn.new_context) == (False, True)
+    assert own.task.id != task_id
+    assert await store.context(own.turn, 10) == [own.task]
+
+
+async def test_a_caller_for_all_reaches_every_user_of_its_tenant(store: Store) -> None:
+    """`reach` None: every owner's tasks of the agent and the tenant."""
+    tasks = {(await accept(store, user=user)).task.id for user in ("alice", "bob", None)}
+    listed, total = await store.tasks(ANYONE, Listing())
+    assert ({task.id for task in listed}, total) == (tasks, 3)
+    assert all([await store.task(ANYONE, task_id) for task_id in tasks])
+
+
+async def test_odd_ids_are_ids(store: Store) -> None:
+    """They compare byte for byte: case, spaces, wildcards, composed and decomposed letters are apart."""
+    users = ["a", "A", "a ", " a", "%", "_", "a%", "é", "e\u0301", "'", '"', "\u200b", "👩‍👩‍👧", "NULL", "0", "user/a"]
+    ids = [(await accept(store, user=user, context_id=user, message_id="same")).task.id for user in users]
+    assert len(set(ids)) == len(users)
+    for user, task_id in zip(users, ids, strict=True):
+        caller = Caller("agent", "", "x", f"user/{user}")
+        assert [task.id for task in (await store.tasks(caller, Listing()))[0]] == [task_id]
+        assert [task.id for task in (await store.tasks(ANYONE, Listing(context_id=user)))[0]] == [task_id]
+
+
+# -- what a turn writes ----------------------------------------------------------------------------------------------------
+
+
+async def test_progress_is_written_together(store: Store) -> None:
+    """Snapshot, steps, pushes and memory writes of one commit."""
+    found = await accept(store)
+    await store.set_push_config(ANYONE, push_config(found.task.id))
+    write = MemoryWrite("default", {"session_id": "s"}, [{"role": "user", "content": "é 👩‍👩‍👧"}])
+    pushed = status(found.task.id, COMPLETED)
+    await end(store, found, steps=[("llm/0", '{"a":1}'), ("tool/1", None)], pushes=[pushed], writes=[write])
+    assert await state_of(store, found) == COMPLETED
+    assert await store.steps(found.turn) == {"llm/0": '{"a":1}', "tool/1": None}
+    assert [due.payload for due in await store.due_pushes(10)] == [pushed]
+    assert [due.write for due in await store.due_writes("default", 10)] == [write]
+    assert await store.unconfirmed_writes() == [write]
+    assert await update(store, found) == "pending"
+
+
+async def test_an_attempt_that_was_overtaken_writes_nothing(open_store: Open, tmp_path: Path) -> None:
+    """After a recovery the old attempt loses, whatever it wants to write; the new one goes on."""
+    async with open_store(tmp_path) as opened:
+        old = await accept(opened.store)
+        await opened.store.record(progress(old, steps=[("a", "1")]))
+    async with open_store(tmp_path) as opened:
+        store = opened.store
+        (new,) = await store.recover()
+        assert (new.turn.id, new.turn.attempt) == (old.turn.id, 2)
+        before = await opened.rows()
+        for done in (False, True):
+            with pytest.raises(Overtaken):
+                await store.record(progress(old, COMPLETED, done=done, steps=[("b", "1")], pushes=[b"x"]))
+        assert await opened.rows() == before
+        assert await state_of(store, new) == WORKING
+        await end(store, new)
+        assert await state_of(store, new) == COMPLETED
+        for late in (old, new):
+            with pytest.raises(Overtaken):
+                await end(store, late, FAILED)
+
+
+@pytest.mark.parametrize("state", [COMPLETED, FAILED, CANCELED, REJECTED])
+async def test_a_terminal_state_is_never_overwritten(opened: Opened, state: TaskState) -> None:
+    """Neither by a turn of the task nor by `end`; a turn that tries writes nothing at all."""
+    store = opened.store
+    first = await accept(store)
+    await end(store, first, INPUT_REQUIRED)
+    second = await accept(store, "more", task_id=first.task.id)
+    ended = Task()
+    ended.CopyFrom(first.task)
+    ended.status.state = state
+    assert await store.end(ANYONE, ended, INPUT_REQUIRED, b"")
+    before = await opened.rows()
+    with pytest.raises(Overtaken):
+        await store.record(progress(second, WORKING, steps=[("a", "1")], done=True))
+    assert not await store.end(ANYONE, ended, INPUT_REQUIRED, b"")
+    assert await state_of(store, first) == state
+    assert await opened.rows() == before
+
+
+async def test_a_task_does_not_complete_while_a_message_waits_for_it(opened: Opened) -> None:
+    """Continues, and nothing is written; another state than COMPLETED is the agent's to choose."""
+    store = opened.store
+    first = await accept(store)
+    second = await accept(store, "more", task_id=first.task.id)
+    before = await opened.rows()
+    with pytest.raises(Continues):
+        await store.record(progress(first, COMPLETED, done=True, steps=[("a", "1")]))
+    assert await opened.rows() == before
+    assert await state_of(store, first) == SUBMITTED
+    await end(store, first, WORKING)
+    await end(store, second)
+    assert await state_of(store, first) == COMPLETED
+
+
+async def test_recovery_takes_up_what_was_not_done(open_store: Open, tmp_path: Path) -> None:
+    """Oldest first, with the request, whether task and context are new, and how often the process died under it."""
+    async with open_store(tmp_path) as opened:
+        store = opened.store
+        done, first = await accept(store), await accept(store, context_id="c")
+        waiting = await accept(store, "more", task_id=first.task.id)
+        await store.mark(waiting.turn, TurnState.WAITING)
+        await end(store, done)
+    for crashes in (1, 1, 2):
+        async with open_store(tmp_path) as opened:
+            found = await opened.store.recover()
+            assert [one.turn.id for one in found] == [first.turn.id, waiting.turn.id]
+            assert [one.turn.crashes for one in found] == [crashes, 0]  # who waits, even for its start, is not running
+            assert [one.turn.new_task for one in found] == [True, False]
+            assert found[0].turn.request == first.turn.request
+            assert [one.turn.owner for one in found] == ["user/alice"] * 2
+            assert found[0].task.id == first.task.id
+            if found[0].turn.attempt > 2:
+                await opened.store.mark(found[0].turn, TurnState.RUNNING)
+    async with open_store(tmp_path) as opened:
+        (one, other) = await opened.store.recover()
+        assert one.turn.crashes == 3
+        await opened.store.record(progress(one, steps=[("llm/0", "{}")]))
+    async with open_store(tmp_path) as opened:
+        (one, other) = await opened.store.recover()
+        assert (one.turn.crashes, other.turn.crashes) == (1, 0)  # a committed step proves that it gets on
+        await end(opened.store, one, WORKING)
+        await end(opened.store, other)
+        assert await opened.store.recover() == []
+
+
+async def test_recovery_drops_the_turns_of_a_task_that_has_ended(open_store: Open, tmp_path: Path) -> None:
+    """A message that waited for a task which failed or was canceled is not run, now or ever."""
+    async with open_store(tmp_path) as opened:
+        store = opened.store
+        first = await accept(store)
+        await accept(store, "more", task_id=first.task.id)
+        await end(store, first, FAILED)
+    async with open_store(tmp_path) as opened:
+        assert await opened.store.recover() == []
+        assert await opened.store.purge(2**60, 10) == 1
+        assert not (await opened.rows())["turns"]
+
+
+async def test_a_step_is_begun_then_known(store: Store) -> None:
+    """A NULL result is replaced by the one that came."""
+    found = await accept(store)
+    await store.record(progress(found, steps=[("tool/0", None)]))
+    assert await store.steps(found.turn) == {"tool/0": None}
+    await store.record(progress(found, steps=[("tool/0", "{}"), ("llm/1", '{"text": "\\u0000"}')]))
+    assert await store.steps(found.turn) == {"tool/0": "{}", "llm/1": '{"text": "\\u0000"}'}
+    other = await accept(store)
+    assert await store.steps(other.turn) == {}
+
+
+async def test_end_writes_if_nothing_happened_since(store: Store) -> None:
+    """Only over the expected state; its event is pushed to the task's configs."""
+    found = await accept(store)
+    await store.set_push_config(ANYONE, push_config(found.task.id))
+    await end(store, found, INPUT_REQUIRED)
+    ended = Task()
+    ended.CopyFrom(found.task)
+    ended.status.state = CANCELED
+    assert not await store.end(ANYONE, ended, WORKING, b"")
+    assert await state_of(store, found) == INPUT_REQUIRED
+    event = status(found.task.id, CANCELED)
+    assert await store.end(ANYONE, ended, INPUT_REQUIRED, event)
+    assert await state_of(store, found) == CANCELED
+    assert [due.payload for due in await store.due_pushes(10)] == [event]
+
+
+async def test_a_turn_reloads_its_task(store: Store) -> None:
+    """With the number of the last event that was stored."""
+    first = await accept(store)
+    second = await accept(store, "more", task_id=first.task.id)
+    await end(store, first, WORKING, seq=7)
+    found = await store.reload(second.turn)
+    assert found is not None
+    assert (found[0].status.state, found[1]) == (WORKING, 7)
+    assert await store.reload(replace(second.turn, task_id="nowhere")) is None
+
+
+async def test_a_context_is_what_was_said_before(store: Store) -> None:
+    """The newest tasks of owner and context up to the turn's own, oldest first, so many."""
+    mine = [await accept(store, str(n), context_id="c") for n in range(4)]
+    await accept(store, "theirs", context_id="c", user="bob")
+    await accept(store, "elsewhere", context_id="d")
+    turn = mine[2].turn
+    assert [task.id for task in await store.context(turn, 10)] == [one.task.id for one in mine[:3]]
+    assert [task.id for task in await store.context(turn, 2)] == [one.task.id for one in mine[1:3]]
+
+
+# -- lists ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_list_is_filtered(store: Store) -> None:
+    """By context, state and time of the status, alone and together, newest first; the total is of what is found."""
+    made: list[tuple[Accepted, str, TaskState, int]] = []
+    for n in range(24):
+        context, state = f"c{n % 3}", (COMPLETED, FAILED)[n % 2]
+        found = await accept(store, context_id=context)
+        await end(store, found, state, at=10_000 + n)
+        made.append((found, context, state, 10_000 + n))
+    for caller in (ANYONE, Caller("agent", "", "alice", "user/alice")):
+        for context in ("", "c0", "c1", "nowhere"):
+            for wanted in (0, COMPLETED, FAILED, WORKING):
+                for after in (-1, 10_005, 10_023):
+                    expected = [
+                        found.task.id
+                        for found, of, ended, at in reversed(made)
+                        if context in ("", of) and wanted in (0, ended) and at > after
+                    ]
+                    listing = Listing(context_id=context, state=wanted, after=after, size=100)
+                    tasks, total = await store.tasks(caller, listing)
+                    assert [task.id for task in tasks] == expected
+                    assert total == len(expected)
+                    assert await store.tasks(caller, replace(listing, count=False)) == (tasks, 0)
+
+
+@dataclass(frozen=True)
+class Meanwhile:
+    """What others do between two pages: tasks that come, and the numbers of those that change."""
+
+    new: list[int]
+    changed: list[int]
+
+
+meanwhile = st.builds(Meanwhile, st.lists(st.integers(1, 9), max_size=2), st.lists(st.integers(0, 14), max_size=2))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    times=st.lists(st.integers(1, 6), min_size=1, max_size=15),  # many at the same microsecond
+    size=st.integers(1, 4),
+    others=st.lists(meanwhile, max_size=15),
+)
+async def test_pages_are_stable_under_writes(
+    open_store: Open, tmp_path: Path, times: list[int], size: int, others: list[Meanwhile]
+) -> None:
+    """A task that does not change while the pages are read stands on exactly one, however many others come and change."""
+    async with open_store(tmp_path / uuid.uuid4().hex) as opened:
+        store = opened.store
+        made = [await accept(store) for _ in times]
+        for found, at in zip(made, times, strict=True):
+            await end(store, found, INPUT_REQUIRED, at=at)
+        changed: set[str] = set()
+        seen: list[str] = []
+        before: tuple[int, str] | None = None
+        for other in [*others, *[Meanwhile([], [])] * 60]:
+            page, _ = await store.tasks(ANYONE, Listing(size=size, before=before))
+            seen += [task.id for task in page]
+            if len(page) < size:
+                break
+            before = (page[-1].status.timestamp.ToMicroseconds(), page[-1].id)
+            for at in other.new:
+                new = await accept(store)
+                await end(store, new, at=at)
+                changed.add(new.task.id)
+            for index in other.changed:
+                again = await accept(store, task_id=made[index % len(made)].task.id)
+                await end(store, again, INPUT_REQUIRED, at=7 + index % 3)
+                changed.add(again.task.id)
+        else:
+            pytest.fail("the pages do not end")
+        unchanged = [task_id for task_id in seen if task_id not in changed]
+        assert sorted(unchanged) == sorted(one.task.id for one in made if one.task.id not in changed)
+
+
+# -- what leaves the server ------------------------------------------------------------------------------------------------
+
+
+def memory_write(memory: str = "default", text: str = "hello") -> MemoryWrite:
+    return MemoryWrite(memory, {"session_id": "s"}, [{"role": "user", "content": text}])
+
+
+async def test_memory_writes_are_owed_until_they_are_done(store: Store) -> None:
+    """To each memory its own, oldest first; retried when due; the task tells what became of them."""
+    first, second = await accept(store), await accept(store)
+    await end(store, first, writes=[memory_write(text="1"), memory_write("other", "2")])
+    await end(store, second, writes=[memory_write(text="3")])
+    due = await store.due_writes("default", 10)
+    assert [(one.task_id, one.tries, one.write.messages[0]["content"]) for one in due] == [
+        (first.task.id, 0, "1"),
+        (second.task.id, 0, "3"),
+    ]
+    assert len(await store.due_writes("default", 1)) == 1
+    await store.write_failed(due[0], "no", LATER)
+    assert [one.id for one in await store.due_writes("default", 10)] == [due[1].id]
+    await store.write_done(due[1])
+    assert await store.next_write("default") == LATER
+    assert await update(store, second) == "stored"
+    assert await update(store, first) == "pending"
+    await store.write_failed(due[0], "no", 1)
+    (again,) = await store.due_writes("default", 10)
+    assert (again.id, again.tries) == (due[0].id, 2)
+    await store.write_failed(again, "never", None)
+    assert await store.due_writes("default", 10) == []
+    assert await store.next_write("default") is None
+    assert await update(store, first) == "failed"
+    (other,) = await store.due_writes("other", 10)
+    await store.write_done(other)
+    assert await update(store, first) == "failed"  # one of two was lost
+    assert await store.unconfirmed_writes() == []
+
+
+async def update(store: Store, accepted: Accepted) -> str:
+    task = await store.task(ANYONE, accepted.task.id)
+    assert task is not None
+    return str(MessageToDict(task.metadata)["memory"]["update"])
+
+
+async def test_pushes_leave_in_order_for_each_config(store: Store) -> None:
+    """Only the first that is not delivered is due; another config does not wait; one given up lets the next go."""
+    found = await accept(store)
+    task_id = found.task.id
+    for config_id in ("a", "b"):
+        await store.set_push_config(ANYONE, push_config(task_id, config_id))
+    events = [status(task_id, state) for state in (SUBMITTED, WORKING, COMPLETED)]
+    await store.record(progress(found, pushes=events[:2]))
+    await end(store, found, pushes=events[2:])
+    due = {one.config.id: one for one in await store.due_pushes(10)}
+    assert {name: one.payload for name, one in due.items()} == {"a": events[0], "b": events[0]}
+    assert due["a"].config == push_config(task_id, "a")
+    await store.push_failed(due["a"], "HTTP 500", LATER)
+    await store.push_done(due["b"])
+    (second,) = await store.due_pushes(10)  # a's next waits for a's first
+    assert (second.config.id, second.payload) == ("b", events[1])
+    await store.push_later(second, LATER + 1)
+    assert await store.due_pushes(10) == []
+    assert await store.next_push() == LATER
+    await store.push_failed(due["a"], "HTTP 500", None)
+    (third,) = await store.due_pushes(10)
+    assert (third.config.id, third.payload, third.tries) == ("a", events[1], 0)
+    assert await store.delete_push_config(ANYONE, task_id, "a")
+    assert await store.due_pushes(10) == []
+    await store.push_later(second, 1)
+    (fourth,) = await store.due_pushes(10)
+    assert (fourth.payload, fourth.tries) == (events[1], 0)
+
+
+async def test_the_next_push_is_one_that_can_be_made(store: Store) -> None:
+    """Those behind an undelivered one do not count: nobody is woken for what cannot go yet."""
+    found = await accept(store)
+    await store.set_push_config(ANYONE, push_config(found.task.id))
+    await end(store, found, pushes=[status(found.task.id, WORKING), status(found.task.id, COMPLETED)])
+    (due,) = await store.due_pushes(10)
+    await store.push_failed(due, "HTTP 500", LATER)
+    assert await store.next_push() == LATER
+
+
+async def test_push_configs(store: Store) -> None:
+    """Set, replaced, listed, deleted, more than once; an unknown task is not found."""
+    found = await accept(store)
+    task_id = found.task.id
+    assert await store.push_configs(ANYONE, task_id) == []
+    for config in (push_config(task_id, "b"), push_config(task_id, "a"), push_config(task_id, "b", token="t")):
+        assert await store.set_push_config(ANYONE, config)
+    assert await store.push_configs(ANYONE, task_id) == [
+        push_config(task_id, "a"),
+        push_config(task_id, "b", token="t"),
+    ]
+    for _ in range(2):
+        assert await store.delete_push_config(ANYONE, task_id, "b")
+    assert await store.push_configs(ANYONE, task_id) == [push_config(task_id, "a")]
+    assert await store.push_configs(ANYONE, "nowhere") is None
+    assert not await store.set_push_config(ANYONE, push_config("nowhere"))
+    assert not await store.delete_push_config(ANYONE, "nowhere", "a")
+
+
+async def test_a_message_brings_its_push_config(store: Store) -> None:
+    """Stored with the message, and known to the turn; a follow-up and a recovery know it too."""
+    sent = request()
+    sent.configuration.task_push_notification_config.CopyFrom(push_config("", "mine"))
+    found = await store.accept(ANYONE, sent, user="alice")
+    assert found.pushes
+    assert await store.push_configs(ANYONE, found.task.id) == [push_config(found.task.id, "mine")]
+    assert (await accept(store, "more", task_id=found.task.id)).pushes
+    assert all(one.pushes for one in await store.recover())
+    assert not (await accept(store)).pushes
+
+
+# -- the end -------------------------------------------------------------------------------------------------------------
+
+
+async def test_purge_leaves_nothing_behind(opened: Opened) -> None:
+    """Of tasks that ended before a time, so many at once; not of younger ones, of open ones, nor what is still owed."""
+    store = opened.store
+    everything = await opened.rows()
+    old: list[Accepted] = []
+    for _ in range(5):
+        found = await accept(store)
+        await store.set_push_config(ANYONE, push_config(found.task.id))
+        pushed = [status(found.task.id, COMPLETED)]
+        await end(store, found, at=100, steps=[("a", "1")], pushes=pushed, writes=[memory_write()])
+        old.append(found)
+    for due in await store.due_writes("default", 4):
+        await store.write_done(due)
+    young, parked, running = await accept(store), await accept(store), await accept(store)
+    await end(store, young, at=300)
+    await end(store, parked, INPUT_REQUIRED, at=100)
+    assert [await store.purge(200, 3), await store.purge(200, 3), await store.purge(200, 3)] == [3, 1, 0]
+    assert await store.task(ANYONE, old[4].task.id) is not None  # its memory write is owed
+    (due,) = await store.due_writes("default", 10)
+    await store.write_failed(due, "never", None)
+    assert await store.purge(200, 3) == 1
+    left = {task.id for task in (await store.tasks(ANYONE, Listing()))[0]}
+    assert left == {young.task.id, parked.task.id, running.task.id}
+    await end(store, parked_again := await accept(store, task_id=parked.task.id), at=100)
+    await end(store, running, at=100)
+    assert parked_again.task.id == parked.task.id
+    assert await store.purge(400, 100) == 3
+    assert await opened.rows() == everything
+
+
+async def test_a_purged_direct_answer_is_gone_too(opened: Opened) -> None:
+    """What nobody lists is purged like the rest, and its message id may be used again."""
+    store = opened.store
+    empty = await opened.rows()
+    found = await accept(store, message_id="m1")
+    answer = Message(message_id="a", role=Role.ROLE_AGENT, parts=[Part(text="hi")])
+    await end(store, found, SUBMITTED, answer=answer, at=100)
+    assert await store.purge(200, 10) == 1
+    assert await opened.rows() == empty
+    assert not (await accept(store, "new", message_id="m1")).replay
+
+
+async def test_what_is_stored_is_there_after_a_restart(open_store: Open, tmp_path: Path) -> None:
+    """Every byte of it."""
+    async with open_store(tmp_path) as opened:
+        found = await accept(opened.store, "é 👩‍👩‍👧 \u0000 \u202e", context_id="c")
+        await end(opened.store, found, INPUT_REQUIRED)
+        before = await opened.store.task(ANYONE, found.task.id)
+    async with open_store(tmp_path) as opened:
+        assert await opened.store.task(ANYONE, found.task.id) == before
+
+
+def test_a_lane_is_agent_tenant_owner_and_context() -> None:
+    """What runs one after the other."""
+    turn = Turn(1, 1, Caller("agent", "red", "p", None), "user/a", "t", "c", SendMessageRequest())
+    assert turn.lane == ("agent", "red", "user/a", "c")
