@@ -128,7 +128,8 @@ class _Api:
 
     async def remains(self, request: Request) -> Response:
         tenant, user = _user(request)
-        return _json({"user": user, "tenant": tenant, "remains": await self._users.remains(tenant, user)})
+        remains, unknown = await self._users.remains(tenant, user), self._users.unmanaged
+        return _json({"user": user, "tenant": tenant, "remains": remains, "unknown": unknown})
 
     async def export(self, request: Request) -> Response:
         tenant, user = _user(request)

@@ -219,10 +219,11 @@ def erase(
         receipt = _answer(client.delete(path, params=params | {"tasks": str(tasks).lower()}))
         _print(receipt)
         if verify:
-            remains: Mapping[str, int] = _answer(client.get(path, params=params))["remains"]
-            left = {table: count for table, count in remains.items() if tasks or table not in _OF_TASKS}
-            if left or receipt["left"]:
-                _refuse(f"left: {json.dumps(left)} {' '.join(receipt['left'])}".rstrip(), 1)
+            found = _answer(client.get(path, params=params))
+            left = {table: count for table, count in found["remains"].items() if tasks or table not in _OF_TASKS}
+            if left or found["unknown"]:
+                unknown = f"; cannot be looked into: {', '.join(found['unknown'])}" if found["unknown"] else ""
+                _refuse(f"left: {json.dumps(left)}{unknown}", 1)
             typer.echo("verified: nothing is left")
 
 

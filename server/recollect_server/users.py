@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 from a2a.types import Task
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
@@ -47,21 +47,22 @@ class Users:
         await self._engine.disown(tenant, owner, cancel=tasks)
         deleted = {"memory_outbox": await self._store.disown_writes(tenant, owner)}
         await self._outbox.drop(tenant, user)
-        left: list[str] = []
+        left: dict[str, None] = {}
         for name, memory in self._memories.items():
             if isinstance(memory, ManagedMemory):
                 receipt = await memory.erase(Scope(tenant, name, "user", user))
-                left += receipt.left
+                left |= dict.fromkeys(receipt.left)
                 for table, count in receipt.deleted.items():
                     deleted[table] = deleted.get(table, 0) + count
             else:
-                left.append(f"memory {name}: its backend offers no way to erase")
+                left[f"memory {name}: its backend offers no way to erase"] = None
         if tasks:
             for table, count in (await self._store.erase(tenant, owner)).items():
                 deleted[table] = deleted.get(table, 0) + count
-        await self._database.scrub()
+        problem = await self._database.scrub()
+        left |= dict.fromkeys((problem,) if problem else ())
         at = datetime.now(UTC).isoformat()
-        return {"user": user, "tenant": tenant, "at": at, "tasks": tasks, "deleted": deleted, "left": left}
+        return {"user": user, "tenant": tenant, "at": at, "tasks": tasks, "deleted": deleted, "left": list(left)}
 
     async def remains(self, tenant: str, user: str) -> dict[str, int]:
         """What is there of a user, by table; empty: nothing."""
@@ -71,6 +72,11 @@ class Users:
                 for table, count in (await memory.remains(Scope(tenant, name, "user", user))).items():
                     found[table] = found.get(table, 0) + count
         return found
+
+    @property
+    def unmanaged(self) -> list[str]:
+        """The memories that cannot tell what they keep of a user."""
+        return [name for name, memory in self._memories.items() if not isinstance(memory, ManagedMemory)]
 
     async def export(self, tenant: str, user: str) -> AsyncIterator[dict[str, Any]]:
         """Everything of the user as JSON values: `memory` lines with their space, `task` lines with their agent."""
@@ -85,38 +91,55 @@ class Users:
                 yield {"type": "task", "agent": owned.agent, "task": MessageToDict(owned.task)}
 
     async def import_(self, tenant: str, user: str, values: AsyncIterator[Mapping[str, Any]]) -> dict[str, int]:
-        """Take what `export` gave, for this user. How much was new, by type, and how much was known and stays as it is.
+        """Take what `export` gave, for this user. What is there already stays. How much was new, by type.
 
-        Raises ImportFailed at the first line that is not of an export; the lines before it are taken.
+        Raises ImportFailed at the first line that is not of an export; what was taken before it stays.
         """
-        new = {"memory": 0, "task": 0, "known": 0}
-        number = 0
-        async for value in values:
-            number += 1
-            try:
-                new[await self._import_one(tenant, user, value)] += 1
-            except (ImportFailed, ParseError, KeyError, TypeError, ValueError) as error:
-                raise ImportFailed(f"line {number}: {error}") from error
+        new = {"memory": 0, "task": 0}
+        lines = _Lines(values)
+        try:
+            while (line := await lines.peek()) is not None:
+                match line.get("type"):
+                    case "memory":
+                        space = str(line["space"])
+                        memory = self._memories.get(space)
+                        if not isinstance(memory, ManagedMemory):
+                            raise ImportFailed(f"there is no memory {space!r} here that can import")
+                        at = lines.number
+                        new["memory"] += await memory.import_(Scope(tenant, space, "user", user), lines.memories(space))
+                        if lines.number == at and await lines.peek() is line:
+                            raise ImportFailed(f"memory {space} took nothing of it")
+                    case "task":
+                        task = ParseDict(dict(line["task"]), Task())
+                        new["task"] += await self._store.restore(tenant, USER + user, str(line["agent"]), task)
+                        lines.take()
+                    case _:
+                        raise ImportFailed("is neither a memory nor a task of an export")
+        except (RecollectError, ParseError, KeyError, TypeError, ValueError) as error:
+            raise ImportFailed(f"line {lines.number}: {error}") from error
         return new
 
-    async def _import_one(self, tenant: str, user: str, value: Mapping[str, Any]) -> str:
-        """Take one line; what was new: "memory", "task", or "known"."""
-        kind = value.get("type")
-        content = value.get(str(kind))
-        if kind == "memory" and isinstance(content, dict):
-            scope = Scope(tenant, str(value["space"]), "user", user)
-            return kind if await self._import_memory(scope, cast("dict[str, Any]", content)) else "known"
-        if kind == "task" and isinstance(content, dict):
-            task = ParseDict(cast("dict[str, Any]", content), Task())
-            return kind if await self._store.restore(tenant, USER + user, str(value["agent"]), task) else "known"
-        raise ImportFailed("is neither a memory nor a task of an export")
 
-    async def _import_memory(self, scope: Scope, value: Mapping[str, Any]) -> int:
-        memory = self._memories.get(scope.space)
-        if not isinstance(memory, ManagedMemory):
-            raise ImportFailed(f"there is no memory {scope.space!r} here that can import")
+class _Lines:
+    """The lines of an export, one looked at before it is taken. `number` is that line's."""
 
-        async def one() -> AsyncIterator[Mapping[str, Any]]:
-            yield value
+    def __init__(self, values: AsyncIterator[Mapping[str, Any]]) -> None:
+        self._values = values
+        self._next: Mapping[str, Any] | None = None
+        self.number = 0
 
-        return await memory.import_(scope, one())
+    async def peek(self) -> Mapping[str, Any] | None:
+        """The next line; None: there is none."""
+        if self._next is None:
+            self._next = await anext(self._values, None)
+            self.number += 1
+        return self._next
+
+    def take(self) -> None:
+        self._next = None
+
+    async def memories(self, space: str) -> AsyncIterator[Mapping[str, Any]]:
+        """The memories of one space that follow each other from here on."""
+        while (line := await self.peek()) is not None and (line.get("type"), line.get("space")) == ("memory", space):
+            self.take()
+            yield line["memory"]

