@@ -15,7 +15,7 @@ from a2a.utils.errors import InvalidAgentResponseError
 
 from recollect_agents import Journal
 from recollect_agents.contract import JSONObject
-from recollect_memory.errors import OutcomeUnknown
+from recollect_memory.errors import OutcomeUnknown, RecollectError
 
 from .events import Event, Snapshot, Subscriber, coalesce, packed, stream_response
 from .store import Store
@@ -124,9 +124,6 @@ class Run(EventQueue):
         for subscriber in self.subscribers:
             if subscriber.fresh:
                 subscriber.put(self.snapshot.copy())
-        for subscriber in self.subscribers:
-            if subscriber.fresh:
-                subscriber.put(self.snapshot.copy())
 
     async def fail(self, reason: str) -> None:
         """End the task as FAILED, with a reason for its owner."""
@@ -156,6 +153,9 @@ class Run(EventQueue):
                 event.status.CopyFrom(self.snapshot.task.status)
             self._events, self._steps = events, steps
             await self._record(self._progress(done=True))
+        except RecollectError:
+            self._events, self._steps = events, steps  # whoever tries again must lose nothing of it
+            raise
         self.ended = True
         self._status_before = None
         if event is not None:
@@ -222,10 +222,12 @@ class Run(EventQueue):
             await asyncio.shield(self._recording)
 
     async def commit_steps(self) -> None:
-        """Commit the steps that were taken so far, if any are not."""
+        """Commit the steps that were taken so far, if any are not. Raises if they could not be, whoever tried."""
         await self._recorded()
         if self._steps:
             await self.flush()
+        elif self._recording is not None and self._recording.done():
+            self._recording.result()
 
     async def _recorded(self) -> None:
         """Wait for the commit that is under way; whoever began it hears of its failure."""
