@@ -16,6 +16,7 @@ from a2a.utils.errors import InvalidAgentResponseError
 from recollect_agents import Journal
 from recollect_agents.contract import JSONObject
 from recollect_memory.errors import OutcomeUnknown, RecollectError
+from recollect_server.values import unfit, unfit_artifact, unfit_message
 
 from .events import Event, Snapshot, Subscriber, coalesce, packed, stream_response
 from .store import Store
@@ -82,6 +83,8 @@ class Run(EventQueue):
             raise InvalidAgentResponseError("the agent went on speaking after its task had ended")
         if self._answer is not None or (self._spoke and isinstance(event, Message)):
             raise InvalidAgentResponseError("a message is an agent's only event, or none")
+        if problem := _unfit(event):
+            raise InvalidAgentResponseError(f"what the agent said cannot be stored: {problem}")
         if isinstance(event, Message):
             event.context_id = self.turn.context_id
             self._answer = event
@@ -302,6 +305,20 @@ class TurnJournal(Journal):
         self._run.add_step(key, text)
         self._run.log_soon()
         return result
+
+
+def _unfit(event: Event) -> str | None:
+    match event:
+        case TaskArtifactUpdateEvent():
+            return unfit_artifact(event.artifact) or unfit(event.metadata)
+        case TaskStatusUpdateEvent():
+            return unfit_message(event.status.message) or unfit(event.metadata)
+        case Message():
+            return unfit_message(event)
+        case _:
+            said = [unfit_message(message) for message in (event.status.message, *event.history)]
+            made = [unfit_artifact(artifact) for artifact in event.artifacts]
+            return next((problem for problem in (unfit(event.metadata), *said, *made) if problem), None)
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:
