@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -29,12 +30,16 @@ from starlette.routing import Mount, Route, Router
 
 from .config import ServerConfig
 from .errors import TooManyRequestsError
+from .values import DEEPEST
 
 if TYPE_CHECKING:
     import grpc.aio
 
 LONGEST_BODY = 10 * 2**20
 """Bytes of a request's body; a longer one is refused before it is read."""
+_DEEPEST = DEEPEST + 8
+"""How deep lists and objects of a body may stand in each other: what a message may hold, and the call around it."""
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _MEDIA_TYPES = ("application/json", "application/a2a+json")
 
 
@@ -71,11 +76,34 @@ class StrictRequest(Request):
 def loads(body: bytes) -> Any:
     """The JSON value of a body. Raises JSONParseError, which says what is wrong with it."""
     try:
-        return json.loads(body.decode(), parse_constant=_refuse_constant, object_pairs_hook=_without_repeats)
+        value = json.loads(body.decode(), parse_constant=_refuse_constant, object_pairs_hook=_without_repeats)
+        _check_depth(body, value)
+        if _SURROGATE.search(body):
+            json.dumps(value, ensure_ascii=False).encode()  # refuses halves of pairs, wherever they are
+        return value
+    except UnicodeEncodeError as error:
+        raise JSONParseError("the JSON holds half a character: a surrogate without its other half") from error
     except RecursionError as error:
         raise JSONParseError("the JSON is nested too deeply") from error
     except ValueError as error:
         raise JSONParseError(f"the body is not JSON: {error}") from error
+
+
+def _check_depth(body: bytes, value: Any) -> None:
+    """Raise RecursionError for a value that is deeper than what parses it further on may go."""
+    if body.count(b"[") + body.count(b"{") <= _DEEPEST:
+        return
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)  # pyright: ignore[reportUnknownVariableType]
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise RecursionError
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -162,8 +190,7 @@ def rest_router(handler: RequestHandler, builder: ServerCallContextBuilder, grac
 
 
 def rest_error(error: A2AError) -> Response:
-    known = InvalidRequestError(error.message) if isinstance(error, JSONParseError) else error
-    payload = build_rest_error_payload(known)
+    payload = build_rest_error_payload(error)
     return JSONResponse(payload, payload["error"]["code"])
 
 

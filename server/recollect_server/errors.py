@@ -19,6 +19,7 @@ from a2a.utils.errors import (
     ErrorMapping,
     InternalError,
     InvalidParamsError,
+    JSONParseError,
 )
 
 from recollect_memory.errors import IdentityError, LimitError
@@ -45,6 +46,9 @@ JSON_RPC_ERROR_CODE_MAP[TooManyRequestsError] = -32000
 A2A_ERROR_MAPPING[TooManyRequestsError] = ErrorMapping(429, "RESOURCE_EXHAUSTED", "TOO_MANY_REQUESTS")
 A2A_ERROR_REASONS[TooManyRequestsError] = "TOO_MANY_REQUESTS"
 EXCEPTION_MAP[TooManyRequestsError] = JSONRPCError
+EXCEPTION_MAP[JSONParseError] = JSONRPCError  # the SDK knows its code, but not how to tell it
+A2A_ERROR_MAPPING[JSONParseError] = ErrorMapping(400, "INVALID_ARGUMENT", "PARSE_ERROR")
+A2A_ERROR_REASONS[JSONParseError] = "PARSE_ERROR"
 
 
 def on_the_wire(error: Exception) -> A2AError:

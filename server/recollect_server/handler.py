@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import json
 import uuid
 from collections.abc import AsyncGenerator
@@ -49,8 +48,10 @@ from .runtime.engine import Engine, Submission
 from .runtime.events import Event
 from .runtime.store import Listing, Store
 from .runtime.turn import Caller
+from .values import unfit, unfit_message
 
 _PAGE, _LONGEST_PAGE = 50, 100
+_LONGEST_TOKEN = 512
 
 
 class Handler(RequestHandler):
@@ -119,6 +120,9 @@ class Handler(RequestHandler):
             self._executor.check(params)
         elif not message.parts:
             raise InvalidParamsError("parts: the message has none")
+        problem = unfit_message(message) or unfit(params.metadata)
+        if problem:
+            raise InvalidParamsError(f"message: {problem}")
         self._check_modes(message)
         self._check_extensions(context)
         _history_length(params.configuration)
@@ -297,9 +301,13 @@ def _read_token(token: str) -> tuple[tuple[int, str] | None, int | None]:
     if not token:
         return None, None
     try:
-        at, task_id, total = json.loads(base64.urlsafe_b64decode(token))
-    except (ValueError, TypeError, binascii.Error) as error:
+        if len(token) > _LONGEST_TOKEN:
+            raise ValueError("it is too long")
+        at, task_id, total = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
+        if not (type(at) is int and isinstance(task_id, str) and type(total) is int):
+            raise ValueError("it holds something else")
+        if abs(at) > 2**62 or not 0 <= total < 2**31 or not task_id.isascii():
+            raise ValueError("it is out of range")
+    except (ValueError, TypeError, RecursionError) as error:
         raise InvalidParamsError("pageToken: is not one that this server gave") from error
-    if not (isinstance(at, int) and isinstance(task_id, str) and isinstance(total, int)) or abs(at) > 2**62:
-        raise InvalidParamsError("pageToken: is not one that this server gave")
     return (at, task_id), total

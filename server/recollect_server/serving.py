@@ -97,7 +97,8 @@ class _Server(uvicorn.Server):
         """The turns stop while the connections do: whoever waits for one that does not end in time is told so."""
         stopping = asyncio.create_task(self._app.state.stop())
         await super().shutdown(sockets=sockets)
-        await stopping
+        if not self.force_exit:  # by a second Ctrl+C
+            await stopping
 
 
 class _OwnThreads(ThreadPoolExecutor):

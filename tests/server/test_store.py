@@ -403,7 +403,6 @@ async def test_recovery_takes_up_what_was_not_done(open_store: Open, tmp_path: P
         store = opened.store
         done, first = await accept(store), await accept(store, context_id="c")
         waiting = await accept(store, "more", task_id=first.task.id)
-        await store.mark(waiting.turn, TurnState.WAITING)
         await end(store, done)
     for crashes in (1, 1, 2):
         async with open_store(tmp_path) as opened:

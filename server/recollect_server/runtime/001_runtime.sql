@@ -39,7 +39,7 @@ CREATE TABLE turns (
 ) STRICT;
 CREATE UNIQUE INDEX turns_of_message ON turns (message_id, owner, agent, tenant);
 CREATE INDEX turns_of_task ON turns (task_id);
-CREATE INDEX turns_open ON turns (id) WHERE state < 2;
+CREATE INDEX turns_open ON turns (context_id, owner) WHERE state < 2;
 
 -- The journal: what a model or a tool answered. A NULL result is a step begun that may not be repeated.
 CREATE TABLE steps (

@@ -171,13 +171,11 @@ class LocalEngine(Engine):
             self._adopt(orphan, run)
         lane = self._lanes.setdefault(turn.lane, deque())
         lane.append(run)
-        if turn.attempt > 1:  # the store knows it as one that waits
-            if len(lane) == 1:
+        if len(lane) == 1:
+            if turn.attempt > 1:  # the store knows it as one that waits
                 self._note(self._next(run))
-        elif len(lane) == 1:
-            self._begin(run)
-        else:
-            self._note(self._store.mark(turn, TurnState.WAITING))
+            else:
+                self._begin(run)
         return run
 
     def live(self, caller: Caller, task_id: str) -> Task | None:

@@ -30,8 +30,11 @@ INSERT INTO tasks (id, agent, tenant, owner, context_id, state, status_at, creat
 VALUES (:task_id, :agent, :tenant, :owner, :context_id, :state, :now, :now, :snapshot)
 
 -- name: insert_turn
+-- It runs at once, or waits behind another of its lane.
 INSERT INTO turns (task_id, agent, tenant, owner, context_id, message_id, digest, request, extensions, state)
-VALUES (:task_id, :agent, :tenant, :owner, :context_id, :message_id, :digest, :request, :extensions, 1)
+VALUES (:task_id, :agent, :tenant, :owner, :context_id, :message_id, :digest, :request, :extensions, NOT EXISTS (
+    SELECT 1 FROM turns
+    WHERE context_id = :context_id AND owner = :owner AND agent = :agent AND tenant = :tenant AND state < 2))
 
 -- name: mark_turn
 UPDATE turns SET state = :state WHERE id = :id AND attempt = :attempt AND state < 2
@@ -75,11 +78,12 @@ UPDATE turns SET attempt = attempt + 1, crashes = crashes + (state = 1), state =
 UPDATE turns SET state = 2 WHERE id = ?
 
 -- name: open_turns
+-- "+" has SQLite sort the few that are open rather than read all in order.
 SELECT turns.*, tasks.snapshot, tasks.memory, tasks.seq,
        turns.id = (SELECT min(id) FROM turns AS first WHERE first.task_id = turns.task_id) AS new_task,
        EXISTS (SELECT 1 FROM push_configs WHERE task_id = turns.task_id) AS pushes
 FROM turns JOIN tasks ON tasks.id = turns.task_id
-WHERE turns.state < 2 ORDER BY turns.id
+WHERE turns.state < 2 ORDER BY +turns.id
 
 -- name: turn_by_id
 SELECT turns.*, tasks.snapshot, tasks.memory, tasks.seq,

@@ -15,7 +15,8 @@ from a2a.utils.errors import InvalidAgentResponseError
 
 from recollect_agents import Journal
 from recollect_agents.contract import JSONObject
-from recollect_memory.errors import OutcomeUnknown
+from recollect_memory.errors import OutcomeUnknown, RecollectError
+from recollect_server.values import unfit, unfit_artifact, unfit_message
 
 from .events import Event, Snapshot, Subscriber, coalesce, packed, stream_response
 from .store import Store
@@ -84,6 +85,8 @@ class Run(EventQueue):
             raise InvalidAgentResponseError("the agent went on speaking after its task had ended")
         if self._answer is not None or (self._spoke and isinstance(event, Message)):
             raise InvalidAgentResponseError("a message is an agent's only event, or none")
+        if problem := _unfit(event):
+            raise InvalidAgentResponseError(f"what the agent said cannot be stored: {problem}")
         if isinstance(event, Message):
             event.context_id = self.turn.context_id
             self._answer = event
@@ -126,9 +129,6 @@ class Run(EventQueue):
         for subscriber in self.subscribers:
             if subscriber.fresh:
                 subscriber.put(self.snapshot.copy())
-        for subscriber in self.subscribers:
-            if subscriber.fresh:
-                subscriber.put(self.snapshot.copy())
 
     async def fail(self, reason: str) -> None:
         """End the task as FAILED, with a reason for its owner."""
@@ -158,6 +158,9 @@ class Run(EventQueue):
                 event.status.CopyFrom(self.snapshot.task.status)
             self._events, self._steps = events, steps
             await self._record(self._progress(done=True))
+        except RecollectError:
+            self._events, self._steps = events, steps  # whoever tries again must lose nothing of it
+            raise
         self.ended = True
         self._status_before = None
         if event is not None:
@@ -224,10 +227,12 @@ class Run(EventQueue):
             await asyncio.shield(self._recording)
 
     async def commit_steps(self) -> None:
-        """Commit the steps that were taken so far, if any are not."""
+        """Commit the steps that were taken so far, if any are not. Raises if they could not be, whoever tried."""
         await self._recorded()
         if self._steps:
             await self.flush()
+        elif self._recording is not None and self._recording.done():
+            self._recording.result()
 
     async def _recorded(self) -> None:
         """Wait for the commit that is under way; whoever began it hears of its failure."""
@@ -302,6 +307,20 @@ class TurnJournal(Journal):
         self._run.add_step(key, text)
         self._run.log_soon()
         return result
+
+
+def _unfit(event: Event) -> str | None:
+    match event:
+        case TaskArtifactUpdateEvent():
+            return unfit_artifact(event.artifact) or unfit(event.metadata)
+        case TaskStatusUpdateEvent():
+            return unfit_message(event.status.message) or unfit(event.metadata)
+        case Message():
+            return unfit_message(event)
+        case _:
+            said = [unfit_message(message) for message in (event.status.message, *event.history)]
+            made = [unfit_artifact(artifact) for artifact in event.artifacts]
+            return next((problem for problem in (unfit(event.metadata), *said, *made) if problem), None)
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:

@@ -39,7 +39,8 @@ class Store(ABC):
     async def accept(
         self, caller: Caller, request: SendMessageRequest, *, user: str | None, extensions: frozenset[str] = frozenset()
     ) -> Accepted:
-        """Store the message and its turn, and a new task where it names none, in one commit.
+        """Store the message and its turn, and a new task where it names none, in one commit. The turn counts as running,
+        unless another of its lane is not done: then it waits.
 
         The same message again, for the same owner, is a replay: nothing is stored. Raises TaskNotFoundError,
         UnsupportedOperationError for a task that has ended, and InvalidParamsError for a contextId that is not the
