@@ -1,12 +1,20 @@
-"""python -m benchmarks [--quick] [NAME ...]: run them all, or the named ones; --quick: fewer repetitions."""
+"""python -m benchmarks [--quick] [NAME ...]: run them all, or the named ones; --quick: fewer repetitions.
+
+Those that take more options: python -m benchmarks.retrieval, python -m benchmarks.crash.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
-from . import server, startup
+from . import retrieval, server, startup
 
-BENCHMARKS = {"startup": startup.main, "server": server.main}
+BENCHMARKS: dict[str, Callable[[bool], None]] = {
+    "startup": startup.main,
+    "server": server.main,
+    "retrieval": lambda quick: retrieval.main(["--quick"] if quick else []),
+}
 
 
 def main(arguments: list[str]) -> None:

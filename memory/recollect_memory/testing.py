@@ -7,6 +7,8 @@
             yield memory
             await memory.aclose()
 
+What its owner can manage is held to `ManagedConformance`, which is the same and more.
+
 The tests are `async def`: run them with pytest-asyncio in its auto mode, or mark the class with `pytest.mark.asyncio`.
 """
 
@@ -16,13 +18,25 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import re
 import uuid
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
-from .contract import Embedder, InvocationContext, Memory, Message
-from .errors import IdentityError
+from .contract import (
+    Embedder,
+    InvocationContext,
+    ManagedMemory,
+    Memory,
+    MemoryFilter,
+    MemoryKind,
+    MemoryRecord,
+    Message,
+    Scope,
+)
+from .errors import IdentityError, RecollectError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -160,16 +174,64 @@ class MemoryConformance:
             await memory.update([Message("user", text)], ctx=turn_of("odd"))
             assert len(await _found(memory, text, turn_of("odd"))) >= 1
 
+    async def test_no_size_breaks_it(self, memory: Memory) -> None:
+        """A megabyte of text, an id of thousands of characters, hundreds of messages at once, any `top_k`: taken whole, or
+        refused with an error of the contract, and then not at all."""
+        long_id = "long " * 800 + "id"
+        for ctx, texts in (
+            (turn_of("much text"), ["The word is lagoon. " + "Filling the page. " * 55_000]),
+            (turn_of(long_id), ["The word is lagoon"]),
+            (turn_of("many messages"), [f"Word {number} is lagoon{number}" for number in range(300)]),
+        ):
+            try:
+                await memory.update([Message("user", text) for text in texts], ctx=ctx)
+            except RecollectError:
+                assert await _found(memory, texts[-1][:30], ctx, top_k=1000) == []
+                continue
+            found = await _found(memory, texts[-1][:30], ctx, top_k=1000)
+            assert texts[-1] in found
+            assert set(found) <= set(texts)
+        assert await _found(memory, "lagoon", turn_of(long_id[:-1])) == []
+        assert await _found(memory, "lagoon " * 2_000, turn_of(long_id)) == ["The word is lagoon"]
+        assert await memory.retrieve("lagoon", top_k=0, ctx=turn_of(long_id)) == []
+
+    async def test_letters_that_only_look_alike_are_kept_apart(self, memory: Memory) -> None:
+        """Users whose ids differ in composition, case or script are different users; what they said comes back as it was."""
+        names = [
+            "jos\u00e9",
+            "jose\u0301",
+            "JOS\u00c9",
+            "j\u043es\u00e9",
+            "\uff4aos\u00e9",
+            "jos\u00e9\u200b",
+            "\u2028",
+            "\U0001f600",
+        ]
+        for name in (name for name in names if name.isprintable() or name.endswith("\u200b")):
+            await memory.update([Message("user", f"They call me {name!r}: {name}")], ctx=turn_of(name))
+        for name in (name for name in names if name.isprintable() or name.endswith("\u200b")):
+            assert await _found(memory, "what do they call me", turn_of(name)) == [f"They call me {name!r}: {name}"]
+
     async def test_many_writers_at_once_lose_nothing(self, memory: Memory) -> None:
-        """Twenty writers of one scope, and readers between them: everything is there, and once."""
-        texts = [f"Shelf {number} holds box {number}" for number in range(20)]
+        """Fifty writers of one scope, and readers between them: each reads what it wrote, everything is there, and once."""
+        texts = [f"Shelf {number} holds box {number}" for number in range(50)]
 
         async def write(text: str) -> None:
             await memory.update([Message("user", text)], ctx=turn_of("crowd"))
-            assert text in await _found(memory, text, turn_of("crowd"), top_k=50)
+            assert text in await _found(memory, text, turn_of("crowd"), top_k=99)
 
         await asyncio.gather(*(write(text) for text in texts))
-        assert sorted(await _found(memory, "shelf box", turn_of("crowd"), top_k=50)) == sorted(texts)
+        assert sorted(await _found(memory, "shelf box", turn_of("crowd"), top_k=99)) == sorted(texts)
+
+    async def test_many_users_at_once_do_not_meet(self, memory: Memory) -> None:
+        """Fifty users at the same time: each finds their own and nothing else."""
+
+        async def use(number: int) -> None:
+            ctx = turn_of(f"user {number}")
+            await memory.update([Message("user", f"My parcel has the number {number}")], ctx=ctx)
+            assert await _found(memory, "parcel number", ctx) == [f"My parcel has the number {number}"]
+
+        await asyncio.gather(*(use(number) for number in range(50)))
 
     async def test_the_same_said_at_once_is_kept_once(self, memory: Memory) -> None:
         """Duplicates are found under concurrency too."""
@@ -177,6 +239,150 @@ class MemoryConformance:
             *(memory.update([Message("user", "I like figs")], ctx=turn_of("twin", session=f"s{i}")) for i in range(20))
         )
         assert await _found(memory, "figs", turn_of("twin")) == ["I like figs"]
+
+
+class ManagedConformance(MemoryConformance):
+    """The promises of `ManagedMemory`, and those of `Memory`. The fixture `memory` is a ManagedMemory; `space` the one that
+    its `retrieve` and `update` use."""
+
+    space = "default"
+
+    def scope(self, user: str = "alice") -> Scope:
+        return Scope.of(turn_of(user), self.space)
+
+    async def test_what_was_said_is_listed(self, memory: ManagedMemory) -> None:
+        """Newest first, in pages, each with its sources; one by its id; nothing of others."""
+        for number in range(5):
+            told = Message(
+                "user", f"My shelf {number} is for jars", id=f"m{number}", created_at=_DAY_ONE + number * _DAY
+            )
+            await memory.update([told], ctx=turn_of())
+        first = await memory.browse(self.scope(), limit=3)
+        rest = await memory.browse(self.scope(), limit=3, cursor=first.next)
+        records = [*first.records, *rest.records]
+        assert [record.content for record in records] == [
+            f"My shelf {number} is for jars" for number in (4, 3, 2, 1, 0)
+        ]
+        assert rest.next is None
+        assert [record.sources for record in records] == [(f"m{number}",) for number in (4, 3, 2, 1, 0)]
+        assert await memory.get(self.scope(), records[0].id) == records[0]
+        assert await memory.get(self.scope("bob"), records[0].id) is None
+        assert (await memory.browse(self.scope("bob"))).records == ()
+
+    async def test_a_search_explains_itself(self, memory: ManagedMemory) -> None:
+        """Best first, at most so many, and the signals add up to the score."""
+        for text in ("I keep a tortoise", "The tortoise eats dandelions", "My desk is oak"):
+            await memory.update([Message("user", text)], ctx=turn_of())
+        hits = await memory.search(self.scope(), "tortoise", top_k=2)
+        assert {hit.record.content for hit in hits} == {"I keep a tortoise", "The tortoise eats dandelions"}
+        assert hits[0].score >= hits[1].score
+        for hit in hits:
+            assert 0.0 <= hit.score <= 1.0
+            assert abs(sum(hit.signals.values()) - hit.score) < 1e-6
+        assert len(await memory.search(self.scope(), "tortoise", top_k=9, budget=20)) < 3
+        assert await memory.search(self.scope(), "tortoise", MemoryFilter(until=_DAY_ONE)) == []
+
+    async def test_an_edit_is_found_and_the_old_text_is_history(self, memory: ManagedMemory) -> None:
+        """Corrected: found by the new words, version counted, the earlier one kept."""
+        record = await memory.add(self.scope(), "The meeting room is Birch")
+        edited = await memory.edit(self.scope(), record.id, "The meeting room is Walnut")
+        assert edited is not None
+        assert (edited.id, edited.content, edited.version) == (record.id, "The meeting room is Walnut", 2)
+        assert await _found(memory, "meeting room", turn_of()) == ["The meeting room is Walnut"]
+        history = await memory.history(self.scope(), record.id)
+        assert [(one.version, one.content) for one in history] == [
+            (1, "The meeting room is Birch"),
+            (2, "The meeting room is Walnut"),
+        ]
+        assert await memory.edit(self.scope("bob"), record.id, "mine") is None
+        assert await memory.get(self.scope(), record.id) == edited
+
+    async def test_a_pin_is_kept(self, memory: ManagedMemory) -> None:
+        record = await memory.add(self.scope(), "Always answer in metric", kind=MemoryKind.PREFERENCE)
+        assert not record.pinned
+        for pinned in (True, False):
+            changed = await memory.pin(self.scope(), record.id, pinned)
+            assert changed is not None
+            assert changed.pinned is pinned
+        assert await memory.pin(self.scope("bob"), record.id) is None
+
+    async def test_what_is_forgotten_is_gone(self, memory: ManagedMemory) -> None:
+        """By id, by words, by time: not found, not listed, not in the history; the rest stays; saying nothing is an error."""
+        told = ["I lent Ines my drill", "My umbrella is red", "My locker is by the door"]
+        for number, text in enumerate(told):
+            await memory.update([Message("user", text, created_at=_DAY_ONE + number * _DAY)], ctx=turn_of())
+        ids = {record.content: record.id for record in (await memory.browse(self.scope())).records}
+        receipt = await memory.forget(self.scope(), ids=[ids["I lent Ines my drill"]])
+        assert sum(receipt.deleted.values()) >= 1
+        assert await memory.get(self.scope(), ids["I lent Ines my drill"]) is None
+        assert await memory.history(self.scope(), ids["I lent Ines my drill"]) == []
+        await memory.forget(self.scope(), query="umbrella")
+        assert await _found(memory, "drill umbrella locker", turn_of()) == ["My locker is by the door"]
+        await memory.forget(self.scope("bob"), ids=list(ids.values()), since=_DAY_ONE)
+        await memory.forget(self.scope(), until=_DAY_ONE)
+        assert await _found(memory, "drill umbrella locker", turn_of()) == ["My locker is by the door"]
+        await memory.forget(self.scope(), since=_DAY_ONE)
+        assert (await memory.browse(self.scope())).records == ()
+        try:
+            await memory.forget(self.scope())
+        except ValueError:
+            return
+        raise AssertionError("forgetting nothing in particular was accepted")
+
+    async def test_what_is_erased_is_gone_whoever_looks(self, memory: ManagedMemory) -> None:
+        """Nothing remains, others have lost nothing, once more is fine, and the user may begin anew."""
+        for user in ("alice", "bob"):
+            await memory.update([Message("user", "I dive for pearls")], ctx=turn_of(user))
+            await memory.add(self.scope(user), "Owns a boat")
+        assert await memory.remains(self.scope()) != {}
+        receipt = await memory.erase(self.scope())
+        assert receipt.scope == self.scope().key
+        assert sum(receipt.deleted.values()) >= 2
+        assert await memory.remains(self.scope()) == {}
+        assert await _found(memory, "pearls boat", turn_of()) == []
+        assert (await memory.browse(self.scope(), MemoryFilter(superseded=True, quarantined=True))).records == ()
+        assert len(await _found(memory, "pearls boat", turn_of("bob"))) == 2
+        again = await memory.erase(self.scope())
+        assert sum(again.deleted.values()) == 0
+        await memory.update([Message("user", "I climb hills")], ctx=turn_of())
+        assert await _found(memory, "pearls boat hills", turn_of()) == ["I climb hills"]
+
+    async def test_an_erasure_wins_over_writers(self, memory: ManagedMemory) -> None:
+        """What was begun before it is not there after it, though fifty write at the same time."""
+        writers = [
+            asyncio.create_task(memory.update([Message("user", f"Note {number} of the gull")], ctx=turn_of("late")))
+            for number in range(50)
+        ]
+        await asyncio.sleep(0)  # each has begun
+        await memory.erase(self.scope("late"))
+        await asyncio.gather(*writers)
+        assert await _found(memory, "gull", turn_of("late"), top_k=99) == []
+        assert (await memory.browse(self.scope("late"))).records == ()
+
+    async def test_export_and_import_lose_nothing(self, memory: ManagedMemory) -> None:
+        """JSON values, to another user and back: the same records, ids and history included; a second time adds nothing."""
+        await memory.update([Message("user", "I was born in \u0141\u00f3d\u017a \U0001f33b", id="m1")], ctx=turn_of())
+        record = await memory.add(self.scope(), "Speaks Polish", kind=MemoryKind.PREFERENCE)
+        await memory.edit(self.scope(), record.id, "Speaks Polish and German")
+        exported = [json.dumps(value) async for value in memory.export(self.scope())]
+        assert await memory.import_(self.scope("carol"), _values(exported)) == 2
+        assert await memory.import_(self.scope("carol"), _values(exported)) == 0
+        assert await _listed(memory, self.scope("carol")) == await _listed(memory, self.scope())
+        assert await memory.history(self.scope("carol"), record.id) == await memory.history(self.scope(), record.id)
+        assert [json.dumps(value) async for value in memory.export(self.scope("carol"))] == exported
+        assert "Speaks Polish and German" in await _found(memory, "which language", turn_of("carol"))
+
+
+_DAY_ONE, _DAY = datetime(2024, 2, 1, tzinfo=UTC), timedelta(days=1)
+
+
+async def _listed(memory: ManagedMemory, scope: Scope) -> list[MemoryRecord]:
+    return list((await memory.browse(scope, MemoryFilter(superseded=True, quarantined=True), limit=1000)).records)
+
+
+async def _values(lines: Sequence[str]) -> AsyncIterator[Mapping[str, Any]]:
+    for line in lines:
+        yield json.loads(line)
 
 
 async def _found(memory: Memory, query: str, ctx: InvocationContext, top_k: int = 10) -> list[str]:

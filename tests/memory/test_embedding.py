@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from recollect_memory.errors import ModelError
 from recollect_memory.native import embedding
-from recollect_memory.native.embedding import MiniLM, Recent
+from recollect_memory.native.embedding import MOST_TOKENS, MiniLM, Recent
 from recollect_memory.native.quantized import in_int8
 from recollect_memory.testing import HashEmbedder
 from recollect_memory.weights import MINILM, VOCAB, Weight, cache_folder, locate
@@ -49,23 +49,83 @@ def test_a_batch_is_what_its_texts_are_alone(minilm: MiniLM) -> None:
 
 
 def test_int8_products_keep_the_vectors(minilm: MiniLM) -> None:
-    """Computing in int8 moves a vector by little, and the graph that does it is another."""
+    """Computing in int8 moves a vector by little, and the graph that does it is another, of fewer steps."""
     model = locate(MINILM)
     assert model is not None
-    assert in_int8(model.read_bytes()).count(b"DynamicQuantizeMatMul") == 36
+    rewritten = in_int8(model.read_bytes())
+    steps = {b"DynamicQuantizeMatMul": 36, b"MultiHeadAttention": 6, b"Gelu": 6, b"Softmax": 0, b"Erf": 0}
+    assert {step: rewritten.count(step) for step in steps} == steps
     texts = ["I moved to Lisbon last spring.", "What's the capital of my country?", "She adopted two grey cats."]
-    plain = _plain_vectors(model, texts)
-    assert (minilm.embed(texts) * plain).sum(axis=1).min() > 0.97
+    plain = MiniLM(model, _vocabulary())
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+
+    def as_it_is(*_: object) -> object:  # as the file computes by itself, in float32
+        return session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedding, "_session", as_it_is)
+        expected = plain.embed(texts)
+    assert (minilm.embed(texts) * expected).sum(axis=1).min() > 0.97
 
 
-def _plain_vectors(model: Path, texts: Sequence[str]) -> NDArray[np.float32]:
-    """As the file computes them by itself, in float32."""
+def _vocabulary() -> Path:
     vocabulary = locate(VOCAB)
     assert vocabulary is not None
-    tokenizer = embedding._tokenizer(vocabulary)  # pyright: ignore[reportPrivateUsage]
-    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    rows = [embedding._embed(session, [tokenizer.encode(text).ids])[0] for text in texts]  # pyright: ignore[reportPrivateUsage]
-    return np.array(rows, np.float32)
+    return vocabulary
+
+
+def test_a_text_is_read_in_three_ways(minilm: MiniLM) -> None:
+    """What it is remembered by, what it asks with, and its words; stop words and punctuation matter little, or not."""
+    plain, polite = minilm.read(["dog Lisbon", "Well, is it a dog in Lisbon?"])
+    for reading in (plain, polite):
+        assert reading.tokens is not None
+        assert reading.tokens.shape == (2, minilm.token_width)
+        np.testing.assert_allclose(np.linalg.norm(reading.tokens.astype(np.float32), axis=1), 127, atol=2)
+        assert float(reading.vector @ reading.asks) > 0.7
+        np.testing.assert_allclose([np.linalg.norm(reading.vector), np.linalg.norm(reading.asks)], 1, atol=1e-5)
+    assert plain.vector @ polite.vector > 0.7
+    (empty, stop) = minilm.read(["", "who are you?"])
+    for reading in (empty, stop):
+        assert reading.tokens is not None
+        assert len(reading.tokens) == 0
+        np.testing.assert_allclose(np.linalg.norm(reading.vector), 1, atol=1e-5)
+    (long,) = minilm.read(["heron " * 500])
+    assert long.tokens is not None
+    assert len(long.tokens) == MOST_TOKENS
+
+
+def test_any_embedder_is_read(minilm: MiniLM) -> None:
+    """One that gives vectors alone is remembered and asked by them; the built-in one passes on all it gives."""
+    plain = Recent(HashEmbedder())
+    (reading,) = plain.read(["tea"])
+    np.testing.assert_array_equal(reading.vector, HashEmbedder().embed(["tea"])[0])
+    np.testing.assert_array_equal(reading.asks, reading.vector)
+    assert (reading.tokens, plain.token_width) == (None, 0)
+    whole = Recent(minilm)
+    assert whole.token_width == minilm.token_width
+    assert whole.read(["tea"])[0].tokens is not None
+
+
+def test_what_is_forgotten_is_not_kept() -> None:
+    """Text by text, or all; and what was being embedded meanwhile is not kept either."""
+    asked: list[str] = []
+
+    class Slow(HashEmbedder):
+        def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            asked.extend(texts)
+            if "meanwhile" in texts:
+                recent.forget(["meanwhile"])
+            return super().embed(texts)
+
+    recent = Recent(Slow())
+    recent.embed(["a", "b"])
+    recent.forget(["a", "never seen"])
+    recent.embed(["a", "b"])
+    recent.forget()
+    recent.embed(["b"])
+    for _ in range(2):
+        recent.embed(["meanwhile"])
+    assert asked == ["a", "b", "a", "b", "meanwhile", "meanwhile"]
 
 
 def test_many_threads_at_once(minilm: MiniLM) -> None:

@@ -311,7 +311,9 @@ async def test_erasing_amid_a_crowd(database: Database) -> None:
 
     async def write(number: int) -> None:
         await memory.update([Message("user", f"{MARK} {number}")], ctx=turn_of(VICTIM.id))
-        await memory.update([Message("user", f"I hold number {number}")], ctx=turn_of("bystander"))
+        await memory.update(
+            [Message("user", f"Mister {'ABCDEFGH'[number % 8]}{'aeiou'[number // 8]}m rang")], ctx=turn_of("bystander")
+        )
         await memory.retrieve("number", ctx=turn_of(VICTIM.id))
         if number % 10 == 5:
             await memory.erase(VICTIM)
@@ -320,6 +322,6 @@ async def test_erasing_amid_a_crowd(database: Database) -> None:
     await memory.erase(VICTIM)
     assert await memory.remains(VICTIM) == {}
     assert traces(database.path, [f"{MARK} {number}" for number in range(40)]) == []
-    found = await memory.retrieve("number", top_k=99, ctx=turn_of("bystander"))
+    found = await memory.retrieve("who rang", top_k=99, ctx=turn_of("bystander"))
     assert len(found) == 40
     await memory.aclose()

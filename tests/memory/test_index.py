@@ -1,138 +1,197 @@
-"""The index of a scope and what ranking makes of it."""
+"""The index of a scope, as it grows."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from recollect_memory import Scope
-from recollect_memory.native.index import Index, Indexes
-from recollect_memory.native.ranking import Query, best, neutral, rank
+from recollect_memory.native.index import LOOK_BACK, NEVER, PAUSE, WINDOW, Index, Indexes
 from recollect_memory.native.store import IndexRow
-from recollect_memory.native.words import asks, terms
 from recollect_memory.testing import HashEmbedder
 
 EMBEDDER = HashEmbedder(16)
-NOW = datetime(2024, 6, 1, tzinfo=UTC)
+WIDTH = 4
+COLUMNS = (
+    *("seqs", "said_at", "lengths", "distinct", "fullness", "asking", "cues", "by_user", "embedded", "speakers"),
+    *(
+        "stretches",
+        "token_counts",
+        "kinds",
+        "created_at",
+        "valid_from",
+        "valid_to",
+        "expires_at",
+        "pinned",
+        "quarantined",
+    ),
+)
 
 
-def row(
-    seq: int, content: str, version: int | None = None, said_at: int = 0, role: str = "user", embed: bool = True
-) -> IndexRow:
+def row(seq: int, content: str, version: int | None = None, *, embed: bool = True, **other: Any) -> IndexRow:
     vector = EMBEDDER.embed([content])[0].tobytes() if embed else None
-    name = EMBEDDER.name if embed else None
-    return IndexRow(seq, version or seq, role, "", content, f"s{seq % 3}", said_at, said_at, name, vector)
+    tokens = np.full((len(content) % 3, WIDTH), seq % 100, np.int8).tobytes() if embed else None
+    values: dict[str, Any] = {
+        "role": "user",
+        "speaker": "",
+        "session_id": f"s{seq % 3}",
+        "created_at": seq * 10**6,
+        "said_at": seq * 10**6,
+        "embedder": EMBEDDER.name if embed else None,
+        "vector": vector,
+        "tokens": tokens,
+    }
+    return IndexRow(seq=seq, version=version or seq, content=content, **(values | other))
 
 
 def index_of(*rows: IndexRow) -> Index:
-    index = Index(EMBEDDER.name, EMBEDDER.dimensions)
+    index = Index(EMBEDDER.name, EMBEDDER.dimensions, WIDTH)
     index.apply(rows, 0)
     return index
 
 
-def scores(index: Index, query: str) -> list[float]:
-    vector = EMBEDDER.embed([query])[0]
-    return [round(float(score), 5) for score in rank(index, Query.of(query), vector, NOW)]
+def tokens(index: Index) -> list[NDArray[np.int8]]:
+    starts, counts = index.column("token_starts"), index.column("token_counts")
+    return [index.tokens[start : start + count] for start, count in zip(starts, counts, strict=True)]
 
 
-TEXTS = st.lists(st.sampled_from(["I like tea", "tea and cake", "cake?", "a car", "", "the of"]), max_size=12)
+def same(one: Index, other: Index) -> None:
+    assert (one.version, one.size, one.stretch_count) == (other.version, other.size, other.stretch_count)
+    assert (one.speaker_codes, one.kind_codes) == (other.speaker_codes, other.kind_codes)
+    for name in COLUMNS:
+        np.testing.assert_array_equal(one.column(name), other.column(name), name)
+    for name in ("novelty", "context_norms"):
+        np.testing.assert_allclose(one.column(name), other.column(name), rtol=1e-5, atol=1e-6, err_msg=name)
+    np.testing.assert_array_equal(one.vectors, other.vectors)
+    np.testing.assert_array_equal(one.around, other.around)
+    for a, b in zip(tokens(one), tokens(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for term in ("tea", "cake", "car"):
+        for part, expected in zip(one.postings(term), other.postings(term), strict=True):
+            np.testing.assert_array_equal(part, expected)
 
 
-@given(TEXTS, st.lists(st.integers(0, 11), max_size=4), st.integers(1, 5))
+TEXTS = st.lists(st.sampled_from(["I like tea", "tea and cake", "cake?", "a car", "", "the of"]), max_size=14)
+
+
+@given(TEXTS, st.lists(st.integers(0, 13), max_size=4), st.integers(1, 5))
 def test_law_catching_up_gives_the_same_index_as_starting_over(texts: list[str], again: list[int], step: int) -> None:
-    """Warm or cold, in few steps or many, refreshed rows included: the same columns, postings and scores."""
+    """Warm or cold, in few steps or many, changed rows included: the same columns, postings, vectors and tokens."""
     written = [row(seq, text) for seq, text in enumerate(texts, 1)]
-    refreshed = [
-        row(place + 1, texts[place], len(texts) + 1 + i, said_at=10**15 + i)
+    changed = [
+        row(
+            place + 1,
+            texts[place],
+            len(texts) + 1 + i,
+            said_at=10**15 + i,
+            valid_to=10**15,
+            pinned=i % 2,
+            kind="Entity",
+        )
         for i, place in enumerate(again)
         if place < len(texts)
     ]
     warm = index_of()
     for start in range(0, len(written), step):
         warm.apply(written[start : start + step], 0)
-    for one in refreshed:
+    for one in changed:
         warm.apply([one], 0)
-    cold = index_of(*{one.seq: one for one in (*written, *refreshed)}.values())
-    assert (warm.version, warm.size) == (cold.version, cold.size)
-    for name in (
-        "seqs",
-        "said_at",
-        "lengths",
-        "distinct",
-        "by_user",
-        "question",
-        "embedded",
-        "speakers",
-        "sessions",
-        "vectors",
-    ):
-        np.testing.assert_array_equal(getattr(warm, name), getattr(cold, name), name)
-    assert scores(warm, "tea or cake") == scores(cold, "tea or cake")
+    last = {one.seq: one for one in (*written, *changed)}
+    cold = index_of(*last.values())
+    warm.kind_codes, cold.kind_codes = {}, {}  # numbered in the order of their appearance
+    warm.column("kinds")[:], cold.column("kinds")[:] = 0, 0
+    same(warm, cold)
 
 
-@given(TEXTS, st.text(max_size=20))
-def test_law_scores_are_between_0_and_1(texts: list[str], query: str) -> None:
-    """For any memories and any query, one finite score a memory."""
-    index = index_of(*(row(seq, text, embed=seq % 2 == 0) for seq, text in enumerate(texts, 1)))
-    found = scores(index, query)
-    assert len(found) == len(texts)
-    assert all(0.0 <= score <= 1.0 for score in found)
+@given(TEXTS, st.sets(st.integers(0, 13)), st.randoms())
+def test_law_vectors_that_come_late_are_as_good(texts: list[str], late: set[int], order: Any) -> None:
+    """Rows that get their vectors afterwards, in any order: the index that had them from the start."""
+    bare = [row(seq, text, embed=seq - 1 not in late) for seq, text in enumerate(texts, 1)]
+    index = index_of(*bare)
+    given_later = [row(seq, text, len(texts)) for seq, text in enumerate(texts, 1) if seq - 1 in late]
+    order.shuffle(given_later)
+    for one in given_later:
+        index.apply([one], len(texts))
+    whole = index_of(*(row(seq, text) for seq, text in enumerate(texts, 1)))
+    whole.apply([], len(texts))
+    same(index, whole)
 
 
-@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), max_size=20), st.integers(1, 25))
-def test_law_the_best_are_the_head_of_the_whole_order(values: list[float], most: int) -> None:
-    """Picking a few is sorting all and cutting; of equal ones, the later is first."""
-    order = sorted(range(len(values)), key=lambda place: (-values[place], -place))
-    assert best(np.array(values, np.float32), most) == order[:most]
+def test_a_new_epoch_forgets_everything() -> None:
+    """Nothing of what was taken away is left."""
+    index = index_of(row(1, "tea", speaker="Ana"), row(2, "cake"))
+    index.start_over(7)
+    assert (index.epoch, index.version, index.size, index.speaker_codes, index.names) == (7, 0, 0, {}, [])
+    assert len(index.postings("tea")[0]) == len(index.tokens) == len(index.vectors) == 0
+    index.apply([row(3, "car")], 3)
+    assert index.column("seqs").tolist() == [3]
 
 
-def test_rare_words_count_more_and_long_texts_less() -> None:
-    """BM25: inverse document frequency, and the length of the text."""
-    index = Index(None, 0)
-    long = "red boat " + "and so many other words about a harbour " * 5
-    index.apply([row(i, text, embed=False) for i, text in enumerate(["red boat", "red kite", "red hat", long], 1)], 0)
-    boat, kite, _, long_boat = (float(score) for score in rank(index, Query.of("red boat"), None, NOW))
-    assert boat > long_boat > kite
+def test_memories_follow_each_other_within_a_session() -> None:
+    """One and two before, one and two after; another session, or a long silence, is another talk."""
+    times = [0, 1, 2, 3, 4 + PAUSE]
+    sessions = ["a", "a", "b", "a", "a"]
+    rows = [
+        row(i + 1, "tea", created_at=int(at * 10**6), session_id=session)
+        for i, (at, session) in enumerate(zip(times, sessions, strict=True))
+    ]
+    index = index_of(*rows)
+    assert index.around.tolist() == [
+        [-1, -1, 1, 3],
+        [0, -1, 3, -1],
+        [-1, -1, -1, -1],
+        [1, 0, -1, -1],
+        [-1, -1, -1, -1],
+    ]
+    stretches = index.column("stretches")
+    assert stretches[0] == stretches[1] == stretches[3]
+    assert len({int(stretches[place]) for place in (0, 2, 4)}) == 3
 
 
-def test_questions_and_answers_count_less_than_statements() -> None:
-    """The same question asked before tells nothing; an answer less than the user's words, unless it is asked for."""
+def test_a_long_session_is_several_stretches() -> None:
+    """After so many memories another stretch begins, in the same session."""
+    index = index_of(*(row(i, "tea", session_id="a") for i in range(1, WINDOW + 3)))
+    assert index.column("stretches").tolist() == [0] * WINDOW + [1, 1]
+    assert index.around[WINDOW, 0] == WINDOW - 1
+
+
+def test_novelty_is_measured_against_what_was_said_lately() -> None:
+    """What repeats one of the last few is not new; the same, later, is again."""
     index = index_of(
-        row(1, "Where is my key?"),
-        row(2, "the key is under the mat"),
-        row(3, "the key is under the mat", role="assistant"),
+        row(1, "tea"), row(2, "tea"), *(row(i, f"word{i}") for i in range(3, 4 + LOOK_BACK)), row(99, "tea")
     )
-    question, stated, answered = scores(index, "where is my key")
-    assert stated > answered > question
-    _, stated, answered = scores(index, "where did you say my key is")
-    assert answered == stated
-
-
-def test_the_latest_comes_first_among_equals() -> None:
-    """Recency orders what is otherwise equal, and a clock that runs ahead does no harm."""
-    month = 30 * 86_400 * 1_000_000
-    now = int(NOW.timestamp() * 1e6)
-    index = index_of(row(1, "tea", said_at=now - month), row(2, "tea", said_at=now), row(3, "tea", said_at=now + month))
-    old, new, future = scores(index, "tea")
-    assert old < new == future
+    novelty = index.column("novelty")
+    assert novelty[0] == 1
+    assert novelty[1] < 0.01
+    assert novelty[-1] > 0.1
 
 
 def test_vectors_of_another_model_are_left_out() -> None:
-    """An index takes in the vectors of its own embedder only."""
+    """An index takes in the vectors and tokens of its own embedder only, and those of the right size."""
     other = HashEmbedder(32)
-    foreign = IndexRow(1, 1, "user", "", "tea", "s", 0, 0, other.name, other.embed(["tea"])[0].tobytes())
-    index = index_of(foreign, row(2, "tea"))
-    assert index.embedded.tolist() == [False, True]
+    foreign = row(1, "tea", embedder=other.name, vector=other.embed(["tea"])[0].tobytes())
+    index = index_of(foreign, row(2, "tea"), row(3, "tea", vector=b"abc"), row(4, "tea", tokens=b"abc"))
+    assert index.column("embedded").tolist() == [False, True, False, True]
     assert not index.vectors[0].any()
+    assert index.column("token_counts").tolist() == [0, 0, 0, 0]
+
+
+def test_what_has_no_end_ends_never() -> None:
+    """Times that are not set, and what stands in their place."""
+    index = index_of(row(1, "tea"), row(2, "tea", valid_from=5, valid_to=6, expires_at=7, quarantined=1))
+    assert index.column("valid_from").tolist() == [10**6, 5]
+    assert index.column("valid_to").tolist() == [NEVER, 6]
+    assert index.column("expires_at").tolist() == [NEVER, 7]
+    assert index.column("quarantined").tolist() == [False, True]
 
 
 def test_the_least_recently_used_goes_first() -> None:
     """Beyond the bound of bytes; one that alone is too large is kept as the last."""
-    indexes = Indexes(most_bytes=40_000)
+    indexes = Indexes(most_bytes=60_000)
     scopes = [Scope("", "x", "user", str(i)) for i in range(6)]
     for scope in scopes:
         index = indexes.put(scope, index_of(*(row(seq, f"word{seq} of a text") for seq in range(1, 40))))
@@ -148,44 +207,8 @@ def test_the_least_recently_used_goes_first() -> None:
     assert lonely.get(scopes[0]) is not None
 
 
-@pytest.mark.parametrize(
-    ("query", "expected"),
-    [
-        ("What did Ana tell Bo about Anatolia?", "What did they tell they about Anatolia?"),
-        ("ana's dog", "they's dog"),
-        ("What does Maria Lopez do, and Maria's son?", "What does they do, and they's son?"),
-        ("nobody", "nobody"),
-    ],
-)
-def test_speakers_in_a_query_become_they(query: str, expected: str) -> None:
-    """Whole names and first names, whatever their case; other words stay."""
-    assert neutral(query, ["Ana", "Bo", "", "Maria Lopez", "(odd"]) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("The cats' running, ran; I don't!", ["cat", "run", "ran"]),
-        ("CAFÉ café STRASSE straße", ["café", "café", "strass", "strass"]),
-        ("我住在柏林", ["我住", "住在", "在柏", "柏林"]),
-        ("", []),
-        ("room 42b", ["room", "42b"]),
-    ],
-)
-def test_terms(text: str, expected: list[str]) -> None:
-    """Folded, stemmed, without stop words; scripts without spaces in pairs of characters."""
-    assert terms(text) == expected
-
-
-@pytest.mark.parametrize(
-    "text", ["Where is it?", "what is the capital of my country", "Tell me my name", "可以吗\uff1f"]
-)
-def test_asks(text: str) -> None:
-    assert asks(text)
-
-
-@pytest.mark.parametrize(
-    "text", ["I am from Italy", "What a day", "What I like most is tea", "Whatever", "Isabel is my aunt"]
-)
-def test_tells(text: str) -> None:
-    assert not asks(text)
+def test_an_index_says_about_what_it_occupies() -> None:
+    """Vectors, tokens and words count."""
+    small, large = index_of(row(1, "tea")), index_of(*(row(i, f"word{i}") for i in range(1, 1001)))
+    assert 4_000 < small.nbytes < 20_000
+    assert large.nbytes > 1_000 * (4 * EMBEDDER.dimensions + 250)

@@ -93,6 +93,11 @@ async def everything(memory: ManagedMemory, where: MemoryFilter | None = None, l
             return records
 
 
+def name(number: int) -> str:
+    """A name without digits: the same said with another number may take the place of what was said."""
+    return "".join("ABCDEFGHIJ"[int(digit)] + "aeiouaeiou"[int(digit)] for digit in f"{number:03d}").capitalize()
+
+
 def texts(records: Iterable[MemoryRecord]) -> list[str]:
     return [record.content for record in records]
 
@@ -208,13 +213,13 @@ async def test_what_is_quarantined_is_seen_and_never_recalled(memory: NativeMemo
 
 async def test_kinds_and_times_choose(memory: NativeMemory) -> None:
     """`since` is included, `until` is not."""
-    await tell(memory, "I like tea one", "I like tea two", "I like tea three")
+    await tell(memory, "We drank tea", "Tea was served at five", "The tea smelled of smoke")
     await draft(memory, "likes tea", kind=MemoryKind.PREFERENCE, said_at=START + 3 * DAY)
     assert await found(memory, "tea", kinds=[MemoryKind.PREFERENCE]) == ["likes tea"]
     assert await found(memory, "tea", kinds=["Summary"]) == []
     chosen = {"since": START + DAY, "until": START + 2 * DAY}
-    assert await found(memory, "tea", **chosen) == ["I like tea two"]
-    assert texts(await everything(memory, MemoryFilter(**chosen))) == ["I like tea two"]  # type: ignore[arg-type]
+    assert await found(memory, "tea", **chosen) == ["Tea was served at five"]
+    assert texts(await everything(memory, MemoryFilter(**chosen))) == ["Tea was served at five"]  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Gossip"):
         await found(memory, "tea", kinds=["Gossip"])
 
@@ -263,19 +268,19 @@ def test_law_what_is_older_keeps_no_more(ages: list[int], fade_days: float) -> N
 async def test_what_is_old_fades_unless_it_is_pinned(database: Database) -> None:
     """With `fade_days`, of two memories that say the same the newer is first; a pin holds the old one up."""
     memory = NativeMemory(database, fade_days=30)
-    old, new = "My badge opens door seven", "My badge opens door nine"
+    old, new = "My badge opens the cellar door", "The garden door has a badge reader"
     await memory.update([Message("user", old, created_at=START)], ctx=turn_of("alice"))
     await memory.update([Message("user", new, created_at=datetime.now(UTC))], ctx=turn_of("alice", session="s2"))
-    hits = await memory.search(ALICE, "which door does my badge open")
+    hits = await memory.search(ALICE, "which door has a badge")
     assert [hit.record.content for hit in hits] == [new, old]
     assert hits[1].signals["faded"] < 0
     assert sum(hits[1].signals.values()) == pytest.approx(hits[1].score, abs=1e-6)
     pinned = await memory.pin(ALICE, hits[1].record.id)
     assert pinned is not None
     assert pinned.pinned
-    (_, again) = sorted(
-        await memory.search(ALICE, "which door does my badge open"), key=lambda hit: hit.record.created_at
-    )[::-1]
+    (_, again) = sorted(await memory.search(ALICE, "which door has a badge"), key=lambda hit: hit.record.created_at)[
+        ::-1
+    ]
     assert "faded" not in again.signals
     await memory.aclose()
 
@@ -497,11 +502,11 @@ async def test_beyond_the_quota_the_least_valuable_go(database: Database) -> Non
     await draft(memory, "lives in Rome", said_at=START, supersedes=old)
     await tell(memory, "An answer", role="assistant")
     for number in range(60):
-        await tell(memory, f"I count {number}", start=START + (number + 1) * DAY)
+        await tell(memory, f"Mister {name(number)} called", start=START + (number + 1) * DAY)
         assert len(await everything(memory, MemoryFilter(superseded=True))) <= 20
     left = set(texts(await everything(memory, MemoryFilter(superseded=True))))
-    assert {"The oldest of all", "lives in Rome", "I count 59", "I count 50"} <= left
-    assert not left & {"lives in Paris", "An answer", "I count 0", "I count 30"}
+    assert {"The oldest of all", "lives in Rome", f"Mister {name(59)} called", f"Mister {name(50)} called"} <= left
+    assert not left & {"lives in Paris", "An answer", f"Mister {name(0)} called", f"Mister {name(30)} called"}
     await memory.aclose()
 
 
@@ -531,7 +536,7 @@ class Slow(HashEmbedder):
 async def test_a_change_of_embedder_is_caught_up_with_while_recall_goes_on(database: Database) -> None:
     """Old rows are found by their words until they have vectors of the new model; then by both, in any process."""
     before = NativeMemory(database, embedder=HashEmbedder(32))
-    await tell(before, *(f"I collect stamp number {n}" for n in range(150)))
+    await tell(before, *(f"Mister {name(n)} called" for n in range(150)))
     await before.aclose()
 
     def models(db: sqlite3.Connection) -> dict[str, int]:
@@ -539,15 +544,15 @@ async def test_a_change_of_embedder_is_caught_up_with_while_recall_goes_on(datab
 
     slow = Slow(64)
     after = NativeMemory(database, embedder=slow)
-    assert "I collect stamp number 77" in await found(after, "stamp number 77")
+    assert f"Mister {name(77)} called" in await found(after, f"mister {name(77)}")
     assert await database.read(models) == {"hash-32": 150}
     edited = (await everything(after))[0]
     await after.edit(ALICE, edited.id, "I collect thimbles")
     slow.may.set()
     await after.settle()
     assert await database.read(models) == {"hash-64": 150}
-    hits = await after.search(ALICE, "stamp number 77", top_k=150)
-    assert hits[0].record.content == "I collect stamp number 77"
+    hits = await after.search(ALICE, f"mister {name(77)}", top_k=150)
+    assert hits[0].record.content == f"Mister {name(77)} called"
     assert all("meaning" in hit.signals for hit in hits[:3])
     assert (await found(after, "thimbles"))[0] == "I collect thimbles"
     await after.aclose()

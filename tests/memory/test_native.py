@@ -22,20 +22,20 @@ from recollect_memory.errors import MemoryBackendError, ModelError, StoreError
 from recollect_memory.native.embedding import MiniLM
 from recollect_memory.native.memory import NativeMemory
 from recollect_memory.sqlite import Database, named_queries
-from recollect_memory.testing import HashEmbedder, MemoryConformance, turn_of
+from recollect_memory.testing import HashEmbedder, ManagedConformance, turn_of
 
 
 async def contents(memory: Memory, query: str, ctx: InvocationContext, top_k: int = 10) -> list[str]:
     return [hit.content for hit in await memory.retrieve(query, top_k=top_k, ctx=ctx)]
 
 
-class TestByWords(MemoryConformance):
+class TestByWords(ManagedConformance):
     @pytest.fixture
     def memory(self, native: NativeMemory) -> NativeMemory:
         return native
 
 
-class TestWithHashEmbedder(MemoryConformance):
+class TestWithHashEmbedder(ManagedConformance):
     @pytest.fixture
     async def memory(self, database: Database) -> AsyncIterator[NativeMemory]:
         memory = NativeMemory(database, embedder=HashEmbedder())
@@ -43,7 +43,7 @@ class TestWithHashEmbedder(MemoryConformance):
         await memory.aclose()
 
 
-class TestWithMiniLM(MemoryConformance):
+class TestWithMiniLM(ManagedConformance):
     @pytest.fixture
     async def memory(self, database: Database, minilm: MiniLM) -> AsyncIterator[NativeMemory]:
         memory = NativeMemory(database, embedder=lambda: minilm)
@@ -51,7 +51,7 @@ class TestWithMiniLM(MemoryConformance):
         await memory.aclose()
 
 
-class TestWithAlmostNoCache(MemoryConformance):
+class TestWithAlmostNoCache(ManagedConformance):
     """The cache is only a cache: with room for one index at a time, nothing changes."""
 
     @pytest.fixture

@@ -105,3 +105,36 @@ def test_named_queries_and_addresses() -> None:
     for bad in ("", "x.db", "sqlite://x.db", "sqlite:///", "postgresql://host/db"):
         with pytest.raises(StoreError, match="sqlite:///"):
             path_of(bad)
+
+
+async def test_scrubbing_amid_writes_loses_nothing(database: Database) -> None:
+    """Those who scrub at the same time are all told; what is written meanwhile is there; what was deleted is in no file."""
+    await database.write(create)
+    await asyncio.gather(*(database.write(partial(insert, 7_000_000_000_000 + number)) for number in range(300)))
+    await database.write(lambda db: db.execute("DELETE FROM t WHERE x > 7000000000100"))
+    assert not database.scrubbed
+    writes = [database.write(partial(insert, number)) for number in range(100)]
+    left, *_ = await asyncio.gather(database.scrub(), *writes, database.scrub(), database.scrub())
+    assert left is None
+    assert database.scrubbed
+    assert await values(database) == [*range(100), *range(7_000_000_000_000, 7_000_000_000_101)]
+    held = b"".join(file.read_bytes() for file in database.path.parent.glob("test.db*"))
+    assert (7_000_000_000_050).to_bytes(6, "big") in held
+    assert (7_000_000_000_200).to_bytes(6, "big") not in held
+
+
+def test_scrubbing_says_what_it_could_not_do(tmp_path: Path) -> None:
+    """A database that cannot be written anew: in words, what may still be there, and what to do."""
+    database = Database(tmp_path / "x.db")
+    database.write_now(create)
+    with sqlite3.connect(tmp_path / "x.db", isolation_level=None) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM t").fetchone()
+        database.write_now(partial(insert, 1))
+        left = asyncio.run(database.scrub())
+    other.close()
+    assert left is not None
+    assert "x.db-wal" in left
+    assert not database.scrubbed
+    assert asyncio.run(database.scrub()) is None
+    database.close()

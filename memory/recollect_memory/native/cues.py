@@ -19,7 +19,8 @@ _TIMES = rf"""
     | (?:19|20)\d\d | \d{{1,2}}(?:st|nd|rd|th) | {_PLAIN_MONTHS}
 """
 _NUMBERS = r"""
-    \d+ | one | two | three | four | five | six | seven | eight | nine | ten | dozen | couple | twice | once | first
+    \d+ | one | two | three | four | five | six | seven | eight | nine | ten | eleven | twelve | twenty | thirty
+    | forty | fifty | hundred | thousand | dozen | couple | twice | once | first
     | second | third
 """
 _REASONS = r"""
@@ -94,7 +95,7 @@ _COURTESIES = r"""
     | danke(?:\ sch\u00f6n)? | merci(?:\ beaucoup)? | (?:muchas\ )?gracias | grazie(?:\ mille)? | obrigad[oa] | hola | ciao
     | hallo | bonjour | salut
 """
-_COURTESY = re.compile(rf"(?:(?:{_COURTESIES})(?:\ |$)(?:(?:and|so|then|well|please)\ )?)+", re.VERBOSE)
+_COURTESY = re.compile(rf"(?:(?:{_COURTESIES})(?:\ |$)(?:(?:and|so|then|well|please)(?:\ |$))?)+", re.VERBOSE)
 
 
 def cues(text: str) -> int:

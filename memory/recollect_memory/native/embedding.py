@@ -121,7 +121,7 @@ class Recent(Reader):
 
 
 class MiniLM(Reader):
-    """Sentence vectors of 384 dimensions; loads (0.3 s, 160 MB) at the first text.
+    """Sentence vectors of 384 dimensions; loads (0.3 s, 90 MB) at the first text.
 
     A sentence takes about 1 ms on one thread, by its length and the machine; `threads` is what one call may use.
     """

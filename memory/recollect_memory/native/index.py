@@ -54,8 +54,6 @@ _COLUMNS: dict[str, tuple[type[np.generic], float]] = {
     "embedded": (np.bool_, 0),
     "speakers": (np.int32, 0),
     "stretches": (np.int32, 0),
-    "before": (np.int32, -1),
-    "after": (np.int32, -1),
     "token_starts": (np.int64, 0),
     "token_counts": (np.int32, 0),
     "kinds": (np.int32, 0),
@@ -113,6 +111,7 @@ class Index:
         """The same for kinds."""
         self._talks: dict[str, _Talk] = {}
         self._columns: dict[str, NDArray[Any]] = {name: np.zeros(0, dtype) for name, (dtype, _) in _COLUMNS.items()}
+        self._around = np.zeros((0, 4), np.int32)
         self._vectors = np.zeros((0, self._dimensions), np.float32)
         self._tokens = np.zeros((0, self._token_width), np.int8)
         self._token_size = 0
@@ -131,13 +130,17 @@ class Index:
         questions. novelty: 1 - the highest cosine to the `LOOK_BACK` before it. context_norms: 1 / the length of the
         vector summed with `READ_WITH` of those before it. cues: bits of `cues`. by_user: said by the user, or made from
         what was said. embedded: has a vector of the current model. speakers: numbers of `speaker_codes`. stretches: which
-        stretch of talk, below `stretch_count`. before, after: the memory it follows and the one that follows it in its
-        session, -1 for none. token_starts, token_counts: its rows of `tokens`.
+        stretch of talk, below `stretch_count`. token_starts, token_counts: its rows of `tokens`.
 
         And what may change of it: kinds: numbers of `kind_codes`. created_at, valid_from, valid_to, expires_at: in
         microseconds, NEVER for what has no end. pinned, quarantined.
         """
         return self._columns[name][: self.size]
+
+    @property
+    def around(self) -> NDArray[np.int32]:
+        """The memories one and two before it, and one and two after it, in its session: shape (size, 4), -1 for none."""
+        return self._around[: self.size]
 
     @property
     def vectors(self) -> NDArray[np.float32]:
@@ -154,11 +157,9 @@ class Index:
         """Terms of a memory, on average, at least 1."""
         return max(self._total_length / max(self.size, 1), 1.0)
 
-    def postings(self, term: str) -> tuple[NDArray[np.int32], NDArray[np.float32]] | None:
-        """The memories that hold a term and how often, or None where none does."""
-        found = self._postings.get(term)
-        if found is None:
-            return None
+    def postings(self, term: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The memories that hold a term, and how often."""
+        found = self._postings.get(term, ((), ()))
         return np.array(found[0], dtype=np.int32), np.array(found[1], dtype=np.float32)
 
     @property
@@ -166,7 +167,7 @@ class Index:
         """About what the index occupies."""
         columns = sum(column.nbytes for column in self._columns.values())
         words = self._posted * _POSTING_BYTES + len(self._postings) * _TERM_BYTES
-        return _INDEX_BYTES + columns + self._vectors.nbytes + self._tokens.nbytes + words
+        return _INDEX_BYTES + columns + self._around.nbytes + self._vectors.nbytes + self._tokens.nbytes + words
 
     # -- keeping up ---------------------------------------------------------------------------------------------------
 
@@ -234,32 +235,30 @@ class Index:
 
     def _follow(self, place: int, row: IndexRow) -> None:
         """Tie the memory to the one it follows in its session, and put it into a stretch."""
-        columns = self._columns
+        around = self._around
         talk = self._talks.get(row.session_id)
         if talk is None or row.created_at - talk.at > PAUSE * 1e6:
             talk = self._talks[row.session_id] = _Talk(place, row.created_at, -1, WINDOW)
         else:
-            columns["before"][place], columns["after"][talk.last] = talk.last, place
+            last, before_last = talk.last, int(around[talk.last, 0])
+            around[place, :2], around[last, 2] = (last, before_last), place
+            if before_last >= 0:
+                around[before_last, 3] = place
             talk.last, talk.at = place, row.created_at
         if talk.filled >= WINDOW:
             talk.stretch, talk.filled = self.stretch_count, 0
             self.stretch_count += 1
         talk.filled += 1
-        columns["stretches"][place] = talk.stretch
+        self._columns["stretches"][place] = talk.stretch
 
     def _embed(self, place: int, row: IndexRow) -> None:
         """Take in the vectors. Those that come late change how the next ones are read."""
         if row.vector is not None and len(row.vector) == 4 * self._dimensions:
             self._vectors[place] = np.frombuffer(row.vector, dtype="<f4")
             self._columns["embedded"][place] = self.has_vectors = True
-            for other in range(place, min(place + LOOK_BACK + 1, self.size)):
+            after = [int(other) for other in self._around[place, 2:] if other >= 0]
+            for other in {*range(place, min(place + LOOK_BACK + 1, self.size)), *after}:
                 self._relate(other)
-            after = place
-            for _ in READ_WITH:
-                after = int(self._columns["after"][after])
-                if after < 0:
-                    break
-                self._relate(after)
         if row.tokens and self._token_width and not len(row.tokens) % self._token_width:
             self._add_tokens(place, np.frombuffer(row.tokens, dtype=np.int8).reshape(-1, self._token_width))
 
@@ -271,12 +270,10 @@ class Index:
         vector = vectors[place]
         near = vectors[max(0, place - LOOK_BACK) : place] @ vector
         columns["novelty"][place] = 1.0 - max(0.0, float(near.max(initial=0.0)))
-        summed, at = vector.copy(), place
-        for share in READ_WITH:
-            at = int(columns["before"][at])
-            if at < 0:
-                break
-            summed += share * vectors[at]
+        summed = vector.copy()
+        for share, before in zip(READ_WITH, self._around[place, :2], strict=True):
+            if before >= 0:
+                summed += share * vectors[before]
         columns["context_norms"][place] = 1.0 / max(float(np.linalg.norm(summed)), 1e-6)
 
     def _add_tokens(self, place: int, tokens: NDArray[np.int8]) -> None:
@@ -295,6 +292,7 @@ class Index:
         room = max(size, 2 * have, 16)
         for name, (_, fill) in _COLUMNS.items():
             self._columns[name] = _longer(self._columns[name], room, fill)
+        self._around = _longer(self._around, room, -1)
         self._vectors = _longer(self._vectors, room)
 
 

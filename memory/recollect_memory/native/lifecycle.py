@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 
+from . import reading
 from .claims import ME, MOMENT, NUMBER, Claim, words_of
 from .lasting import tells
 from .reading import Sentence, plain, read, split
@@ -40,6 +41,12 @@ _DECISIVE = frozenset(
     )
 )
 _ALMOST = 0.9
+
+
+def forget() -> None:
+    """Keep no text any longer that was read."""
+    _words_of.cache_clear()
+    reading.forget()
 
 
 @lru_cache(maxsize=4096)

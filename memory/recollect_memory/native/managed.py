@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import threading
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,8 +23,9 @@ from recollect_memory.contract import (
 )
 from recollect_memory.sqlite import Database
 
-from . import owning, store, transfer, words
+from . import lifecycle, owning, store, transfer, words
 from .embedding import Recent
+from .guard import Redaction
 from .index import Indexes
 from .store import Change, Erased, NewMemory, microseconds, storable
 
@@ -36,6 +39,43 @@ _FOCUS = 5
 _ELSEWHERE = "copies of the file, snapshots and backups; the disk's own spare blocks"
 
 
+class Begun:
+    """A write that has begun. `void`: an erasure of its scope has begun since, and wins."""
+
+    __slots__ = ("void",)
+
+    def __init__(self) -> None:
+        self.void = False
+
+
+class UnderWay:
+    """The writes of this process that have begun and not ended, by scope. (Of other processes' the `life` tells.)"""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._writes: dict[Scope, set[Begun]] = {}
+
+    @contextmanager
+    def begun(self, scope: Scope) -> Generator[Begun]:
+        write = Begun()
+        with self._lock:
+            self._writes.setdefault(scope, set()).add(write)
+        try:
+            yield write
+        finally:
+            with self._lock:
+                others = self._writes[scope]
+                others.discard(write)
+                if not others:
+                    del self._writes[scope]
+
+    def void(self, scope: Scope) -> None:
+        """Those of the scope are not to be written any more."""
+        with self._lock:
+            for write in self._writes.get(scope, ()):
+                write.void = True
+
+
 class Owned(ManagedMemory):
     """What the owner does with it. The rest of the memory is `NativeMemory`, which says how to read, write and embed.
 
@@ -45,7 +85,9 @@ class Owned(ManagedMemory):
 
     indexes: Indexes
     _database: Database
+    _under_way: UnderWay
     _embedder: Recent | None
+    _redact: Redaction
 
     @abstractmethod
     async def _run(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -58,6 +100,12 @@ class Owned(ManagedMemory):
     @abstractmethod
     def _embedded(self, memories: Sequence[NewMemory]) -> Sequence[NewMemory]:
         """With their vectors, where there is an embedder. Blocks."""
+
+    @abstractmethod
+    async def _write(
+        self, scope: Scope, life: int, work: Callable[[Change], R], begun: Begun | None = None
+    ) -> R | None:
+        """Change the scope, if it is in this life and no erasure has begun since; None: it is not."""
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -108,7 +156,7 @@ class Owned(ManagedMemory):
     # -- correcting ---------------------------------------------------------------------------------------------------
 
     async def edit(self, scope: Scope, id: str, content: str) -> MemoryRecord | None:
-        new = NewMemory("user", "", text_of(content), "", 0)
+        new = NewMemory("user", "", self._redact(text_of(content)), "", 0)
         (new,) = await self._run(self._embedded, [new])
         at = microseconds(datetime.now(UTC))
         found = await self._change(scope, lambda change: owning.edit(change, storable(id), new, at))
@@ -153,6 +201,7 @@ class Owned(ManagedMemory):
     async def erase(self, scope: Scope) -> Receipt:
         """As the contract says. What began before it is not written after it; the database's other users wait for the file to
         be written anew (`Database.scrub`)."""
+        self._under_way.void(scope)
         deleted = await self._run(self._database.write_now, lambda db: owning.erase(db, scope))
         return await self._delete(scope, deleted)
 
@@ -170,6 +219,7 @@ class Owned(ManagedMemory):
         if self._embedder is not None:
             self._embedder.forget()
         words.forget()
+        lifecycle.forget()
 
     _deletions = 0
     """How often something was deleted: who computed meanwhile lets go of what they put into the caches."""
@@ -178,24 +228,19 @@ class Owned(ManagedMemory):
 
     async def import_(self, scope: Scope, values: AsyncIterator[Mapping[str, Any]]) -> int:
         """As the contract says. Raises ValueError, naming the value, for what no export gave; what came before it is kept."""
-        life = await self._run(self._begun, scope)
         taken, page, number = 0, list[dict[str, Any]](), 0
-        async for value in values:
-            number += 1
-            if number == 1:
-                transfer.check_header(value)
-            else:
-                page.append(transfer.checked(value, number))
-            if len(page) >= transfer.PAGE:
-                taken += await self._take(scope, life, page)
-                page = []
-        return taken + await self._take(scope, life, page)
-
-    async def _take(self, scope: Scope, life: int, page: list[dict[str, Any]]) -> int:
-        try:
-            return await self._database.write(lambda db: transfer.write_page(Change(db, scope, life), page))
-        except Erased:
-            return 0
+        with self._under_way.begun(scope) as begun:
+            life = await self._run(self._begun, scope)
+            async for value in values:
+                number += 1
+                if number == 1:
+                    transfer.check_header(value)
+                else:
+                    page.append(transfer.checked(value, number))
+                if len(page) >= transfer.PAGE:
+                    taken += await self._write(scope, life, functools.partial(transfer.write_page, page), begun) or 0
+                    page = []
+            return taken + (await self._write(scope, life, functools.partial(transfer.write_page, page), begun) or 0)
 
     # -- on threads ---------------------------------------------------------------------------------------------------
 

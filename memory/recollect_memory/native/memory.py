@@ -29,13 +29,13 @@ from recollect_memory.contract import (
 from recollect_memory.errors import ConfigError, MemoryBackendError, RecollectError, StoreError
 from recollect_memory.sqlite import Database, path_of
 
-from . import owning, store
+from . import guard, owning, store, writing
 from .cues import needs_memory
 from .embedding import Reading, Recent, find_embedder
 from .index import Index, Indexes
-from .managed import Owned, text_of
+from .managed import Begun, Owned, UnderWay, text_of
 from .ranking import best, for_embedder, rank, read
-from .selection import allowed, retention, within
+from .selection import allowed, retention, substance, within
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,6 +51,7 @@ _SETTINGS = {
     "cache_mb": 128,
     "max_memories": 100_000,
     "fade_days": None,
+    "redact": guard.DEFAULT,
 }
 _AT_ONCE = 64
 """Memories that get new vectors in one go: recall waits at most for these."""
@@ -66,7 +67,8 @@ class NativeMemory(Owned):
     `embedder` is an embedder or a function that finds one, called once, off the event loop, at the first use; None:
     retrieval is by words alone. `cache_mb` bounds the indexes kept in memory, `max_memories` what one scope may hold: beyond
     it, the least valuable that are not pinned go. `fade_days`: what was last said so long ago has lost half of what it can
-    lose of its score; None: nothing fades. May be used from any event loop.
+    lose of its score; None: nothing fades. `redact` says what is taken out of every text first (see `Redaction`). May be
+    used from any event loop.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class NativeMemory(Owned):
         cache_mb: float = 128,
         max_memories: int = 100_000,
         fade_days: float | None = None,
+        redact: Sequence[str] = guard.DEFAULT,
     ) -> None:
         self.name = name
         self.space = space
@@ -93,8 +96,10 @@ class NativeMemory(Owned):
         """What is kept in memory; letting go of any of it loses nothing."""
         self._max_memories = max_memories
         self._fade_days = fade_days
+        self._redact = guard.Redaction(redact)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="memory")
         self._background = ThreadPoolExecutor(1, thread_name_prefix="memory-vectors")
+        self._under_way = UnderWay()
         self._embedding: dict[Scope, Future[None]] = {}
         """The scopes whose memories are being given vectors of this embedder."""
         self._embedder_rests_until = 0.0
@@ -127,6 +132,7 @@ class NativeMemory(Owned):
             fade_days=None
             if settings["fade_days"] in (None, False)
             else _positive("fade_days", settings["fade_days"], "a number of days"),
+            redact=_names("redact", settings["redact"]),
         )
 
     def open(self) -> None:
@@ -169,23 +175,27 @@ class NativeMemory(Owned):
         ctx: InvocationContext | None = kwargs.get("ctx")
         scope = Scope.of(ctx, self.space)
         assert ctx is not None  # noqa: S101 - Scope.of refuses None
-        new = list(_memories(messages, ctx))
+        new = writing.drafts(messages, ctx, self._redact)
         if not new:
             return
-        life = await self._run(self._begun, scope)
-        rows = await self._run(self._embedded, new)
-        await self._write(scope, life, lambda change: change.add(rows))
+        with self._under_way.begun(scope) as begun:
+            life = await self._run(self._begun, scope)
+            rows, prepared = await self._run(self._made_ready, scope, new)
+            await self._write(scope, life, lambda change: writing.take(change, rows, prepared), begun)
 
     async def add(self, scope: Scope, content: str, *, kind: MemoryKind = MemoryKind.ENTITY) -> MemoryRecord:
-        life = await self._run(self._begun, scope)
-        new = store.NewMemory("user", "", text_of(content), "", store.microseconds(datetime.now(UTC)), kind=kind)
-        (row,) = await self._run(self._embedded, [new])
+        text, now = self._redact(text_of(content)), store.microseconds(datetime.now(UTC))
+        new = store.NewMemory("user", "", text, "", now, kind=kind)
+        with self._under_way.begun(scope) as begun:
+            life = await self._run(self._begun, scope)
+            (row,), prepared = await self._run(self._made_ready, scope, [new])
 
-        def write(change: store.Change) -> MemoryRecord:
-            (record,) = store.by_id(change.db, scope, [change.draft(row).id]).values()
-            return record
+            def write(change: store.Change) -> MemoryRecord:
+                writing.learn(change, prepared)
+                (record,) = store.by_id(change.db, scope, [writing.write(change, row, prepared).id]).values()
+                return record
 
-        record = await self._write(scope, life, write)
+            record = await self._write(scope, life, write, begun)
         if record is None:
             raise MemoryBackendError(f"{self.name}: not added: everything of this scope was erased meanwhile")
         return record
@@ -195,10 +205,14 @@ class NativeMemory(Owned):
         while self._embedding:
             await asyncio.gather(*map(asyncio.wrap_future, list(self._embedding.values())), return_exceptions=True)
 
-    async def _write(self, scope: Scope, life: int, work: Callable[[store.Change], R]) -> R | None:
+    async def _write(
+        self, scope: Scope, life: int, work: Callable[[store.Change], R], begun: Begun | None = None
+    ) -> R | None:
         """Write into the life in which the caller began; None: it has ended, an erasure wins."""
 
         def write(db: sqlite3.Connection) -> R:
+            if begun is not None and begun.void:
+                raise store.Erased
             change = store.Change(db, scope, life)
             done = work(change)
             owning.trim(change, self._max_memories)
@@ -260,6 +274,20 @@ class NativeMemory(Owned):
         life = self._database.read_now(lambda db: store.state(db, scope)).life
         return life or self._database.write_now(lambda db: store.begin(db, scope))
 
+    def _made_ready(
+        self, scope: Scope, new: Sequence[store.NewMemory]
+    ) -> tuple[Sequence[store.NewMemory], writing.Prepared]:
+        """What a write needs: the memories with their vectors, and what they may meet."""
+        rows = self._embedded(new)
+        texts = [writing.wording(row.content) for row in rows if writing.is_claiming(row)]
+        if not texts:
+            return rows, writing.Prepared()
+        index = self._caught_up(scope)
+        with index.lock:
+            version, near = index.version, writing.neighbours(index, texts)
+        slots = self._database.read_now(lambda db: writing.unread_slots(db, scope, version))
+        return rows, writing.Prepared(version, near, slots)
+
     def _search(self, scope: Scope, query: str, where: MemoryFilter, top_k: int, budget: int | None) -> list[MemoryHit]:
         index = self._caught_up(scope)
         if not index.size:
@@ -269,6 +297,7 @@ class NativeMemory(Owned):
             asked = read(query, index, readings[0] if readings else None)
             ranking = rank(index, asked, now, allowed(index, where, now))
             kept = retention(index.column("said_at"), index.column("pinned"), now, self._fade_days)
+            kept *= substance(index)
             scores = ranking.scores * kept
             chosen = [(int(index.column("seqs")[place]), place) for place in best(scores, top_k)]
             explained = {seq: _explained(ranking.explain(place), float(kept[place])) for seq, place in chosen}
@@ -382,29 +411,6 @@ def _catch_up(db: Any, scope: Scope, index: Index) -> bool:
     return True
 
 
-def _memories(messages: Sequence[Message], ctx: InvocationContext) -> list[store.NewMemory]:
-    """What the user and the assistant said. Recalled memories, instructions and tool results are not memories."""
-    return [
-        store.NewMemory(
-            role=message.role,
-            speaker=store.storable(message.name or ""),
-            content=store.storable(message.content),
-            session_id=store.storable(ctx.session_id),
-            said_at=store.microseconds(message.created_at),
-            sources=(
-                store.Source(
-                    message_id=store.storable(message.id),
-                    said_at=store.microseconds(message.created_at),
-                    turn_id=None if ctx.turn_id is None else store.storable(ctx.turn_id),
-                    position=position,
-                ),
-            ),
-        )
-        for position, message in enumerate(messages)
-        if message.role in ("user", "assistant") and message.content.strip() and "memory" not in message.metadata
-    ]
-
-
 def _set_vectors(
     db: sqlite3.Connection, *, scope: Scope, life: int, rows: Sequence[tuple[int, int, store.NewMemory]]
 ) -> None:
@@ -448,6 +454,14 @@ def _embedder(
     if setting != "minilm":
         raise ConfigError('an embedder is "minilm", or off', key="embedder", value=setting)
     return given or find_embedder
+
+
+def _names(key: str, setting: object) -> Sequence[str]:
+    if setting in (False, None):
+        return ()
+    if not isinstance(setting, list | tuple) or not all(isinstance(name, str) for name in setting):  # pyright: ignore[reportUnknownVariableType]
+        raise ConfigError("a list of names", key=key, value=setting)  # pyright: ignore[reportUnknownArgumentType]
+    return tuple(setting)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
 
 
 def _positive(key: str, setting: object, what: str) -> float:

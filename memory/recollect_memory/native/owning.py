@@ -18,7 +18,7 @@ from .store import Change, NewMemory, by_id, by_seq, content_hash, key_of, micro
 from .words import terms
 
 SQL = named_queries(files("recollect_memory.native").joinpath("owning.sql").read_text(encoding="utf-8"))
-TABLES = ("memory_revisions", "memory_sources", "memories", "memory_scopes")
+TABLES = ("memory_slots", "memory_revisions", "memory_sources", "memories", "memory_scopes")
 """In the order in which they may be emptied."""
 _EVER = 2**63 - 1
 _CURSOR = re.compile(r"(-?\d{1,18})\.(\d{1,18})")

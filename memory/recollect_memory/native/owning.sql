@@ -107,6 +107,10 @@ DELETE FROM memories
 WHERE +tenant = :tenant AND +space = :space AND +owner = :owner AND +owner_id = :owner_id
   AND seq IN (SELECT value FROM json_each(:seqs))
 
+-- name: erase_memory_slots
+DELETE FROM memory_slots
+WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
+
 -- name: erase_memory_revisions
 DELETE FROM memory_revisions
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
@@ -121,6 +125,10 @@ WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :own
 
 -- name: erase_memory_scopes
 DELETE FROM memory_scopes
+WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
+
+-- name: count_memory_slots
+SELECT count(*) FROM memory_slots
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
 
 -- name: count_memory_revisions

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
     Places = NDArray[np.integer[Any]]
+    Posting = tuple[NDArray[np.int32], Floats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,11 @@ class Weights:
 WEIGHTS = Weights()
 
 _K1, _B = 0.9, 0.4
-_AROUND = (("before", 0.8), ("before", 0.6), ("after", 0.4), ("after", 0.2))
-"""What a match counts that is one and two memories before, and one and two after."""
-_CANDIDATES = 200
+_FROM = (0.8, 0.6, 0.4, 0.2)
+"""What a match counts that is one and two memories before, and one and two after: in the order of `Index.around`."""
+_TO = (0.4, 0.2, 0.8, 0.6)
+"""What a match counts to those around it: to the one before it, it is one after."""
+_CANDIDATES = 120
 """Memories, the best by all other signals, whose tokens are compared."""
 _STRETCH_BEST = 3
 _MOSTLY = 0.5
@@ -170,14 +173,15 @@ def rank(
     if not size:
         return Ranking(np.zeros(0, np.float32), {})
     scale = 1.0 / _highest(weights)
-    share, same = _echo(index, query)
+    postings = [index.postings(term) for term in query.terms]
+    share, same = _echo(index, postings)
     worth = _worth(index, query, same)
     signals = _priors(index, query, now, share, weights, scale)
-    around, alone = lexical(index, query, worth)
+    around, alone = lexical(index, postings, worth)
     evidence = [alone]
     if query.vector is not None and index.has_vectors:
         signals["words"] = _weighted(weights.words * scale, around)
-        cosines = (index.vectors @ query.vector) * worth
+        cosines = np.vecdot(index.vectors, query.vector) * worth  # as fast as @ on one thread, and never on several
         signals["meaning"] = _weighted(weights.meaning * scale, _min_max(_with_context(index, cosines)))
         evidence.append(_min_max(cosines))
     else:
@@ -203,34 +207,29 @@ def best(scores: Floats, most: int) -> list[int]:
 # -- signals: each 0..1, one value a memory -------------------------------------------------------------------------------
 
 
-def lexical(index: Index, query: Query, worth: Floats) -> tuple[Floats, Floats]:
+def lexical(index: Index, postings: Sequence[Posting], worth: Floats) -> tuple[Floats, Floats]:
     """The share of the query's terms, by rarity, that each memory holds with those around it, and alone.
 
     A term weighs as in BM25, but at most 1, and the share is of all that the query asks: where little of it is known, the
     one memory that has a word in common with it gets little. `worth`: what a match in each memory counts, 0..1.
     """
-    size, lengths = index.size, index.column("lengths")
-    around, alone, whole = np.zeros(size, np.float32), np.zeros(size, np.float32), 0.0
-    for term in query.terms:
-        posting = index.postings(term)
-        held = len(posting[0]) if posting is not None else 0
-        rarity = math.log1p((size - held + 0.5) / (held + 0.5))
+    size, lengths, neighbours = index.size, index.column("lengths"), index.around
+    around, alone, whole = np.zeros(size + 1, np.float32), np.zeros(size, np.float32), 0.0
+    for places, counts in postings:
+        rarity = math.log1p((size - len(places) + 0.5) / (len(places) + 0.5))
         whole += rarity
-        if posting is None:
+        if not len(places):
             continue
-        places, counts = posting
         norm = _K1 * (1 - _B + _B * lengths[places] / index.average_length)
         here = _weighted(rarity, np.minimum(counts * (_K1 + 1) / (counts + norm), 1.0)) * worth[places]
         alone[places] += here
-        reach = np.zeros(size, np.float32)
+        reach = np.zeros(size + 1, np.float32)  # the last element is where place -1 points
         reach[places] = here
-        # what comes before a memory is read by the memory after it
-        for readers, share in _steps(index, places, before="after", after="before"):
-            known = readers >= 0
-            at = readers[known]
-            reach[at] = np.maximum(reach[at], share * here[known])
+        for readers, share in zip(neighbours[places].T, _TO, strict=True):
+            reach[readers] = np.maximum(reach[readers], np.float32(share) * here)
         around += reach
-    return (around / np.float32(whole), alone / np.float32(whole)) if whole else (around, alone)
+    shares = np.float32(max(whole, 1e-9))
+    return around[:size] / shares, alone / shares
 
 
 def max_sim(index: Index, query_tokens: NDArray[np.int8], candidates: Places, worth: Floats) -> tuple[Floats, Floats]:
@@ -245,13 +244,12 @@ def max_sim(index: Index, query_tokens: NDArray[np.int8], candidates: Places, wo
     rows = np.repeat(index.column("token_starts")[candidates] - starts, counts) + np.arange(int(counts.sum()))
     near = index.tokens[rows].astype(np.float32) @ (query_tokens.T / np.float32(127 * 127))
     own = np.maximum.reduceat(near, starts, axis=0) * worth[candidates][:, None]
-    row_of = np.full(index.size + 1, -1, np.int32)  # the last element is where place -1 looks
+    row_of = np.full(index.size + 1, len(candidates), np.int32)  # the last element is where place -1 points
     row_of[candidates] = np.arange(len(candidates))
+    known = np.vstack((own, np.full((1, own.shape[1]), -1.0, np.float32)))
     reach = own.copy()
-    for neighbours, share in _steps(index, candidates, before="before", after="after"):
-        other = row_of[neighbours]
-        known = other >= 0
-        reach[known] = np.maximum(reach[known], share * own[other[known]])
+    for neighbours, share in zip(index.around[candidates].T, _FROM, strict=True):
+        np.maximum(reach, np.float32(share) * known[row_of[neighbours]], out=reach)
     around[candidates] = _min_max(reach.mean(axis=1))
     alone[candidates] = _min_max(own.mean(axis=1))
     return around, alone
@@ -284,11 +282,9 @@ def _priors(
 
 def _with_context(index: Index, cosines: Floats) -> Floats:
     """Cosines of the query and each memory's vector summed with shares of those before it."""
-    before = index.column("before")
-    summed, at = cosines.copy(), before
-    for share in READ_WITH:
-        summed += np.float32(share) * np.where(at >= 0, cosines[at], np.float32(0))
-        at = np.where(at >= 0, before[at], -1)
+    summed, known = cosines.copy(), np.append(cosines, np.float32(0))  # the last element is where place -1 points
+    for share, before in zip(READ_WITH, index.around.T, strict=False):
+        summed += np.float32(share) * known[before]
     summed *= index.column("context_norms")
     return summed
 
@@ -310,17 +306,15 @@ def _stretch(index: Index, evidence: Floats) -> Floats:
     return best_of
 
 
-def _echo(index: Index, query: Query) -> tuple[Floats, Floats]:
+def _echo(index: Index, postings: Sequence[Posting]) -> tuple[Floats, Floats]:
     """For what asks rather than tells: which share of its different terms the query holds, and how far it is the same
     question, which is more: the query has hardly another term either."""
     matched = np.zeros(index.size, np.float32)
-    for term in query.terms:
-        posting = index.postings(term)
-        if posting is not None:
-            matched[posting[0]] += 1
+    for places, _ in postings:
+        matched[places] += 1
     matched *= index.column("asking") > _MOSTLY
     share = _weighted(1.0, matched / np.maximum(index.column("distinct"), 1))
-    return share, np.maximum(2 * share * matched / np.float32(max(len(query.terms), 1)) - 1, 0)
+    return share, np.maximum(2 * share * matched / np.float32(max(len(postings), 1)) - 1, 0)
 
 
 def _worth(index: Index, query: Query, same: Floats) -> Floats:
@@ -333,7 +327,7 @@ def _worth(index: Index, query: Query, same: Floats) -> Floats:
     if query.asks_assistant:
         return worth
     by_user, asked = index.column("by_user"), np.flatnonzero(same)
-    answers = index.column("after")[asked]
+    answers = index.around[asked, 2]
     known = (answers >= 0) & ~by_user[answers]
     worth[answers[known]] = 1 - same[asked[known]]
     return np.where(by_user, worth, np.float32(_ASSISTANT) * worth)
@@ -359,15 +353,6 @@ def _dated(index: Index, days: Iterable[Span]) -> Floats:
 
 
 # -- smaller parts --------------------------------------------------------------------------------------------------------
-
-
-def _steps(index: Index, places: Places, *, before: str, after: str) -> Iterator[tuple[Places, np.float32]]:
-    """For each share of `_AROUND`: from each of `places`, the place so many steps along a column of links, -1 for none."""
-    columns, at = {"before": index.column(before), "after": index.column(after)}, {"before": places, "after": places}
-    for side, share in _AROUND:
-        here = at[side]
-        at[side] = np.where(here >= 0, columns[side][here], -1)
-        yield at[side], np.float32(share)
 
 
 def _highest(weights: Weights) -> float:

@@ -104,7 +104,7 @@ def plain(text: str) -> str:
 
 
 def _simplified(text: str) -> Clause:
-    clause = Clause(text.strip(" ,.;!\"'"))
+    clause = Clause(text.strip(" ,.;!()\"'"))
     corrected, corrections = _CORRECTS.subn("", clause.text)
     text = _OPENING.sub("", corrected.strip(" ,:;"), count=1)
     text, news = _NEWS.subn("", text)
@@ -130,6 +130,11 @@ _IT_IS = re.compile(r"(?P<thing>.+?) (?:is|are) not (?P<old>.+?),? (?:it is|they
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def forget() -> None:
+    """Keep no text any longer that was read."""
+    read.cache_clear()
 
 
 @lru_cache(maxsize=4096)

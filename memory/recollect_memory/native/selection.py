@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from recollect_memory.contract import MemoryFilter
+from recollect_memory.contract import MemoryFilter, MemoryKind
 
 from .index import NEVER, Index
 from .store import microseconds
@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 FADED = 0.5
 """What is left of a memory's score in the very long run: it steps back behind newer ones, and is never lost to them."""
+_PASSING = 0.6
 _DAY = 86_400.0
 _BYTES_A_TOKEN = 4
 _TOKENS_A_MEMORY = 8
@@ -59,6 +60,14 @@ def retention(
     age = np.maximum(now.timestamp() - said_at, 0.0) / (fade_days * _DAY)
     kept = FADED + (1.0 - FADED) * np.exp2(-age)
     return np.where(pinned, 1.0, kept).astype(np.float32)
+
+
+def substance(index: Index) -> NDArray[np.float32]:
+    """What a memory's score counts for: small talk and questions, which are kept for a while only, step back behind what
+    tells something."""
+    code = index.kind_codes.get(MemoryKind.RECENT_MESSAGE, -1)
+    passing = (index.column("kinds") == code) & (index.column("expires_at") != NEVER)
+    return np.where(passing, _PASSING, np.float32(1.0)).astype(np.float32)
 
 
 def tokens(text: str) -> int:

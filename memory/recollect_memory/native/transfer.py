@@ -74,7 +74,7 @@ def read_page(db: sqlite3.Connection, scope: Scope, after: int) -> tuple[list[di
     return page, rows[-1][0] if rows else after
 
 
-def write_page(change: Change, values: list[dict[str, Any]]) -> int:
+def write_page(values: list[dict[str, Any]], change: Change) -> int:
     """Store checked values; one whose id, or whose words as a current memory, are there already is passed over."""
     return sum(_write(change, value) for value in values)
 

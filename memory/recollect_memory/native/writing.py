@@ -1,0 +1,282 @@
+"""What an update writes: redacted, screened, sorted, merged with its like, and put in the place of what it contradicts.
+
+`drafts` makes memories of messages, off the database. `prepare` looks, on a reader, for what they may meet. `take` writes
+them, in one transaction in which it also looks at what was written since, so that of two who say the same at once one comes
+second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from importlib.resources import files
+
+import numpy as np
+
+from recollect_memory.contract import InvocationContext, MemoryKind, MemoryRecord, Message, Scope
+from recollect_memory.sqlite import named_queries
+
+from . import guard, lasting, lifecycle, store
+from .index import NEVER, Index
+from .lifecycle import Statement
+from .reading import read, split
+from .store import Change, NewMemory, Source, Stored, by_seq, key_of, microseconds, moment, storable
+from .words import terms
+
+SQL = named_queries(files("recollect_memory.native").joinpath("writing.sql").read_text(encoding="utf-8"))
+RECENT = timedelta(days=30)
+"""How long small talk, questions and the like stay findable."""
+_NEIGHBOURS = 12
+"""Memories of the most common rare words with a new one that are looked at."""
+_MOST_TERMS = 24
+_FACTS = frozenset(
+    {"home", "employer", "trade", "couple", "diet", "age", "weight", "name", "call", "born", "is", "have", "allergy"}
+)
+_FOUND_BY_WORDS = frozenset({"do", "have", "plan", "like", "any", "cancel"})
+"""Claims that share words with what they contradict."""
+_LONGEST_FOREIGN = 4_000
+"""Characters kept of a quarantined text: enough to see what it was."""
+
+
+# -- from messages to memories ------------------------------------------------------------------------------------------
+
+
+def drafts(messages: Sequence[Message], ctx: InvocationContext, redact: guard.Redaction) -> list[NewMemory]:
+    """What is worth a row. What the user and the assistant said; of tools only what had to be quarantined.
+
+    Recalled memories are never written again, nor is what carries them. `metadata["origin"]` of a message says where its text
+    comes from, if not from who said it: "file", "page", "agent", ...
+    """
+    return [
+        draft
+        for position, message in enumerate(messages)
+        if message.role in ("user", "assistant", "tool")
+        and message.content.strip()
+        and not {"memory", "memories"} & set(message.metadata)
+        for draft in _drafts(message, position, ctx, redact)
+    ]
+
+
+def _drafts(message: Message, position: int, ctx: InvocationContext, redact: guard.Redaction) -> Iterator[NewMemory]:
+    said_at = microseconds(message.created_at)
+    turn_id = None if ctx.turn_id is None else storable(ctx.turn_id)
+    source = Source(storable(message.id), said_at, turn_id, position)
+    told = message.metadata.get("origin")
+    origin = told if isinstance(told, str) and told else message.role
+    screened = guard.screen(redact(storable(message.content)), origin)
+    speaker = storable(message.name or "")
+    new = NewMemory(
+        role=message.role if message.role != "tool" else "system",
+        speaker=speaker,
+        content=screened.text,
+        session_id=storable(ctx.session_id),
+        said_at=said_at,
+        sources=(source,),
+        quarantined=screened.reason,
+    )
+    if screened.reason is not None:
+        yield dataclasses.replace(new, content=screened.text[:_LONGEST_FOREIGN])
+    elif message.role != "tool":
+        yield _sorted(new, own=origin == guard.OWN)
+    if screened.apart:
+        quoted = screened.apart[:_LONGEST_FOREIGN]
+        apart = dataclasses.replace(source, turn_id=None)
+        yield dataclasses.replace(
+            new, role="system", content=quoted, sources=(apart,), quarantined=screened.apart_reason
+        )
+
+
+def _sorted(new: NewMemory, *, own: bool) -> NewMemory:
+    """With its kind, and when it ends: small talk soon, what names an end then, everything else never."""
+    if not lasting.is_lasting(new.role, new.content):
+        kept_until = max(new.said_at, microseconds(datetime.now(UTC))) + RECENT // timedelta(microseconds=1)
+        return dataclasses.replace(new, expires_at=kept_until)
+    if not own:
+        return new
+    end = lasting.end_of(new.content, moment(new.said_at))
+    kind = kind_of(new.content)
+    if end is None:
+        return dataclasses.replace(new, kind=kind)
+    kind = MemoryKind.ENTITY if kind == MemoryKind.RECENT_MESSAGE else kind  # of messages, only what passes has an end
+    return dataclasses.replace(new, kind=kind, expires_at=microseconds(end))
+
+
+def kind_of(text: str) -> MemoryKind:
+    """Of a user's own words: standing instructions and likings are preferences, facts entities, the rest just messages."""
+    if any(map(guard.is_standing, split(text))):
+        return MemoryKind.PREFERENCE
+    slots = lifecycle.slots(text)
+    if slots & {"like", "prefer"}:
+        return MemoryKind.PREFERENCE
+    return MemoryKind.ENTITY if slots & _FACTS else MemoryKind.RECENT_MESSAGE
+
+
+# -- what they may meet -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What `take` has to look at, as of `version` of the scope: row numbers by words, and claims of rows not read before."""
+
+    version: int = 0
+    neighbours: frozenset[int] = frozenset()
+    slots: Mapping[int, frozenset[str]] = field(default_factory=dict[int, frozenset[str]])
+
+
+def is_claiming(new: NewMemory) -> bool:
+    """Whether a memory can mean anything for others: a user's words, or what was drawn from them, that last."""
+    return new.role != "assistant" and new.quarantined is None and lasting.is_lasting("user", new.content)
+
+
+def wording(text: str) -> str:
+    """The text with the words of its claims: "I went vegan" claims of "eat meat" too that it is over."""
+    return " ".join([text, *(claim.text for sentence in read(text) for claim in sentence.claims)])
+
+
+def neighbours(index: Index, texts: Sequence[str]) -> frozenset[int]:
+    """Row numbers of the current memories that share the most, and the rarest, words with each text. Hold the index's lock."""
+    found: set[int] = set()
+    if not index.size:
+        return frozenset()
+    current = index.column("valid_to") == NEVER
+    for text in texts:
+        shared = np.zeros(index.size, np.float32)
+        for term in list(dict.fromkeys(terms(text)))[:_MOST_TERMS]:
+            places, _ = index.postings(term)
+            if len(places):
+                shared[places] += np.log1p(index.size / len(places))
+        shared[~current] = 0
+        most = min(_NEIGHBOURS, index.size)
+        best = np.argpartition(shared, -most)[-most:]
+        found.update(int(index.column("seqs")[place]) for place in best if shared[place] > 0)
+    return frozenset(found)
+
+
+def unread_slots(db: sqlite3.Connection, scope: Scope, version: int) -> dict[int, frozenset[str]]:
+    """The claims of the rows up to `version` that were never read for them."""
+    rows = db.execute(SQL["unread"], key_of(scope) | {"version": version}).fetchall()
+    return {seq: lifecycle.slots(content) for seq, content in rows}
+
+
+# -- writing ------------------------------------------------------------------------------------------------------------
+
+
+def take(change: Change, memories: Sequence[NewMemory], prepared: Prepared, *, pending: bool = False) -> list[Stored]:
+    """Write what is new, and end what it takes the place of; messages already taken are passed over. What was written, or
+    refreshed. `pending`: a model is to draw facts from what lasts."""
+    learn(change, prepared)
+    taken: dict[tuple[str, int], bool] = {}  # a message and what it quotes may be two memories
+    stored: list[Stored] = []
+    for new in memories:
+        message = new.sources[0].message_id, new.sources[0].position
+        if message not in taken:
+            taken[message] = change.is_taken(new.sources[0])
+        if not taken[message]:
+            stored.append(write(change, new, prepared, pending=pending))
+    return stored
+
+
+def learn(change: Change, prepared: Prepared) -> None:
+    """Keep the claims that were read in the preparation."""
+    if prepared.slots:
+        _add_slots(change, prepared.slots)
+        change.db.execute(SQL["read_to"], change.key | {"version": prepared.version})
+
+
+def write(change: Change, new: NewMemory, prepared: Prepared, *, pending: bool = False) -> Stored:
+    """Write one memory. Only what the user said, or what was drawn from it, ends or joins others."""
+    if not is_claiming(new):
+        return change.draft(new)
+    new, corrected = _completed(change, new)
+    olds = [old for old in _candidates(change, new, prepared) if old.speaker == new.speaker and old.role != "assistant"]
+    for old in olds:
+        if old.content != new.content and lifecycle.says_the_same(old.content, new.content):
+            change.merge(old.id, new.said_at, new.sources)
+            ids = json.dumps([old.id])
+            ((seq,),) = change.db.execute(store.SQL["seqs_by_id"], change.key | {"ids": ids}).fetchall()
+            return Stored(seq, old.id, fresh=False)
+    stored = change.draft(new)
+    if pending and stored.fresh:
+        change.db.execute(SQL["set_pending"], change.key | {"seq": stored.seq, "pending": 1})
+    said = Statement(new.content, new.speaker, moment(new.said_at))
+    others = [old for old in olds if old.id != stored.id]
+    over = {others[place].id: sentences for place, sentences in lifecycle.judge(said, list(map(_of, others))).items()}
+    for old in {old.id: old for old in (*others, *(record for record, _ in corrected))}.values():
+        sentences = over.get(old.id, frozenset[int]()).union(
+            *(those for record, those in corrected if record.id == old.id)
+        )
+        if sentences:
+            _end(change, old, sentences, stored, new.said_at)
+    if stored.fresh:
+        _end_if_late(change, stored, said, others)
+    return stored
+
+
+def _end(change: Change, old: MemoryRecord, sentences: frozenset[int], by: Stored, at: int) -> None:
+    """End a memory; what else its message said is kept, from now on, by itself."""
+    if not change.supersede(old.id, by.id, at):
+        return
+    if rest := lifecycle.remainder(old.content, sentences):
+        said_at = microseconds(old.created_at)
+        change.draft(
+            NewMemory(
+                role=old.role,
+                speaker=old.speaker,
+                content=rest,
+                session_id=old.session_id,
+                said_at=said_at,
+                sources=tuple(Source(source, said_at) for source in old.sources),
+                kind=kind_of(rest),
+                valid_from=at,
+            )
+        )
+
+
+def _end_if_late(change: Change, stored: Stored, said: Statement, others: Sequence[MemoryRecord]) -> None:
+    """What was said before a statement that contradicts it, and arrives after it, is history when it comes."""
+    later = sorted((old for old in others if old.valid_from > said.said_at), key=lambda old: old.valid_from)
+    for old in later:
+        over = lifecycle.judge(_of(old), [said])
+        if over and not lifecycle.remainder(said.text, over[0]):
+            change.supersede(stored.id, old.id, microseconds(old.valid_from))
+            return
+
+
+def _completed(change: Change, new: NewMemory) -> tuple[NewMemory, list[tuple[MemoryRecord, frozenset[int]]]]:
+    """A correction without a subject ("actually, it's on Thursday") with the sentence it corrects, and what that ends."""
+    if not any(sentence.instead for sentence in read(new.content)):
+        return new, []
+    rows = change.db.execute(SQL["latest_said"], change.key | {"session_id": new.session_id}).fetchall()
+    for old in by_seq(change.db, change.scope, [seq for (seq,) in rows]).values():
+        if old.speaker == new.speaker and (found := lifecycle.completed(new.content, old.content)):
+            text = f"{new.content} ({found[0]})"
+            kind = kind_of(found[0])
+            without = dataclasses.replace(new, content=text, kind=kind, embedder=None, dimensions=None, vector=None)
+            return dataclasses.replace(without, tokens=None), [(old, found[1])]
+    return new, []
+
+
+def _candidates(change: Change, new: NewMemory, prepared: Prepared) -> list[MemoryRecord]:
+    """The current memories that a new one may join or end: by its words, by what it is about, and all that is newer than
+    the preparation."""
+    changed = change.db.execute(SQL["changed"], change.key | {"version": prepared.version}).fetchall()
+    _add_slots(change, {seq: lifecycle.slots(content) for seq, content in changed})
+    about = json.dumps(sorted(lifecycle.slots(new.content)))
+    by_slot = {seq for (seq,) in change.db.execute(SQL["by_slots"], change.key | {"slots": about})}
+    seqs = prepared.neighbours | by_slot | {seq for seq, _ in changed}
+    found = by_seq(change.db, change.scope, sorted(seqs)).values()
+    return [old for old in found if old.valid_to is None and old.quarantined is None]
+
+
+def _add_slots(change: Change, slots: Mapping[int, frozenset[str]]) -> None:
+    for seq, names in slots.items():
+        for name in names - _FOUND_BY_WORDS:
+            change.db.execute(SQL["add_slot"], change.key | {"slot": name, "seq": seq})
+
+
+def _of(old: MemoryRecord) -> Statement:
+    return Statement(old.content, old.speaker, old.valid_from)
