@@ -304,6 +304,8 @@ def _scrub_follows(_: sqlite3.Connection) -> None:
 
 def _commit(connection: sqlite3.Connection, batch: list[_Write]) -> None:
     connection.execute("BEGIN IMMEDIATE")
+    if len(batch) == 1:
+        return _commit_one(connection, batch[0])
     for write in batch:
         connection.execute("SAVEPOINT one")
         try:
@@ -316,6 +318,20 @@ def _commit(connection: sqlite3.Connection, batch: list[_Write]) -> None:
             write.error = error
         connection.execute("RELEASE one")
     connection.execute("COMMIT")
+
+
+def _commit_one(connection: sqlite3.Connection, write: _Write) -> None:
+    """The same without a savepoint: where one fails, nothing else has to stay."""
+    try:
+        write.result = write.operation(connection)
+    except sqlite3.OperationalError:
+        raise
+    except Exception as error:  # noqa: BLE001 - handed to whoever awaits it
+        _let_go(error)
+        connection.execute("ROLLBACK")
+        write.error = error
+    else:
+        connection.execute("COMMIT")
 
 
 def _acknowledge(batch: list[_Write]) -> None:

@@ -71,6 +71,7 @@ def serve(config: Config) -> None:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # no header is trusted: behind a proxy, say public_url
                 timeout_graceful_shutdown=math.ceil(config.server.grace) + _AFTER_STREAMS_SECONDS,
             ),
             f"Recollect serves {', '.join(config.agents)} at {url} (Ctrl+C to stop)",

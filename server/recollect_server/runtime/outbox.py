@@ -8,7 +8,7 @@ import logging
 import random
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any
 
@@ -28,6 +28,8 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.5, 300.0
 _AT_ONCE = 8
 _WAIT = 0.3
 """Seconds that a recall waits for what its scope is owed to arrive; what has not is laid over its answer."""
+_CONTEXT = tuple(field.name for field in fields(InvocationContext))
+_MESSAGE = tuple(field.name for field in fields(Message))
 _WORD = re.compile(r"\w+")
 
 
@@ -224,7 +226,7 @@ def _key(write: MemoryWrite) -> tuple[str, str]:
 
 
 def context_json(context: InvocationContext) -> dict[str, Any]:
-    return asdict(context)
+    return {field: getattr(context, field) for field in _CONTEXT}
 
 
 def context_of(value: Mapping[str, Any]) -> InvocationContext:
@@ -232,7 +234,10 @@ def context_of(value: Mapping[str, Any]) -> InvocationContext:
 
 
 def message_json(message: Message) -> dict[str, Any]:
-    return asdict(message) | {"created_at": message.created_at.isoformat()}
+    value = {field: getattr(message, field) for field in _MESSAGE}
+    value["created_at"] = message.created_at.isoformat()
+    value["tool_calls"] = [asdict(call) for call in message.tool_calls]
+    return value
 
 
 def message_of(value: Mapping[str, Any]) -> Message:

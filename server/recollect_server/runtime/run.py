@@ -273,7 +273,7 @@ class Run(EventQueue):
             seq=self.snapshot.seq,
             events=packed(payloads),
             pushes=payloads if self.pushes else [],
-            steps=self._steps,
+            steps=() if done else self._steps,  # a turn that is done is not resumed
             writes=self.writes if done and self.remembers else (),
             done=done,
             answer=self._answer,
