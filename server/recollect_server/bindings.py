@@ -8,6 +8,8 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
+import a2a.server.routes  # noqa: F401 - first: the next imports it in a circle  # pyright: ignore[reportUnusedImport]
+from a2a.compat.v0_3.jsonrpc_adapter import JSONRPC03Adapter
 from a2a.server.request_handlers import RequestHandler
 from a2a.server.request_handlers.response_helpers import build_error_response
 from a2a.server.routes import ServerCallContextBuilder, create_rest_routes
@@ -16,8 +18,10 @@ from a2a.types import SendMessageRequest, SendMessageResponse, Task
 from a2a.utils.constants import PROTOCOL_VERSION_1_0, VERSION_HEADER
 from a2a.utils.error_handlers import build_rest_error_payload
 from a2a.utils.errors import (
+    JSON_RPC_ERROR_CODE_MAP,
     A2AError,
     ContentTypeNotSupportedError,
+    ExtendedAgentCardNotConfiguredError,
     InvalidParamsError,
     InvalidRequestError,
     JSONParseError,
@@ -157,6 +161,18 @@ class Dispatcher(JsonRpcDispatcher):
         return JSONResponse({"jsonrpc": "2.0", "id": request_id, "result": MessageToDict(sent)})
 
 
+class _OldAdapter(JSONRPC03Adapter):
+    """The SDK's 0.3, which tells a limit as an internal error."""
+
+    def _generate_error_response(self, request_id: str | int | None, error: Any) -> JSONResponse:
+        if not isinstance(error, TooManyRequestsError | ExtendedAgentCardNotConfiguredError):
+            made: JSONResponse = super()._generate_error_response(request_id, error)
+            return made
+        told = {"code": JSON_RPC_ERROR_CODE_MAP[type(error)], "message": error.message}
+        answer = JSONResponse({"jsonrpc": "2.0", "id": request_id, "error": told})
+        return _throttled(answer, error) if isinstance(error, TooManyRequestsError) else answer
+
+
 def _refusal(request_id: str | int, error: A2AError) -> Response:
     answer = JSONResponse(build_error_response(request_id, error))
     return _throttled(answer, error) if isinstance(error, TooManyRequestsError) else answer
@@ -178,6 +194,7 @@ def check_version(given: str | None) -> None:
 def jsonrpc_route(handler: RequestHandler, builder: ServerCallContextBuilder, grace: float) -> Route:
     """JSON-RPC at "/"; streams may go on for `grace` seconds when the server stops."""
     dispatcher = Dispatcher(handler, builder, enable_v0_3_compat=True, shutdown_grace_period=grace)
+    dispatcher._v03_adapter = _OldAdapter(handler, builder, grace)  # pyright: ignore[reportPrivateUsage]
     return Route("/", dispatcher.handle_requests, methods=["POST"])
 
 

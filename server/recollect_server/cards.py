@@ -71,12 +71,19 @@ def card_route(name: str, config: Config, *, at: str) -> Route:
 
     async def card(request: Request) -> Response:
         body, headers = answer(server.public_url or base_url(request))
-        wanted = request.headers.get("if-none-match", "")
-        if headers["ETag"] in wanted or wanted.strip() == "*" or request.headers.get("if-modified-since") == since:
+        if _has_it(request, headers["ETag"], since):
             return Response(status_code=304, headers=headers)
         return Response(body, headers=headers, media_type="application/json")
 
     return Route(AGENT_CARD_WELL_KNOWN_PATH, card, methods=["GET"])
+
+
+def _has_it(request: Request, tag: str, since: str) -> bool:
+    """Whether the caller has the card already; where both conditions are there, the tag decides (RFC 9110, 13.2.2)."""
+    wanted = request.headers.get("if-none-match")
+    if wanted is not None:
+        return tag in wanted or wanted.strip() == "*"
+    return request.headers.get("if-modified-since") == since
 
 
 def base_url(request: Request) -> str:

@@ -2,12 +2,13 @@
 
 `say:x`, `many:n` and `big:n` stream text, `work`, `ask`, `auth`, `done`, `fail` and `reject` change the state, `direct:x` answers
 with a message, `wait:x` waits for the gate x, `hang` waits for ever, `deaf:x` does so and swallows its cancellation until gate x
-is open, `block:x` waits in a thread, and `crash` raises.
+is open, `block:x` waits in a thread, `nan` and `deep` say what JSON cannot, and `crash` raises.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import uuid
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from a2a.types import (
     TaskStatus,
     TaskStatusUpdateEvent,
 )
+from google.protobuf.struct_pb2 import ListValue, Value
 
 BIG = 1000
 STATES = {
@@ -35,6 +37,13 @@ STATES = {
     "fail": TaskState.TASK_STATE_FAILED,
     "reject": TaskState.TASK_STATE_REJECTED,
 }
+
+
+def _nested(levels: int) -> Value:
+    value = Value(string_value="x")
+    for _ in range(levels):
+        value = Value(list_value=ListValue(values=[value]))
+    return value
 
 
 class Actor(AgentExecutor):
@@ -106,6 +115,12 @@ class Actor(AgentExecutor):
                     await self._deaf(value)
                 case "block":
                     await asyncio.to_thread(self.threads.setdefault(value, threading.Event()).wait, 20)
+                case "nan" | "deep":
+                    part = Part(data=Value(number_value=math.nan) if command == "nan" else _nested(40))
+                    artifact = Artifact(artifact_id=artifact_id, parts=[part])
+                    await queue.enqueue_event(
+                        TaskArtifactUpdateEvent(task_id=task_id, context_id=context_id, artifact=artifact)
+                    )
                 case "crash":
                     raise ValueError("a secret of the server: /etc/hidden")
                 case _ if command in STATES:

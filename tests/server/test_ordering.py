@@ -266,6 +266,12 @@ async def test_a_context_takes_so_many_messages_and_no_more(tmp_path: Path, acto
         streamed = await here.http.post("/", json=rpc("SendStreamingMessage", **body))
         assert (streamed.status_code, streamed.json()["error"]["code"]) == (429, -32000)
         assert int(streamed.headers["retry-after"]) >= 1
+        old: dict[str, Any] = body | {
+            "message": {"messageId": new_id(), "role": "user", "contextId": context_id, "kind": "message"}
+        }
+        old["message"]["parts"] = [{"kind": "text", "text": "x"}]
+        told = await here.http.post("/", json=rpc("message/send", **old), headers={"A2A-Version": "0.3"})
+        assert (told.status_code, told.json()["error"]["code"]) == (429, -32000)
         for path in ("/rest/message:send", "/rest/message:stream"):
             refused = await here.http.post(path, json=body)
             assert refused.status_code == 429

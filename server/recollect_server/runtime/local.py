@@ -205,10 +205,10 @@ class LocalEngine(Engine):
                 run.work.cancel()
             self._note(self._cancel(run))
         await run.over.wait()
-        if run.continues:
-            return await self.cancel(caller, task_id)  # it goes on with another message
         if not run.ended:
             raise InternalError(f"task {task_id} could not be canceled")
+        if run.snapshot.task.status.state not in TERMINAL:
+            return await self.cancel(caller, task_id)  # its turn ended, not the task: it waits, or another turn goes on
         if run.snapshot.task.status.state != TaskState.TASK_STATE_CANCELED:
             raise TaskNotCancelableError(f"task {task_id} ended before it could be canceled")
         return run.snapshot.copy()
