@@ -33,7 +33,7 @@ check: $(DEV) ## Lint, formatting, types
 	@$(BIN)/mypy
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: install ## Measure the start, the memory it takes, and the first answer
+bench: install ## Measure the start, the memory it takes, the first answer, and how much is found again
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 fmt: $(DEV) ## Format the code

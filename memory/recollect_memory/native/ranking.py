@@ -74,7 +74,7 @@ _FROM = (0.8, 0.6, 0.4, 0.2)
 """What a match counts that is one and two memories before, and one and two after: in the order of `Index.around`."""
 _TO = (0.4, 0.2, 0.8, 0.6)
 """What a match counts to those around it: to the one before it, it is one after."""
-_CANDIDATES = 120
+_CANDIDATES = 80
 """Memories, the best by all other signals, whose tokens are compared."""
 _STRETCH_BEST = 3
 _MOSTLY = 0.5
