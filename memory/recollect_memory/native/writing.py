@@ -328,17 +328,15 @@ def drawn_from(records: Sequence[MemoryRecord], drawn: Sequence[Drawn], redact: 
 
 
 def settle(change: Change, done: Waiting, memories: Sequence[NewMemory], prepared: Prepared, summary: str) -> None:
-    """Write what a model drew; from now on the messages themselves are recent messages."""
+    """Write what a model drew; from now on the messages themselves are recent messages, but those that say it as well."""
     learn(change, prepared)
-    for new in memories:
-        write(change, new, prepared)
+    stored = {write(change, new, prepared).seq for new in memories}
     if summary:
         _summarise(change, done, summary)
     kept_until = microseconds(datetime.now(UTC)) + RECENT // timedelta(microseconds=1)
     for seq in done.records:
-        change.db.execute(
-            SQL["settled"], change.key | {"seq": seq, "expires_at": kept_until, "version": change.version}
-        )
+        ends = None if seq in stored else kept_until
+        change.db.execute(SQL["settled"], change.key | {"seq": seq, "expires_at": ends, "version": change.version})
 
 
 def give_up(change: Change, done: Waiting) -> None:
