@@ -353,6 +353,9 @@ def _settle(writes: list[_Write]) -> None:
 
 
 def _apply(script: str, component: str, number: int, db: sqlite3.Connection) -> None:
+    row = db.execute("SELECT version FROM schema_version WHERE component = ?", (component,)).fetchone()
+    if row is not None and row[0] >= number:
+        return  # somebody else was quicker: several open the same file at once
     for statement in _statements(script):
         db.execute(statement)
     db.execute("INSERT OR REPLACE INTO schema_version (component, version) VALUES (?, ?)", (component, number))

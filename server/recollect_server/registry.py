@@ -109,8 +109,14 @@ class Registry:
             raise StoreError(f"{path}: cannot be locked ({error}): make its folder writable") from error
 
     def _make_memory(self, name: str, embedder: Callable[[], Embedder | None]) -> None:
+        entry = self.config.memory[name].entry
+        if entry["backend"] == "native" and isinstance(entry.get("model"), str):
+            entry["model"] = self._try(partial(self._open_model, entry["model"]), "memory", name, "model")
+            if entry["model"] is None:
+                return
+
         def make() -> Memory:
-            return open_memory(self.config.memory[name].entry, name=name, database=self.database, embedder=embedder)
+            return open_memory(entry, name=name, database=self.database, embedder=embedder)
 
         making = _in_thread(make, f"open-memory-{name}")
         try:
@@ -151,9 +157,7 @@ class Registry:
             self._problems.append(self.config.error(problem, *at, "model"))
             return None
         try:
-            model: ChatModel = open_model(entry.model, **settings)
-            if self._deep:
-                check_model(entry.model)
+            model = self._open_model(entry.model, **settings)
         except ConfigError as error:
             place = ("settings", error.key) if error.key in settings else ("model",)
             self._problems.append(self.config.locate(error, *at, *place))
@@ -162,6 +166,12 @@ class Registry:
             problem = f"{entry.model} does not take these: {error}"
             self._problems.append(self.config.error(problem, *at, "settings"))
             return None
+        return model
+
+    def _open_model(self, spec: str, **settings: Any) -> ChatModel:
+        model: ChatModel = open_model(spec, **settings)
+        if self._deep:
+            check_model(spec)
         self._models.append(model)
         return model
 

@@ -100,27 +100,6 @@ async def test_nothing_of_an_erased_user_is_left_in_the_files(database: Database
     await memory.aclose()
 
 
-async def test_secure_delete_alone_would_not_do(database: Database) -> None:
-    """Why the file is written anew: SQLite zeroes deleted rows, but not the copies it leaves where it moves rows."""
-    memory = NativeMemory(database, embedder=Dense())
-    said = await fill(memory, seed=1, turns=400)
-    tables = ("memory_revisions", "memory_sources", "memories", "memory_scopes")
-
-    def delete(db: sqlite3.Connection) -> None:
-        for table in tables:
-            db.execute(f"DELETE FROM {table} WHERE owner_id = ?", (VICTIM.id,))
-
-    await database.write(delete)
-    with sqlite3.connect(database.path) as other:
-        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    other.close()
-    left = traces(database.path, said)
-    assert await database.scrub() is None
-    assert traces(database.path, said) == []
-    assert left, "SQLite leaves nothing any more: the file need not be written anew"
-    await memory.aclose()
-
-
 async def test_nothing_of_a_forgotten_memory_is_left_in_the_files(database: Database) -> None:
     """Forgetting is as hard as erasing; what was not meant is still there."""
     memory = NativeMemory(database, embedder=Dense())

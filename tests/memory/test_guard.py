@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from recollect_memory.errors import ConfigError
-from recollect_memory.native.guard import DEFAULT, Redaction, is_about_manner, is_standing, screen
+from recollect_memory.native.guard import DEFAULT, Redaction, applies_always, is_standing, screen
 
 KEY = "-----BEGIN RSA PRIVATE KEY-----\nMIIEow\n-----END RSA PRIVATE KEY-----"
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGH"
@@ -229,5 +229,5 @@ def test_facts_and_requests_are_no_standing_instructions(text: str) -> None:
 
 def test_some_standing_instructions_apply_to_every_answer() -> None:
     """How to answer applies always; what to suggest applies where it is about that."""
-    assert is_about_manner("Always answer in metric.")
-    assert not is_about_manner("Never suggest pork.")
+    assert applies_always("Always answer in metric.")
+    assert not applies_always("Never suggest pork.")

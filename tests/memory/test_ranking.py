@@ -80,6 +80,26 @@ def test_law_what_is_not_allowed_is_not_found(turns: list[tuple[str, str]], data
     assert sorted(best(scores, 99)) == [place for place, may in enumerate(allowed) if may]
 
 
+def test_what_is_not_allowed_lends_nothing() -> None:
+    """What a mask leaves out does not lift what is around it either."""
+    index = said(("Ana", "tea and cake"), ("Bo", "nothing alike"), ("Ana", "a car"), embed=True)
+    whole, masked = (ranked(index, "tea and cake", allowed=[first, True, True]).explain(1) for first in (True, False))
+    assert whole["words"] > 0
+    assert "words" not in masked
+    assert masked.get("meaning", 0) < whole["meaning"]
+
+
+@pytest.mark.timeout(5)
+def test_a_long_query_is_read_at_its_ends() -> None:
+    """What is asked about a pasted text stands before or after it, and no text takes long."""
+    index = alone("the kite is blue", "we had soup", "it was in May 2023", "it was in June 2023")
+    paste = "from here " * 50_000
+    for text in (f"Where is the kite? {paste}", f"{paste} Where is the kite?"):
+        assert order(index, text)[0] == 0
+        assert len(for_embedder(text, index)) < 2_000
+    assert order(index, f"from 5 May 2023 {paste} on 6 June 2023")[0] in (2, 3)
+
+
 @given(st.lists(st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0]), max_size=20), st.integers(1, 25))
 def test_law_the_best_are_the_head_of_the_whole_order(values: list[float], most: int) -> None:
     """Picking a few is sorting all and cutting; of equal ones, the later is first; none below 0."""

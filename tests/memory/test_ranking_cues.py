@@ -157,13 +157,15 @@ def test_law_courtesies_around_a_query_hide_nothing(before: list[str], query: st
 
 
 @pytest.mark.timeout(5)
-@pytest.mark.parametrize("text", ["so good " * 20_000 + "x", "ha" * 50_000 + "x", "ok " * 50_000, "very " * 50_000])
+@pytest.mark.parametrize(
+    "text",
+    ["so good " * 20_000 + "x", "ha" * 50_000 + "x", "ok " * 50_000, "very " * 50_000, "x" + "[" * 100_000 + "]"],
+)
 def test_long_texts_are_seen_through_at_once(text: str) -> None:
     """No text makes the patterns search for long."""
     assert needs_memory(text)
     assert asking(text) == 0.0
     cues(text)
-    wanted(text)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
 from functools import partial
 from pathlib import Path
@@ -105,6 +106,28 @@ def test_named_queries_and_addresses() -> None:
     for bad in ("", "x.db", "sqlite://x.db", "sqlite:///", "postgresql://host/db"):
         with pytest.raises(StoreError, match="sqlite:///"):
             path_of(bad)
+
+
+def fill(seed: int, db: sqlite3.Connection) -> None:
+    """Rows of seven names in an order that makes SQLite split and move them."""
+    rng = random.Random(seed)
+    db.execute(f"CREATE TABLE t{seed} (k TEXT, v TEXT, UNIQUE (v, k))")
+    for number in range(500):
+        name = rng.choice(["heron", *"abcdef"])
+        db.execute(
+            f"INSERT INTO t{seed} VALUES (?, ?)", (f"{name} {number}", f"{name} tells" + "x" * rng.randrange(60))
+        )
+    db.execute(f"DELETE FROM t{seed} WHERE k LIKE 'heron%'")
+
+
+async def test_scrubbing_leaves_no_copy_behind(database: Database) -> None:
+    """SQLite zeroes what a deleted row occupied, but not the copies that it left where it moved rows from page to page: with
+    3.40, three of these eight tables have some. Only a file written anew holds none."""
+    for seed in range(8):
+        await database.write(partial(fill, seed))
+    assert await database.scrub() is None
+    assert [file.name for file in database.path.parent.glob("test.db*") if b"heron" in file.read_bytes()] == []
+    assert await database.read(lambda db: db.execute("SELECT count(*) > 400 FROM t7").fetchone()) == (1,)
 
 
 async def test_scrubbing_amid_writes_loses_nothing(database: Database) -> None:

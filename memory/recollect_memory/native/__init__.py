@@ -1,4 +1,4 @@
-"""The built-in memory: rows in SQLite, an index of each scope in memory, BM25 and MiniLM vectors fused.
+"""The built-in memory: rows in SQLite, an index of each scope in memory, ranked by words, meaning and what is around them.
 
 Nothing of this package is imported before a native memory is opened.
 """

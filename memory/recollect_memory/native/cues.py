@@ -61,8 +61,6 @@ _WANTED = (
     ),
     (REASON, _any_of(r"why | reasons? | inspire\w* | motivat\w+")),
 )
-_ASIDE = re.compile(r"\[[^\]]*\]\s*$")
-"""What a client notes behind a message, such as an attachment: not the speaker's own sentence."""
 _SENTENCE = re.compile(r"(?<=[.!?\u061f\uff1f\u3002\uff01])\s+|\n+")
 _WORD = re.compile(r"\w+")
 _NOBODY = frozenset({"user", "assistant", "system", "human", "ai", "bot", "agent", "me"})
@@ -111,12 +109,18 @@ def wanted(question: str) -> int:
 def asking(text: str) -> float:
     """The share of a text's words that stand in questions and requests, 0..1."""
     asked = words = 0
-    for sentence in _SENTENCE.split(_ASIDE.sub("", text)):
+    for sentence in _SENTENCE.split(_without_aside(text)):
         count = len(_WORD.findall(sentence))
         words += count
         if asks(sentence.rstrip(_CLOSING)):
             asked += count
     return asked / max(words, 1)
+
+
+def _without_aside(text: str) -> str:
+    """The text without what a client notes in brackets behind it, such as an attachment: not the speaker's own sentence."""
+    bare = text.rstrip()
+    return bare[: max(bare.rfind("["), 0)] if bare.endswith("]") else text
 
 
 def naming(speaker: str) -> re.Pattern[str] | None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from recollect_memory.errors import ConfigError
 
+from .reading import split
+
 # -- redaction ----------------------------------------------------------------------------------------------------------
 
 _TOKENS = r"""
@@ -260,6 +262,6 @@ def is_standing(sentence: str) -> bool:
     return not sentence.rstrip().endswith("?") and _STANDING.match(sentence.strip().replace("\u2019", "'")) is not None
 
 
-def is_about_manner(text: str) -> bool:
-    """Whether a standing instruction is about how to answer, and so applies to every question."""
-    return _MANNER.search(text) is not None
+def applies_always(text: str) -> bool:
+    """Whether a text holds a standing instruction about how to answer, which applies to every question."""
+    return _MANNER.search(text) is not None and any(map(is_standing, split(text)))

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import Any, ParamSpec, Self, TypeVar
 
+import numpy as np
+
 from recollect_memory.contract import (
     ALL,
     Embedder,
@@ -26,38 +28,35 @@ from recollect_memory.contract import (
     Provenance,
     Scope,
 )
-from recollect_memory.errors import ConfigError, MemoryBackendError, RecollectError, StoreError
+from recollect_memory.errors import MemoryBackendError, RecollectError, StoreError
 from recollect_memory.sqlite import Database, path_of
 
 from . import guard, owning, store, writing
+from .consolidation import Consolidation, Worker, draw
 from .cues import needs_memory
-from .embedding import Reading, Recent, find_embedder
+from .embedding import Reading, Recent
 from .index import Index, Indexes
 from .managed import Begun, Owned, UnderWay, text_of
 from .ranking import best, for_embedder, rank, read
 from .selection import allowed, retention, substance, within
+from .settings import DEFAULT_DATABASE, settings_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
-DEFAULT_DATABASE = "sqlite:///var/recollect.db"
 _THREADS = 4
 """For what a turn computes: embedding releases the GIL, and one scope's loading must not hold up all others."""
-_SETTINGS = {
-    "database": DEFAULT_DATABASE,
-    "embedder": "minilm",
-    "cache_mb": 128,
-    "max_memories": 100_000,
-    "fade_days": None,
-    "redact": guard.DEFAULT,
-}
 _AT_ONCE = 64
 """Memories that get new vectors in one go: recall waits at most for these."""
 _EMBEDDER_REST = 60.0
 """Seconds after a failure of the embedder before missing vectors are asked for again."""
 _LAST = 2**63 - 1
+_PREFERENCES = 32
+"""The latest preferences, among which standing instructions are looked for."""
+_KNOWN = 30
+"""Memories around its messages that a model is told, so that it does not draw them again."""
 
 
 class NativeMemory(Owned):
@@ -67,7 +66,8 @@ class NativeMemory(Owned):
     `embedder` is an embedder or a function that finds one, called once, off the event loop, at the first use; None:
     retrieval is by words alone. `cache_mb` bounds the indexes kept in memory, `max_memories` what one scope may hold: beyond
     it, the least valuable that are not pinned go. `fade_days`: what was last said so long ago has lost half of what it can
-    lose of its score; None: nothing fades. `redact` says what is taken out of every text first (see `Redaction`). May be
+    lose of its score; None: nothing fades. `redact` says what is taken out of every text first (see `Redaction`).
+    `consolidation`: a model draws facts from what was said, in the background; None: what was said is the memory. May be
     used from any event loop.
     """
 
@@ -82,6 +82,7 @@ class NativeMemory(Owned):
         max_memories: int = 100_000,
         fade_days: float | None = None,
         redact: Sequence[str] = guard.DEFAULT,
+        consolidation: Consolidation | None = None,
     ) -> None:
         self.name = name
         self.space = space
@@ -103,6 +104,10 @@ class NativeMemory(Owned):
         self._embedding: dict[Scope, Future[None]] = {}
         """The scopes whose memories are being given vectors of this embedder."""
         self._embedder_rests_until = 0.0
+        self._consolidation = consolidation
+        self._worker: Worker | None = None
+        if consolidation is not None:
+            self._worker = Worker(name, consolidation, self._consolidate, self._left_to_consolidate)
 
     @classmethod
     def from_config(
@@ -113,27 +118,11 @@ class NativeMemory(Owned):
         database: Database | None,
         embedder: Embedder | Callable[[], Embedder | None] | None,
     ) -> Self:
-        """From a config entry: `database`, `embedder` ("minilm" or off), `cache_mb`, `max_memories` and `fade_days`. Raises
-        ConfigError."""
-        from recollect_memory.registry import nearest
-
-        for key, value in entry.items():
-            if key not in _SETTINGS:
-                near = nearest(key, _SETTINGS) or f" (it has {', '.join(_SETTINGS)})"
-                raise ConfigError(f"the native memory has no setting {key!r}{near}", key=key, value=value)
-        settings = _SETTINGS | dict(entry)
-        return cls(
-            _database(settings["database"]) if database is None or "database" in entry else database,
-            embedder=_embedder(settings["embedder"], embedder),
-            space=name,
-            name=name,
-            cache_mb=_positive("cache_mb", settings["cache_mb"], "a size in megabytes"),
-            max_memories=_count("max_memories", settings["max_memories"]),
-            fade_days=None
-            if settings["fade_days"] in (None, False)
-            else _positive("fade_days", settings["fade_days"], "a number of days"),
-            redact=_names("redact", settings["redact"]),
-        )
+        """From a config entry; see `settings`. Raises ConfigError."""
+        settings = settings_of(entry, embedder)
+        if database is not None and "database" not in entry:
+            settings["database"] = database
+        return cls(**settings, space=name, name=name)
 
     def open(self) -> None:
         """Open the database now rather than at the first use; the embedder still waits for that. Raises StoreError; blocks."""
@@ -143,6 +132,8 @@ class NativeMemory(Owned):
             if not self._opened:
                 store.migrate(self._database)
                 self._opened = True
+                if self._worker is not None:
+                    self._worker.start()
 
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
         """As the contract says. `kinds`, `since`, `until` and `as_of` choose as `MemoryFilter` does; `budget` bounds the tokens
@@ -156,9 +147,10 @@ class NativeMemory(Owned):
         )
         if not needs_memory(query):
             return []
-        return [
-            _message(hit) for hit in await self.search(scope, query, where, top_k=top_k, budget=kwargs.get("budget"))
-        ]
+        hits = await self.search(scope, query, where, top_k=top_k, budget=kwargs.get("budget"))
+        if where == ALL and top_k > 1:
+            hits = await self._run(self._with_standing, scope, hits, top_k, kwargs.get("budget"))
+        return list(map(_message, hits))
 
     async def search(
         self, scope: Scope, query: str, where: MemoryFilter = ALL, *, top_k: int = 5, budget: int | None = None
@@ -181,7 +173,10 @@ class NativeMemory(Owned):
         with self._under_way.begun(scope) as begun:
             life = await self._run(self._begun, scope)
             rows, prepared = await self._run(self._made_ready, scope, new)
-            await self._write(scope, life, lambda change: writing.take(change, rows, prepared), begun)
+            pending = self._worker is not None
+            await self._write(scope, life, lambda change: writing.take(change, rows, prepared, pending=pending), begun)
+        if self._worker is not None and (count := sum(map(writing.is_claiming, new))):
+            self._worker.put(scope, store.storable(ctx.session_id), count)
 
     async def add(self, scope: Scope, content: str, *, kind: MemoryKind = MemoryKind.ENTITY) -> MemoryRecord:
         text, now = self._redact(text_of(content)), store.microseconds(datetime.now(UTC))
@@ -201,7 +196,10 @@ class NativeMemory(Owned):
         return record
 
     async def settle(self) -> None:
-        """Wait for what is computed in the background: the vectors of a new embedder."""
+        """Wait for what is computed in the background: what a model draws from what was said, and vectors that are missing."""
+        if self._worker is not None:
+            await self._run(lambda: None)
+            await self._worker.settle()
         while self._embedding:
             await asyncio.gather(*map(asyncio.wrap_future, list(self._embedding.values())), return_exceptions=True)
 
@@ -239,11 +237,50 @@ class NativeMemory(Owned):
         """`aclose` for threads without an event loop."""
         with self._opening:
             self._closed = True
+        if self._worker is not None:
+            self._worker.stop()
         self._background.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True)
         self.indexes.clear()
         if self._owns_database:
             self._database.close()
+
+    # -- a model at work ----------------------------------------------------------------------------------------------
+
+    async def _left_to_consolidate(self) -> Sequence[tuple[Scope, str]]:
+        return await self._run(self._database.read_now, lambda db: writing.pending_sessions(db, self.space))
+
+    async def _consolidate(self, scope: Scope, session_id: str) -> bool:
+        """Let the model work on the oldest messages of a session that wait; whether there may be more."""
+        settings = self._consolidation
+        assert settings is not None  # noqa: S101 - the worker is there because of it
+        with self._under_way.begun(scope) as begun:
+            waiting = await self._run(self._waiting, scope, session_id, settings.batch)
+            records = list(waiting.records.values())
+            if not records:
+                return False
+            summary = waiting.summary.content if waiting.summary is not None else ""
+            found = await draw(records, waiting.known, summary, settings)
+            if found is None:
+                log.warning("memory %s: %d messages stay as they were said", self.name, len(records))
+                await self._write(scope, waiting.life, lambda change: writing.give_up(change, waiting), begun)
+                return len(records) == settings.batch
+            new = writing.drawn_from(records, found[0], self._redact)
+            rows, prepared = await self._run(self._made_ready, scope, new)
+            told = self._redact(store.storable(found[1]))
+            await self._write(
+                scope, waiting.life, lambda change: writing.settle(change, waiting, rows, prepared, told), begun
+            )
+            return len(records) == settings.batch
+
+    def _waiting(self, scope: Scope, session_id: str, most: int) -> writing.Waiting:
+        waiting = self._database.read_now(lambda db: writing.waiting(db, scope, session_id, most))
+        index = self._caught_up(scope)
+        with index.lock:
+            near = writing.neighbours(index, [record.content for record in waiting.records.values()])
+        around = self._database.read_now(lambda db: store.by_seq(db, scope, sorted(near))).values()
+        known = tuple(record.content for record in around if record.role == "system" and record.quarantined is None)
+        return dataclasses.replace(waiting, known=known[-_KNOWN:])
 
     # -- on the pool's threads ----------------------------------------------------------------------------------------
 
@@ -311,6 +348,26 @@ class NativeMemory(Owned):
             if seq in rows
         ]
         return list(within(budget, ((hit, hit.record.content) for hit in hits)))
+
+    def _with_standing(self, scope: Scope, hits: list[MemoryHit], top_k: int, budget: int | None) -> list[MemoryHit]:
+        """With the user's standing instructions about how to answer, which no word of a question finds, in the last places."""
+        index = self._caught_up(scope)
+        with index.lock:
+            where = MemoryFilter(kinds=frozenset({MemoryKind.PREFERENCE}))
+            places = np.flatnonzero(allowed(index, where, datetime.now(UTC)))
+            seqs = [int(seq) for seq in index.column("seqs")[places[-_PREFERENCES:]]]
+        if not seqs:
+            return hits
+        rows = self._database.read_now(lambda db: store.by_seq(db, scope, seqs))
+        standing = [rows[seq] for seq in reversed(seqs) if seq in rows and guard.applies_always(rows[seq].content)]
+        extra = standing[: max(1, top_k // 3)]
+        lowest = min((hit.score for hit in hits), default=0.0)
+        ids = {record.id for record in extra}
+        others = [hit for hit in hits if hit.record.id not in ids]
+        kept = others[: top_k - len(extra)] if len(hits) + len(extra) > top_k else others
+        found = {hit.record.id: hit for hit in hits}
+        last = [found.get(one.id) or MemoryHit(one, lowest, {"standing": lowest}) for one in extra]
+        return list(within(budget, ((hit, hit.record.content) for hit in _by_score([*kept, *last]))))
 
     def _caught_up(self, scope: Scope) -> Index:
         """The scope's index, with everything in it that was acknowledged before this call."""
@@ -421,6 +478,10 @@ def _explained(signals: dict[str, float], kept: float) -> dict[str, float]:
     return signals if kept == 1.0 else signals | {"faded": (kept - 1.0) * sum(signals.values())}
 
 
+def _by_score(hits: list[MemoryHit]) -> list[MemoryHit]:
+    return sorted(hits, key=lambda hit: -hit.score)
+
+
 def _message(hit: MemoryHit) -> Message:
     memory = hit.record
     provenance = Provenance(
@@ -434,43 +495,3 @@ def _message(hit: MemoryHit) -> Message:
     metadata = {"memory": provenance, "role": memory.role}
     name = memory.speaker or memory.role
     return Message("system", memory.content, id=memory.id, name=name, created_at=memory.created_at, metadata=metadata)
-
-
-def _database(address: object) -> str:
-    try:
-        if isinstance(address, str):
-            path_of(address)
-            return address
-    except StoreError as error:
-        raise ConfigError(str(error), key="database", value=address) from None
-    raise ConfigError("a database is an address such as sqlite:///file.db", key="database", value=address)
-
-
-def _embedder(
-    setting: object, given: Embedder | Callable[[], Embedder | None] | None
-) -> Embedder | Callable[[], Embedder | None] | None:
-    if setting in (False, None, "off", "none"):
-        return None
-    if setting != "minilm":
-        raise ConfigError('an embedder is "minilm", or off', key="embedder", value=setting)
-    return given or find_embedder
-
-
-def _names(key: str, setting: object) -> Sequence[str]:
-    if setting in (False, None):
-        return ()
-    if not isinstance(setting, list | tuple) or not all(isinstance(name, str) for name in setting):  # pyright: ignore[reportUnknownVariableType]
-        raise ConfigError("a list of names", key=key, value=setting)  # pyright: ignore[reportUnknownArgumentType]
-    return tuple(setting)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-
-
-def _positive(key: str, setting: object, what: str) -> float:
-    if isinstance(setting, bool) or not isinstance(setting, int | float) or not setting > 0:
-        raise ConfigError(f"{what} is a number above 0", key=key, value=setting)
-    return float(setting)
-
-
-def _count(key: str, setting: object) -> int:
-    if isinstance(setting, bool) or not isinstance(setting, int) or setting < 1:
-        raise ConfigError("how many is a whole number, at least 1", key=key, value=setting)
-    return setting

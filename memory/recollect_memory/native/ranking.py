@@ -74,8 +74,10 @@ _FROM = (0.8, 0.6, 0.4, 0.2)
 """What a match counts that is one and two memories before, and one and two after: in the order of `Index.around`."""
 _TO = (0.4, 0.2, 0.8, 0.6)
 """What a match counts to those around it: to the one before it, it is one after."""
-_CANDIDATES = 120
+_CANDIDATES = 80
 """Memories, the best by all other signals, whose tokens are compared."""
+_LONGEST_END = 600
+"""Characters of the beginning, and of the end, of a query."""
 _STRETCH_BEST = 3
 _MOSTLY = 0.5
 """The share of questions from which a memory counts as one."""
@@ -141,15 +143,21 @@ def for_embedder(text: str, index: Index) -> str:
 
     A vector that holds a name is nearer to what was said *to* that person than to what the person said.
     """
-    neutral = _POLITE.sub(" ", text)
+    neutral = _POLITE.sub(" ", _ends(text))
     for _, pattern in list(index.names):  # it may grow while it is read
         neutral = pattern.sub(lambda match: "their" if match[1] else "they", neutral)
     return neutral if neutral.strip() else text
 
 
+def _ends(text: str) -> str:
+    """A long text's beginning and end: what is asked about it stands before or after it."""
+    return text if len(text) <= 2 * _LONGEST_END else f"{text[:_LONGEST_END]}\n{text[-_LONGEST_END:]}"
+
+
 def read(text: str, index: Index, reading: Reading | None = None) -> Query:
     """The query as ranking reads it; `reading` is the embedder's, of `for_embedder`."""
     named: list[int] = []
+    text = _ends(text)
     bare = _POLITE.sub(" ", text)
     for code, pattern in index.names:
         without, found = pattern.subn(" ", bare)
@@ -175,7 +183,7 @@ def rank(
     scale = 1.0 / _highest(weights)
     postings = [index.postings(term) for term in query.terms]
     share, same = _echo(index, postings)
-    worth = _worth(index, query, same)
+    worth = _only(allowed, _worth(index, query, same), 0.0)
     signals = _priors(index, query, now, share, weights, scale)
     around, alone = lexical(index, postings, worth)
     evidence = [alone]

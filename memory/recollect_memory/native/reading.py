@@ -33,6 +33,11 @@ _EXPAND: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     for pattern, to in (
         ("[\u2018\u2019\u02bc]", "'"),
         ("[\u201c\u201d]", '"'),
+        (r"\bthe user's\b", "my"),
+        (r"\bthe user\b", "I"),  # as a model that draws facts from messages calls the speaker
+        (r"\bI is\b", "I am"),
+        (r"\bI has\b", "I have"),
+        (r"\bI does\b", "I do"),
         (r"\bwon't\b", "will not"),
         (r"\bcan(?:'t|not)\b", "can not"),
         (r"n't\b", " not"),

@@ -21,6 +21,7 @@ from recollect_memory.contract import InvocationContext, MemoryKind, MemoryRecor
 from recollect_memory.sqlite import named_queries
 
 from . import guard, lasting, lifecycle, store
+from .consolidation import Drawn
 from .index import NEVER, Index
 from .lifecycle import Statement
 from .reading import read, split
@@ -280,3 +281,81 @@ def _add_slots(change: Change, slots: Mapping[int, frozenset[str]]) -> None:
 
 def _of(old: MemoryRecord) -> Statement:
     return Statement(old.content, old.speaker, old.valid_from)
+
+
+# -- what a model drew --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Messages of one session that a model is to work on, by row number, with what is known already around them."""
+
+    life: int
+    records: Mapping[int, MemoryRecord]
+    known: tuple[str, ...] = ()
+    summary: MemoryRecord | None = None
+
+
+def pending_sessions(db: sqlite3.Connection, space: str) -> list[tuple[Scope, str]]:
+    """The sessions of a space in which messages wait."""
+    rows = db.execute(SQL["pending_scopes"], {"space": space}).fetchall()
+    return [(Scope(tenant, space, owner, owner_id), session) for tenant, owner, owner_id, session in rows]
+
+
+def waiting(db: sqlite3.Connection, scope: Scope, session_id: str, most: int) -> Waiting:
+    """The oldest `most` messages of a session that wait."""
+    key = key_of(scope) | {"session_id": session_id, "most": most}
+    records = by_seq(db, scope, [seq for (seq,) in db.execute(SQL["pending"], key)])
+    summaries = by_seq(db, scope, [seq for (seq,) in db.execute(SQL["summary_of"], key)])
+    return Waiting(store.state(db, scope).life, records, summary=next(iter(summaries.values()), None))
+
+
+def drawn_from(records: Sequence[MemoryRecord], drawn: Sequence[Drawn], redact: guard.Redaction) -> list[NewMemory]:
+    """What a model drew, as memories: redacted and screened like what was said, with the messages it was drawn from."""
+    return [
+        NewMemory(
+            role="system",
+            speaker=records[one.sources[0]].speaker,
+            content=redact(storable(one.text)),
+            session_id=records[0].session_id,
+            said_at=max(microseconds(records[place].valid_from) for place in one.sources),
+            sources=tuple(_sources([records[place] for place in one.sources])),
+            kind=one.kind,
+            quarantined=guard.orders(one.text, "assistant"),
+        )
+        for one in drawn
+    ]
+
+
+def settle(change: Change, done: Waiting, memories: Sequence[NewMemory], prepared: Prepared, summary: str) -> None:
+    """Write what a model drew; from now on the messages themselves are recent messages, but those that say it as well."""
+    learn(change, prepared)
+    stored = {write(change, new, prepared).seq for new in memories}
+    if summary:
+        _summarise(change, done, summary)
+    kept_until = microseconds(datetime.now(UTC)) + RECENT // timedelta(microseconds=1)
+    for seq in done.records:
+        ends = None if seq in stored else kept_until
+        change.db.execute(SQL["settled"], change.key | {"seq": seq, "expires_at": ends, "version": change.version})
+
+
+def give_up(change: Change, done: Waiting) -> None:
+    """No model helps: the messages stay what they are, for good."""
+    for seq in done.records:
+        change.db.execute(SQL["settled"], change.key | {"seq": seq, "expires_at": None, "version": change.version})
+
+
+def _summarise(change: Change, done: Waiting, summary: str) -> None:
+    records = list(done.records.values())
+    at = max(microseconds(record.valid_from) for record in records)
+    earlier = done.summary.sources if done.summary is not None else ()
+    sources = (*(Source(source, at) for source in earlier), *_sources(records))
+    stored = change.draft(NewMemory("system", "", summary, records[0].session_id, at, sources, kind=MemoryKind.SUMMARY))
+    if done.summary is not None and stored.id != done.summary.id:
+        change.supersede(done.summary.id, stored.id, at)
+
+
+def _sources(records: Sequence[MemoryRecord]) -> Iterator[Source]:
+    for record in records:
+        for message_id in record.sources:
+            yield Source(message_id, microseconds(record.created_at))

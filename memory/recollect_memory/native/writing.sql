@@ -61,3 +61,10 @@ UPDATE memories SET pending = NULL, expires_at = CASE WHEN pinned THEN expires_a
     version = :version
 WHERE +tenant = :tenant AND +space = :space AND +owner = :owner AND +owner_id = :owner_id
   AND seq = :seq AND pending IS NOT NULL
+
+-- name: summary_of
+SELECT seq FROM memories
+WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
+  AND session_id = :session_id AND kind = 'Summary' AND valid_to IS NULL
+ORDER BY seq DESC
+LIMIT 1
