@@ -36,7 +36,7 @@ agents:
 _START_SECONDS, _END_SECONDS = 60.0, 120.0
 _DURING_START = 0.15
 """How many of the kills strike a server that is not up yet."""
-_LONGEST_LIFE = 0.9
+_LONGEST_LIFE = 1.3
 
 
 async def run(folder: str, kills: int, seed: int, clients: int) -> list[str]:

@@ -9,7 +9,9 @@ import json
 import logging
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,7 +32,13 @@ logger = logging.getLogger(__name__)
 TIMEOUT = 10.0
 """Seconds for one delivery, from resolving the host to the end of the answer."""
 _TRIES = 10
-_AT_ONCE = 16
+_AT_ONCE, _AT_ONCE_EACH = 64, 4
+"""Deliveries under way, over all URLs and to one: who is slow holds up nobody else."""
+_LOOKED_AT = 256
+"""How many of the pushes that are due are looked at together."""
+_FIRST_DELAY = 0.5
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_MOST_URLS = 10_000
 _OPEN_AFTER, _OPEN_FOR = 5, 30.0
 """A URL that failed this often in a row is left alone for this many seconds."""
 
@@ -62,15 +70,22 @@ class Screen:
             raise Refused("push URL: must be http or https, and name a host")
         if parts.username is not None:
             raise Refused("push URL: must not carry a user or a password; use `authentication`")
+        if not (url.isascii() and url.isprintable()) or " " in url:
+            raise Refused("push URL: holds characters that have to be escaped")
         await self.resolve(parts.hostname, port or (443 if parts.scheme == "https" else 80))
+
+    async def addresses(self, host: str, port: int) -> list[str]:
+        """What `host` resolves to now. Raises OSError, also where that takes too long."""
+        async with asyncio.timeout(TIMEOUT):
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return [str(info[4][0]) for info in found]
 
     async def resolve(self, host: str, port: int) -> str:
         """An address of `host`. Raises Refused where one of its addresses may not be called."""
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
+            addresses = await self.addresses(host, port)
+        except (OSError, UnicodeError) as error:
             raise Refused(f"push URL: {host} cannot be resolved") from error
-        addresses = [str(info[4][0]) for info in found]
         if host.lower() not in self._hosts:
             for address in addresses:
                 if not self._may_call(address):
@@ -80,7 +95,9 @@ class Screen:
     def _may_call(self, address: str) -> bool:
         ip = ipaddress.ip_address(address.partition("%")[0])
         if isinstance(ip, ipaddress.IPv6Address):
-            ip = ip.ipv4_mapped or ip.sixtofour or ip
+            ip = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else ip)
+            if ip in _NAT64:
+                ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if any(ip in network for network in self._networks):
             return True
         return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
@@ -106,13 +123,17 @@ class _ScreenedBackend(httpcore.AsyncNetworkBackend):
 
 
 class Pusher:
-    """Delivers the pushes that a store owes."""
+    """Delivers the pushes that a store owes. `first_delay` is how many seconds pass before the second try."""
 
-    def __init__(self, store: Store, screen: Screen, *, tries: int = _TRIES) -> None:
+    def __init__(self, store: Store, screen: Screen, *, tries: int = _TRIES, first_delay: float = _FIRST_DELAY) -> None:
         self._store = store
         self._screen = screen
         self._tries = tries
+        self._first_delay = first_delay
         self._due = asyncio.Event()
+        self._under_way: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._to: Counter[str] = Counter()
+        self._just_over: set[tuple[str, str]] = set()
         self._failures: dict[str, tuple[int, float]] = {}
         self._worker: asyncio.Task[None] | None = None
         self._pool = httpcore.AsyncConnectionPool(
@@ -124,9 +145,10 @@ class Pusher:
 
     async def stop(self) -> None:
         """What is not delivered stays owed."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
+        running = [*self._under_way.values(), *([self._worker] if self._worker else [])]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         await self._pool.aclose()
 
     def wake(self) -> None:
@@ -134,7 +156,11 @@ class Pusher:
         self._due.set()
 
     async def check(self, config: TaskPushNotificationConfig) -> None:
-        """Raise InvalidParamsError for a config whose URL may not be called."""
+        """Raise InvalidParamsError for a config whose URL may not be called, or that cannot be sent with it."""
+        authentication = config.authentication
+        for value in (config.token, authentication.scheme, authentication.credentials):
+            if not (value.isascii() and value.isprintable()):
+                raise InvalidParamsError("push config: a token and credentials are made of printable ASCII")
         try:
             await self._screen.check(config.url)
         except Refused as error:
@@ -143,21 +169,46 @@ class Pusher:
     async def _deliver_forever(self) -> None:
         while True:
             self._due.clear()
+            self._just_over.clear()
             try:
-                due = await self._store.due_pushes(_AT_ONCE)
-                if due:
-                    await asyncio.gather(*(self._deliver(one) for one in due))
-                    continue
-                at = await self._store.next_push()
+                for due in await self._store.due_pushes(_LOOKED_AT):
+                    self._begin(due)
+                # what is under way is due as well: its end wakes this loop
+                at = now() + 1_000_000 if self._under_way else await self._store.next_push()
             except RecollectError:
                 logger.exception("what is to be pushed could not be read")
                 at = now() + 1_000_000
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._due.wait(), None if at is None else max(0.05, (at - now()) / 1e6))
+                async with asyncio.timeout(None if at is None else max(0.05, (at - now()) / 1e6)):
+                    await self._due.wait()
+
+    def _begin(self, due: DuePush) -> None:
+        """Deliver it, unless its config has one under way, or too many others do."""
+        key, url = (due.config.task_id, due.config.id), due.config.url
+        if (
+            key in self._under_way
+            or key in self._just_over
+            or len(self._under_way) >= _AT_ONCE
+            or self._to[url] >= _AT_ONCE_EACH
+        ):
+            return
+        self._to[url] += 1
+        task = self._under_way[key] = asyncio.create_task(self._deliver(due))
+        task.add_done_callback(partial(self._over, key, url))
+
+    def _over(self, key: tuple[str, str], url: str, task: asyncio.Task[None]) -> None:
+        del self._under_way[key]
+        self._just_over.add(key)  # what is being read may still show it
+        self._to[url] -= 1
+        if not self._to[url]:
+            del self._to[url]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("push %s of task %s: its end could not be stored", key[1], key[0], exc_info=error)
+        self._due.set()
 
     async def _deliver(self, due: DuePush) -> None:
         url = due.config.url
-        failures, open_until = self._failures.get(url, (0, 0.0))
+        _, open_until = self._failures.get(url, (0, 0.0))
         if time.monotonic() < open_until:
             await self._store.push_later(due, now() + int(1e6 * (open_until - time.monotonic())) + 1)
             return
@@ -166,17 +217,21 @@ class Pusher:
             self._failures.pop(url, None)
             await self._store.push_done(due)
             return
-        failures += 1
-        self._failures[url] = (failures, time.monotonic() + _OPEN_FOR if failures % _OPEN_AFTER == 0 else 0.0)
+        failures = self._failures.get(url, (0, 0.0))[0] + 1
+        if len(self._failures) >= _MOST_URLS:
+            self._failures.clear()
+        self._failures[url] = (failures, time.monotonic() + _OPEN_FOR if failures >= _OPEN_AFTER else 0.0)
         last = due.tries + 1 >= self._tries
         log = logger.error if last else logger.warning
         log("push %s of task %s failed: %s", due.config.id, due.config.task_id, problem)
-        await self._store.push_failed(due, problem, None if last else now() + int(1e6 * backoff(due.tries)))
+        await self._store.push_failed(
+            due, problem, None if last else now() + int(1e6 * backoff(due.tries, self._first_delay))
+        )
 
     async def _post(self, due: DuePush) -> str | None:
         """Send it; what went wrong, or None."""
-        body = json.dumps(MessageToDict(StreamResponse.FromString(due.payload)), ensure_ascii=False).encode()
         try:
+            body = json.dumps(MessageToDict(StreamResponse.FromString(due.payload)), ensure_ascii=False).encode()
             async with asyncio.timeout(TIMEOUT):
                 request = self._pool.stream("POST", due.config.url, headers=_headers(due.config), content=body)
                 async with request as answer:  # its body is not of interest, and may be endless
@@ -184,6 +239,9 @@ class Pusher:
         except TimeoutError:
             return f"no answer within {TIMEOUT:g} s"
         except (Refused, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
+            return f"{type(error).__name__}: {error}"
+        except Exception as error:
+            logger.exception("push %s of task %s cannot be sent", due.config.id, due.config.task_id)
             return f"{type(error).__name__}: {error}"
 
 

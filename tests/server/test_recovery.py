@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -453,6 +453,26 @@ def test_a_tool_in_a_thread_does_not_hold_up_a_stop(tmp_path: Path, serve: Serve
         Caller(server).send("Sleep!", wait=False)
         brain.wait_for("sleep")
         assert _timed_stop(server) < 10
+
+
+def test_a_cancel_that_the_disk_is_slow_to_store_is_a_cancel(tmp_path: Path, serve: Serve, brain: Brain) -> None:
+    """CancelTask answers when the end is stored, not before, and does not fail where that takes long."""
+    brain.script = lambda call: brain.hang()
+    with (
+        serve(tmp_path, CONFIG) as server,
+        ThreadPoolExecutor() as pool,
+        closing(sqlite3.connect(tmp_path / "var" / "recollect.db", isolation_level=None)) as other,
+    ):
+        caller = Caller(server)
+        task_id = caller.send("think", wait=False)["id"]
+        brain.wait_for("ask")
+        other.execute("BEGIN IMMEDIATE")
+        canceling = pool.submit(caller.call, "CancelTask", id=task_id)
+        done, _ = wait([canceling], timeout=0.7)
+        other.execute("ROLLBACK")
+        assert not done
+        assert canceling.result(SECONDS)["status"]["state"] == "TASK_STATE_CANCELED"
+        assert caller.task(task_id)["status"]["state"] == "TASK_STATE_CANCELED"
 
 
 def test_one_server_at_a_time_uses_a_database(tmp_path: Path, serve: Serve, brain: Brain) -> None:

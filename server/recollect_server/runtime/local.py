@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 _MOST_CRASHES = 3
 _CANCEL_WITHIN = 0.4
 """Seconds that an executor gets to stop before its task is ended without it."""
+_COMMIT_WITHIN = 30.0
+"""Seconds that the commit of a cancellation may take, on a disk that is slow: it must not be cut off."""
 _STOP_WITHIN = 2.0
 """Seconds that executors get, at the end of a stop's grace, before they are left behind."""
 
@@ -312,9 +314,14 @@ class LocalEngine(Engine):
             context_id=run.turn.context_id,
             task=run.snapshot.copy(),
         )
-        try:
-            await asyncio.wait_for(executor.cancel(context, run), _CANCEL_WITHIN / 2)
-        except Exception as error:  # noqa: BLE001 - the task is canceled whatever its executor makes of it
+        work = asyncio.create_task(executor.cancel(context, run))
+        await asyncio.wait((work,), timeout=_CANCEL_WITHIN / 2)
+        if run.finishing:
+            await asyncio.wait((work,), timeout=_COMMIT_WITHIN)
+        if not work.done():
+            work.cancel()
+            logger.warning("task %s: its executor's cancel does not end", run.turn.task_id)
+        elif not work.cancelled() and (error := work.exception()) is not None:
             logger.warning("task %s: its executor's cancel failed: %r", run.turn.task_id, error)
         if not run.finishing:
             await run.cancel()

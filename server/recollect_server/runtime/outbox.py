@@ -97,8 +97,10 @@ class Outbox:
             except RecollectError:
                 logger.exception("memory %s: what is owed to it could not be read", name)
                 at = now() + 1_000_000
+            # not `wait_for`: before Python 3.12 it may lose a cancellation that comes just as it is woken
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(wake.wait(), None if at is None else max(0.01, (at - now()) / 1e6))
+                async with asyncio.timeout(None if at is None else max(0.01, (at - now()) / 1e6)):
+                    await wake.wait()
 
     async def _deliver_all(self, due: list[DueWrite]) -> None:
         scopes: dict[tuple[str, str], list[DueWrite]] = {}
@@ -210,9 +212,9 @@ def _recalled(memory: str, value: Mapping[str, Any], score: float) -> Message:
     return Message("system", value["content"], created_at=created_at, metadata={"memory": provenance})
 
 
-def backoff(tries: int) -> float:
-    """Seconds until the next try after `tries` failed ones before this."""
-    delay: float = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0**tries)
+def backoff(tries: int, first: float = _FIRST_DELAY) -> float:
+    """Seconds until the next try after `tries` failed ones before this; `first` after none."""
+    delay: float = min(_LONGEST_DELAY, first * 2.0**tries)
     return delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
 
 
