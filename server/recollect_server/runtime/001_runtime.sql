@@ -2,7 +2,8 @@
 
 -- A task as its owner sees it. `snapshot` is the protobuf `Task`; the other columns are what is searched by.
 CREATE TABLE tasks (
-    id          TEXT PRIMARY KEY,
+    place       INTEGER PRIMARY KEY,         -- in the order of creation; spelled out, for VACUUM renumbers what is not
+    id          TEXT NOT NULL UNIQUE,
     agent       TEXT NOT NULL,
     tenant      TEXT NOT NULL,
     owner       TEXT NOT NULL,               -- "user/alice", or "principal/x" where no user is named

@@ -142,8 +142,8 @@ WHERE context_id = :context_id AND tenant = :tenant AND agent = :agent AND (:rea
 -- name: context
 SELECT snapshot, memory FROM tasks
 WHERE context_id = :context_id AND agent = :agent AND tenant = :tenant AND owner = :owner
-  AND rowid <= (SELECT rowid FROM tasks WHERE id = :task_id)
-ORDER BY rowid DESC LIMIT :limit
+  AND place <= (SELECT place FROM tasks WHERE id = :task_id)
+ORDER BY place DESC LIMIT :limit
 
 -- name: due_writes
 SELECT id, task_id, tries, memory, context, messages FROM memory_outbox
@@ -250,9 +250,9 @@ DELETE FROM push_configs WHERE task_id = ?
 DELETE FROM tasks WHERE id = ?
 
 -- name: owned
-SELECT rowid, agent, snapshot, memory FROM tasks
-WHERE tenant = :tenant AND owner = :owner AND rowid > :after
-ORDER BY rowid LIMIT :limit
+SELECT place, agent, snapshot, memory FROM tasks
+WHERE tenant = :tenant AND owner = :owner AND place > :after
+ORDER BY place LIMIT :limit
 
 -- name: restore
 INSERT INTO tasks (id, agent, tenant, owner, context_id, state, status_at, created_at, snapshot)
