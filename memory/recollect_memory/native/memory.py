@@ -268,10 +268,10 @@ class NativeMemory(Owned):
             new = writing.drawn_from(records, found[0], self._redact)
             rows, prepared = await self._run(self._made_ready, scope, new)
             told = self._redact(store.storable(found[1]))
-            await self._write(
+            settled = await self._write(
                 scope, waiting.life, lambda change: writing.settle(change, waiting, rows, prepared, told), begun
             )
-            return len(records) == settings.batch
+            return settled is False or len(records) == settings.batch
 
     def _waiting(self, scope: Scope, session_id: str, most: int) -> writing.Waiting:
         waiting = self._database.read_now(lambda db: writing.waiting(db, scope, session_id, most))
