@@ -112,8 +112,8 @@ class Database:
         """Leave nothing in the files of what was deleted and committed before: None, or in words what may still hold it.
 
         `secure_delete` zeroes what a row occupied, but not the copies that SQLite leaves in a page when it moves rows to
-        another. So the file is written anew (about 6 s a GB, in which writes wait and reads do not), and the log cut to
-        nothing. Calls that wait at the same time share the work.
+        another. So the file is written anew (6 to 30 s a GB, in which writes wait and reads do not, and as much again of the
+        disk is needed), and the log cut to nothing. Calls that wait at the same time share the work.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[str | None] = loop.create_future()

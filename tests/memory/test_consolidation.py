@@ -285,6 +285,31 @@ async def test_an_erasure_wins_over_a_model_at_work(database: Database) -> None:
     await memory.aclose()
 
 
+async def test_what_is_forgotten_while_a_model_works_on_it_is_not_drawn(database: Database) -> None:
+    """Its answer is thrown away, and it is shown what is left."""
+    asked, go_on = threading.Event(), threading.Event()
+    shown: list[str] = []
+
+    def slowly(messages: Sequence[Message]) -> str:
+        shown.append(messages[1].content)
+        asked.set()
+        assert go_on.wait(30)
+        boat = [("The user has a boat.", "fact", [1])] if "boat" in messages[1].content else []
+        return answer(*boat, summary="A boat, perhaps." if boat else "")
+
+    line: Callable[[Sequence[Message]], str] = slowly
+    memory = drawing(database, ScriptedModel([line, line]), batch=2)
+    await say(memory, "I have a boat", "I live in Oslo")
+    assert await asyncio.to_thread(asked.wait, 30)
+    await memory.forget(ALICE, query="boat")
+    go_on.set()
+    await memory.settle()
+    everything = await memory.browse(ALICE, MemoryFilter(superseded=True, quarantined=True))
+    assert [record.content for record in everything.records if "boat" in record.content.casefold()] == []
+    assert ["boat" in prompt for prompt in shown] == [True, False]
+    await memory.aclose()
+
+
 def test_the_prompt_holds_instructions_categories_and_numbered_lines() -> None:
     """Messages cannot break out of their line; what is configured is told to the model."""
     record = MemoryRecord(

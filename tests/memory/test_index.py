@@ -17,7 +17,19 @@ from recollect_memory.testing import HashEmbedder
 EMBEDDER = HashEmbedder(16)
 WIDTH = 4
 COLUMNS = (
-    *("seqs", "said_at", "lengths", "distinct", "fullness", "asking", "cues", "by_user", "embedded", "speakers"),
+    *(
+        "seqs",
+        "said_at",
+        "lengths",
+        "distinct",
+        "fullness",
+        "asking",
+        "cues",
+        "by_user",
+        "standing",
+        "embedded",
+        "speakers",
+    ),
     *(
         "stretches",
         "token_counts",

@@ -21,6 +21,7 @@ import numpy as np
 from recollect_memory.contract import Scope
 
 from .cues import asking, cues, naming
+from .guard import applies_always
 from .store import IndexRow
 from .words import terms
 
@@ -51,6 +52,7 @@ _COLUMNS: dict[str, tuple[type[np.generic], float]] = {
     "context_norms": (np.float32, 1),
     "cues": (np.uint8, 0),
     "by_user": (np.bool_, 0),
+    "standing": (np.bool_, 0),
     "embedded": (np.bool_, 0),
     "speakers": (np.int32, 0),
     "stretches": (np.int32, 0),
@@ -129,8 +131,9 @@ class Index:
         and different ones. fullness: 0..1, from nothing to `FULL` words. asking: share of the words that stand in
         questions. novelty: 1 - the highest cosine to the `LOOK_BACK` before it. context_norms: 1 / the length of the
         vector summed with `READ_WITH` of those before it. cues: bits of `cues`. by_user: said by the user, or made from
-        what was said. embedded: has a vector of the current model. speakers: numbers of `speaker_codes`. stretches: which
-        stretch of talk, below `stretch_count`. token_starts, token_counts: its rows of `tokens`.
+        what was said. standing: an instruction for every answer. embedded: has a vector of the current model. speakers:
+        numbers of `speaker_codes`. stretches: which stretch of talk, below `stretch_count`. token_starts, token_counts: its
+        rows of `tokens`.
 
         And what may change of it: kinds: numbers of `kind_codes`. created_at, valid_from, valid_to, expires_at: in
         microseconds, NEVER for what has no end. pinned, quarantined.
@@ -216,6 +219,7 @@ class Index:
         columns["asking"][place] = asking(row.content)
         columns["cues"][place] = cues(row.content)
         columns["by_user"][place] = row.role != "assistant" and row.speaker.casefold() not in _ASSISTANTS
+        columns["standing"][place] = applies_always(row.content)
         columns["speakers"][place] = self._speaker(row.speaker)
         self._follow(place, row)
         self._places[row.seq] = place

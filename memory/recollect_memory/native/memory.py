@@ -53,8 +53,6 @@ _AT_ONCE = 64
 _EMBEDDER_REST = 60.0
 """Seconds after a failure of the embedder before missing vectors are asked for again."""
 _LAST = 2**63 - 1
-_PREFERENCES = 32
-"""The latest preferences, among which standing instructions are looked for."""
 _KNOWN = 30
 """Memories around its messages that a model is told, so that it does not draw them again."""
 
@@ -147,18 +145,21 @@ class NativeMemory(Owned):
         )
         if not needs_memory(query):
             return []
-        hits = await self.search(scope, query, where, top_k=top_k, budget=kwargs.get("budget"))
-        if where == ALL and top_k > 1:
-            hits = await self._run(self._with_standing, scope, hits, top_k, kwargs.get("budget"))
-        return list(map(_message, hits))
+        standing = where == ALL and top_k > 1
+        return list(map(_message, await self._found(scope, query, where, top_k, kwargs.get("budget"), standing)))
 
     async def search(
         self, scope: Scope, query: str, where: MemoryFilter = ALL, *, top_k: int = 5, budget: int | None = None
     ) -> list[MemoryHit]:
+        return await self._found(scope, query, where, top_k, budget, standing=False)
+
+    async def _found(
+        self, scope: Scope, query: str, where: MemoryFilter, top_k: int, budget: int | None, standing: bool
+    ) -> list[MemoryHit]:
         if top_k < 1 or not query.strip():
             return []
         deletions = self._deletions
-        found = await self._run(self._search, scope, query, where, top_k, budget)
+        found = await self._run(self._search, scope, query, where, top_k, budget, standing)
         if deletions != self._deletions:  # an erased user's query may have come into the caches since
             self._let_go(scope)
         return found
@@ -268,10 +269,10 @@ class NativeMemory(Owned):
             new = writing.drawn_from(records, found[0], self._redact)
             rows, prepared = await self._run(self._made_ready, scope, new)
             told = self._redact(store.storable(found[1]))
-            await self._write(
+            settled = await self._write(
                 scope, waiting.life, lambda change: writing.settle(change, waiting, rows, prepared, told), begun
             )
-            return len(records) == settings.batch
+            return settled is False or len(records) == settings.batch
 
     def _waiting(self, scope: Scope, session_id: str, most: int) -> writing.Waiting:
         waiting = self._database.read_now(lambda db: writing.waiting(db, scope, session_id, most))
@@ -325,7 +326,9 @@ class NativeMemory(Owned):
         slots = self._database.read_now(lambda db: writing.unread_slots(db, scope, version))
         return rows, writing.Prepared(version, near, slots)
 
-    def _search(self, scope: Scope, query: str, where: MemoryFilter, top_k: int, budget: int | None) -> list[MemoryHit]:
+    def _search(
+        self, scope: Scope, query: str, where: MemoryFilter, top_k: int, budget: int | None, standing: bool
+    ) -> list[MemoryHit]:
         index = self._caught_up(scope)
         if not index.size:
             return []
@@ -347,27 +350,27 @@ class NativeMemory(Owned):
             for seq, _ in chosen
             if seq in rows
         ]
+        if standing:
+            hits = self._with_standing(scope, index, hits, top_k)
         return list(within(budget, ((hit, hit.record.content) for hit in hits)))
 
-    def _with_standing(self, scope: Scope, hits: list[MemoryHit], top_k: int, budget: int | None) -> list[MemoryHit]:
+    def _with_standing(self, scope: Scope, index: Index, hits: list[MemoryHit], top_k: int) -> list[MemoryHit]:
         """With the user's standing instructions about how to answer, which no word of a question finds, in the last places."""
-        index = self._caught_up(scope)
         with index.lock:
             where = MemoryFilter(kinds=frozenset({MemoryKind.PREFERENCE}))
-            places = np.flatnonzero(allowed(index, where, datetime.now(UTC)))
-            seqs = [int(seq) for seq in index.column("seqs")[places[-_PREFERENCES:]]]
+            places = np.flatnonzero(index.column("standing") & allowed(index, where, datetime.now(UTC)))
+            seqs = [int(seq) for seq in index.column("seqs")[places[-max(1, top_k // 3) :]]]
         if not seqs:
             return hits
         rows = self._database.read_now(lambda db: store.by_seq(db, scope, seqs))
-        standing = [rows[seq] for seq in reversed(seqs) if seq in rows and guard.applies_always(rows[seq].content)]
-        extra = standing[: max(1, top_k // 3)]
+        extra = [rows[seq] for seq in reversed(seqs) if seq in rows]
         lowest = min((hit.score for hit in hits), default=0.0)
         ids = {record.id for record in extra}
         others = [hit for hit in hits if hit.record.id not in ids]
         kept = others[: top_k - len(extra)] if len(hits) + len(extra) > top_k else others
         found = {hit.record.id: hit for hit in hits}
         last = [found.get(one.id) or MemoryHit(one, lowest, {"standing": lowest}) for one in extra]
-        return list(within(budget, ((hit, hit.record.content) for hit in _by_score([*kept, *last]))))
+        return list(_by_score([*kept, *last]))
 
     def _caught_up(self, scope: Scope) -> Index:
         """The scope's index, with everything in it that was acknowledged before this call."""

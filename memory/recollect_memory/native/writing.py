@@ -25,7 +25,7 @@ from .consolidation import Drawn
 from .index import NEVER, Index
 from .lifecycle import Statement
 from .reading import read, split
-from .store import Change, NewMemory, Source, Stored, by_seq, key_of, microseconds, moment, storable
+from .store import Change, NewMemory, Source, Stored, by_id, by_seq, key_of, microseconds, moment, storable
 from .words import terms
 
 SQL = named_queries(files("recollect_memory.native").joinpath("writing.sql").read_text(encoding="utf-8"))
@@ -327,8 +327,14 @@ def drawn_from(records: Sequence[MemoryRecord], drawn: Sequence[Drawn], redact: 
     ]
 
 
-def settle(change: Change, done: Waiting, memories: Sequence[NewMemory], prepared: Prepared, summary: str) -> None:
-    """Write what a model drew; from now on the messages themselves are recent messages, but those that say it as well."""
+def settle(change: Change, done: Waiting, memories: Sequence[NewMemory], prepared: Prepared, summary: str) -> bool:
+    """Write what a model drew; from now on the messages themselves are recent messages, but those that say it as well.
+
+    False, and nothing is written: what the model was shown was forgotten or edited meanwhile, so the rest has to be shown anew.
+    """
+    shown = {record.id: record.version for record in (*done.records.values(), *filter(None, [done.summary]))}
+    if {record.id: record.version for record in by_id(change.db, change.scope, shown).values()} != shown:
+        return False
     learn(change, prepared)
     stored = {write(change, new, prepared).seq for new in memories}
     if summary:
@@ -337,6 +343,7 @@ def settle(change: Change, done: Waiting, memories: Sequence[NewMemory], prepare
     for seq in done.records:
         ends = None if seq in stored else kept_until
         change.db.execute(SQL["settled"], change.key | {"seq": seq, "expires_at": ends, "version": change.version})
+    return True
 
 
 def give_up(change: Change, done: Waiting) -> None:
