@@ -157,13 +157,15 @@ class Agent:
         recall: bool = True,
         remember: bool = True,
         top_k: int | None = None,
+        earlier: Sequence[Message] = (),
     ) -> AsyncGenerator[Event, None]:
         """Answer the last user message of `state`; yield what happens, as it happens.
 
         The memory write is under way before FinalAnswer is yielded: whoever stops there loses nothing, whoever goes on
         waits for it. The answer is added to `state`. Without `ctx` the turn is a session of its own. `response_schema`
         is a JSON Schema or a pydantic model that the answer must follow. `recall` and `remember` switch the two halves of
-        memory off for this turn; `top_k` memories are recalled instead of the agent's own number.
+        memory off for this turn; `top_k` memories are recalled instead of the agent's own number. `earlier` are messages that
+        ended in a question and are remembered with this turn.
 
         Raises ModelError where the model cannot answer (the user's message is remembered nevertheless) and what the journal
         raises.
@@ -174,7 +176,7 @@ class Agent:
         turn.prompt += self._system
         told = asked is not None and bool(asked.content.strip()) and bool(self.memories)
         if told and remember:
-            turn.asked = asked
+            turn.asked, turn.earlier = asked, earlier
         if told and recall and asked is not None:
             await self._settled(ctx, self._recall.timeout)
             recalled = await self._recall.retrieve(asked.content, ctx, top_k=top_k)
@@ -343,7 +345,9 @@ class Agent:
         """Begin to write the turn, in a task that outlives the stream. None where nothing is to be remembered."""
         if turn.asked is None:
             return None
-        messages = [turn.asked, answer] if answer is not None and answer.content else [turn.asked]
+        messages = [*turn.earlier, turn.asked]
+        if answer is not None and answer.content:
+            messages.append(answer)
         task = asyncio.create_task(self._update(messages, turn.ctx))
         self._writes[task] = turn.ctx
         task.add_done_callback(self._writes.pop)
@@ -406,6 +410,7 @@ class _Turn:
     journal: Journal
     schema: Mapping[str, Any] | None
     prompt: list[Message] = field(default_factory=list[Message])
+    earlier: Sequence[Message] = ()
     asked: Message | None = None
     """The user's message, where it is to be remembered."""
     usage: Usage = field(default_factory=Usage)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self, cast
 
 from a2a.server.agent_execution import AgentExecutor, RequestContext
@@ -93,6 +94,16 @@ def conversation(task: Task) -> list[Message]:
     return [message for message in (*said, *answers) if message.content]
 
 
+def asked_back(task: Task | None) -> list[Message]:
+    """What the user said in a task that the agent answered with a question: it is remembered when the task has an answer."""
+    history = list(task.history) if task is not None else []
+    return [
+        _message(said)
+        for said, reply in pairwise(history)
+        if said.role == Role.ROLE_USER and reply.role == Role.ROLE_AGENT
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
     """What a request asks of memory, by the extension `urn:recollect:a2a:memory:v1`: `memory: {mode, top_k}`."""
@@ -156,7 +167,13 @@ class A2AExecutor(AgentExecutor):
         journal: Journal = context.call_context.state.get(JOURNAL) or NullJournal()
         try:
             stream = self.agent.stream(
-                state, ctx=turn, journal=journal, recall=use.recall, remember=use.remember, top_k=use.top_k
+                state,
+                ctx=turn,
+                journal=journal,
+                recall=use.recall,
+                remember=use.remember,
+                top_k=use.top_k,
+                earlier=asked_back(task),
             )
             async with aclosing(stream) as events:
                 async for event in events:
