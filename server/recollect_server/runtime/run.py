@@ -273,7 +273,7 @@ class Run(EventQueue):
             seq=self.snapshot.seq,
             events=packed(payloads),
             pushes=payloads if self.pushes else [],
-            steps=() if done else self._steps,  # a turn that is done is not resumed
+            steps=self._steps,
             writes=self.writes if done and self.remembers else (),
             done=done,
             answer=self._answer,
