@@ -158,6 +158,10 @@ def memories(db: sqlite3.Connection, ledger: Ledger) -> int:
     committed = committed_steps(db)
     for message_id, task_id in db.execute("SELECT message_id, task_id FROM turns").fetchall():
         sent = ledger.sent[message_id]
+        if sent.order.kind == "ask":  # remembered with the answer that its task ended with
+            may[message_id] = (sent.user, sent.order.text)
+            if _task(db, task_id).status.state == TaskState.TASK_STATE_COMPLETED:
+                must.add(message_id)
         answered = sent.order.kind != "ask" and (message_id, sent.order.last) in committed
         if answered:
             answer_id = f"{task_id}/{message_id}/answer"
