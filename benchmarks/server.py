@@ -170,7 +170,7 @@ def _measure(name: str, server: Server, row: Row, key: str, burst: Burst) -> Non
     if name == REMEMBERING:
         if burst.streams or burst.path != "/":
             return  # what its other agents do is measured without memory
-        burst = Burst(burst.clients, burst.tasks, users=True)
+        burst = Burst(burst.clients, burst.tasks, users=True, cold=key == "warm")
     row.bursts.setdefault(key, []).append(send(server, burst))
     row.tasks += burst.tasks
 
