@@ -224,7 +224,9 @@ class NativeMemory(Owned):
             return None
         if self.indexes.get(scope) is not None:  # now rather than in the next retrieve, which would do it too
             try:
-                await self._run(self._caught_up, scope)
+                index = await self._run(self._caught_up, scope)
+                if not bool(index.column("embedded").all()):  # what is left of a message, for one
+                    self._embed_later(scope)
             except RecollectError as error:  # the messages are accepted all the same
                 log.warning("memory %s: its index could not be brought up to date: %s", self.name, error)
         return done

@@ -31,14 +31,12 @@ from .words import terms
 SQL = named_queries(files("recollect_memory.native").joinpath("writing.sql").read_text(encoding="utf-8"))
 RECENT = timedelta(days=30)
 """How long small talk, questions and the like stay findable."""
-_NEIGHBOURS = 12
+_NEIGHBOURS = 8
 """Memories of the most common rare words with a new one that are looked at."""
 _MOST_TERMS = 24
 _FACTS = frozenset(
     {"home", "employer", "trade", "couple", "diet", "age", "weight", "name", "call", "born", "is", "have", "allergy"}
 )
-_FOUND_BY_WORDS = frozenset({"do", "have", "plan", "like", "any", "cancel"})
-"""Claims that share words with what they contradict."""
 _LONGEST_FOREIGN = 4_000
 """Characters kept of a quarantined text: enough to see what it was."""
 
@@ -157,7 +155,7 @@ def neighbours(index: Index, text: str) -> frozenset[int]:
 def unread_slots(db: sqlite3.Connection, scope: Scope, version: int) -> dict[int, frozenset[str]]:
     """The claims of the rows up to `version` that were never read for them."""
     rows = db.execute(SQL["unread"], key_of(scope) | {"version": version}).fetchall()
-    return {seq: lifecycle.slots(content) for seq, content in rows}
+    return {seq: lifecycle.keys(content) for seq, content in rows}
 
 
 # -- writing ------------------------------------------------------------------------------------------------------------
@@ -223,12 +221,12 @@ class Writer:
 
     def _candidates(self, new: NewMemory) -> list[MemoryRecord]:
         """The current memories of this speaker that a new one may join or end: by its words, and by what it is about."""
-        worded, slots = wording(new.content), lifecycle.slots(new.content)
+        worded, keys = wording(new.content), lifecycle.keys(new.content)
         words = frozenset(terms(worded))
         seqs = set(self._prepared.neighbours.get(worded, ()))
-        seqs.update(seq for seq, (theirs, about) in self._newer.items() if theirs & words or about & slots)
-        if about := slots - _FOUND_BY_WORDS:
-            values = self._change.key | {"slots": json.dumps(sorted(about))}
+        seqs.update(seq for seq, (theirs, about) in self._newer.items() if theirs & words or about & keys)
+        if keys:
+            values = self._change.key | {"slots": json.dumps(sorted(keys))}
             seqs.update(seq for (seq,) in self._change.db.execute(SQL["by_slots"], values))
         found = by_seq(self._change.db, self._change.scope, sorted(seqs)).values()
         return [
@@ -242,16 +240,12 @@ class Writer:
 
     def _note(self, seq: int, content: str) -> None:
         """Remember what was written, so that the next of this change can meet it."""
-        slots = lifecycle.slots(content)
-        self._newer[seq] = frozenset(terms(wording(content))), slots
-        self._add_slots({seq: slots})
+        keys = lifecycle.keys(content)
+        self._newer[seq] = frozenset(terms(wording(content))), keys
+        self._add_slots({seq: keys})
 
     def _add_slots(self, slots: Mapping[int, frozenset[str]]) -> None:
-        rows = [
-            self._change.key | {"slot": name, "seq": seq}
-            for seq, names in slots.items()
-            for name in names - _FOUND_BY_WORDS
-        ]
+        rows = [self._change.key | {"slot": name, "seq": seq} for seq, names in slots.items() for name in names]
         if rows:
             self._change.db.executemany(SQL["add_slot"], rows)
 
