@@ -1,4 +1,4 @@
--- What a current memory claims can be looked up by what it is about: "home", "employer", "age", ... (`lifecycle.slots`), so a
+-- What a current memory claims can be looked up by what it is about: "home", "age", "is boss", ... (`lifecycle.keys`), so a
 -- new claim finds what it takes the place of among any number of memories. Made from the texts, and never the truth.
 CREATE TABLE memory_slots (
     tenant     TEXT    NOT NULL,

@@ -23,6 +23,7 @@ _PEOPLE = frozenset(
     """
     )
 )
+PEOPLE_STEMS = frozenset(terms(" ".join(_PEOPLE)))
 _SEVERAL = frozenset(
     words_of(
         """
@@ -344,6 +345,7 @@ _RULES: tuple[tuple[re.Pattern[str], Maker], ...] = (
         rf"(?: (?:my|his|her|the|a) (?:job|position|work))?(?: (?:at|with|in|from) (?P<value>.+))?$",
         _out_of_work,
     ),
+    _rule(rf"{_WHO} {_AUX}left (?P<value>{NAME_WORD})\b.*", _out_of_work),
     _rule(rf"{_WHO} {_AUX}(?P<value>retired|unemployed|out of work|between jobs)\b.*", _without_work),
     _rule(
         rf"{_WHO} {_AUX}(?P<event>found|started|landed|took|accepted|have|begun|began)(?: a| an|"
@@ -453,6 +455,10 @@ _RULES: tuple[tuple[re.Pattern[str], Maker], ...] = (
         rf"{_WHO} (?:(?:am|is|are) (?:going|planning|flying|driving|travelling|traveling|intending|hoping) to|will|"
         rf"(?:want|wants|plan|plans|"
         r"intend) to|signed up for|enrolled in|registered for|booked|reserved|got tickets for) (?P<value>.+)",
+        _plans,
+    ),
+    _rule(
+        rf"{_WHO} (?:am|is|are) (?:planning|organi[sz]ing|preparing|hosting|throwing) (?P<value>(?:a|an|the|our|my) .+)",
         _plans,
     ),
     _rule(rf"{_WHO} (?:am|is|are) (?P<verb>\w+ing) (?:to )?(?P<value>.+)", _does),

@@ -17,6 +17,7 @@ from functools import lru_cache
 
 from . import reading
 from .claims import ME, MOMENT, NUMBER, Claim, words_of
+from .forms import PEOPLE_STEMS
 from .lasting import tells
 from .reading import Sentence, plain, read, split
 from .words import terms
@@ -89,8 +90,23 @@ class Statement:
 
 
 def slots(text: str) -> frozenset[str]:
-    """What a text's claims can be looked up by."""
-    return frozenset(claim.slot.split()[0] for sentence in read(text) for claim in sentence.claims)
+    """What a text's claims are about: "home", "employer", "like", ..."""
+    return frozenset(claim.slot for sentence in read(text) for claim in sentence.claims)
+
+
+_FOUND_BY_WORDS = _OPEN | {"any", "cancel"}
+"""Claims that share words with what they contradict."""
+
+
+def keys(text: str) -> frozenset[str]:
+    """What a text's claims can be looked up by, where words do not find what they contradict: "home", "is boss", ..."""
+    return frozenset(
+        key
+        for sentence in read(text)
+        for claim in sentence.claims
+        if claim.slot not in _FOUND_BY_WORDS
+        for key in ([f"{claim.slot} {stem}" for stem in claim.who] if claim.slot in ("is", "name") else [claim.slot])
+    )
 
 
 def judge(new: Statement, olds: Sequence[Statement]) -> dict[int, frozenset[int]]:
@@ -203,7 +219,8 @@ def _differ(one: frozenset[str], other: frozenset[str]) -> bool:
 def _one_person(new: Claim, old: Claim, people: Iterable[frozenset[str]]) -> bool:
     """Whether both speak of the same: "Anna" is "my cousin Anna" while no other Anna is known."""
     if new.slot in ("any", "cancel"):
-        return not new.who or new.who == old.who
+        mine = new.who == ME and old.slot == "is" and not old.who & PEOPLE_STEMS
+        return mine or not new.who or new.who == old.who
     if new.who == old.who:
         return True
     if new.slot not in _PERSONAL or ME in (new.who, old.who):

@@ -187,8 +187,7 @@ class NativeMemory(Owned):
             (row,), prepared = await self._run(self._made_ready, scope, [new])
 
             def write(change: store.Change) -> MemoryRecord:
-                writing.learn(change, prepared)
-                (record,) = store.by_id(change.db, scope, [writing.write(change, row, prepared).id]).values()
+                (record,) = store.by_id(change.db, scope, [writing.Writer(change, prepared).write(row).id]).values()
                 return record
 
             record = await self._write(scope, life, write, begun)
@@ -225,7 +224,9 @@ class NativeMemory(Owned):
             return None
         if self.indexes.get(scope) is not None:  # now rather than in the next retrieve, which would do it too
             try:
-                await self._run(self._caught_up, scope)
+                index = await self._run(self._caught_up, scope)
+                if not bool(index.column("embedded").all()):  # what is left of a message, for one
+                    self._embed_later(scope)
             except RecollectError as error:  # the messages are accepted all the same
                 log.warning("memory %s: its index could not be brought up to date: %s", self.name, error)
         return done
@@ -278,7 +279,7 @@ class NativeMemory(Owned):
         waiting = self._database.read_now(lambda db: writing.waiting(db, scope, session_id, most))
         index = self._caught_up(scope)
         with index.lock:
-            near = writing.neighbours(index, [record.content for record in waiting.records.values()])
+            near = {seq for record in waiting.records.values() for seq in writing.neighbours(index, record.content)}
         around = self._database.read_now(lambda db: store.by_seq(db, scope, sorted(near))).values()
         known = tuple(record.content for record in around if record.role == "system" and record.quarantined is None)
         return dataclasses.replace(waiting, known=known[-_KNOWN:])
@@ -322,7 +323,7 @@ class NativeMemory(Owned):
             return rows, writing.Prepared()
         index = self._caught_up(scope)
         with index.lock:
-            version, near = index.version, writing.neighbours(index, texts)
+            version, near = index.version, {text: writing.neighbours(index, text) for text in texts}
         slots = self._database.read_now(lambda db: writing.unread_slots(db, scope, version))
         return rows, writing.Prepared(version, near, slots)
 

@@ -46,7 +46,7 @@ _EXPAND: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"'ve\b", " have"),
         (r"'ll\b", " will"),
         (r"\b(it|that|he|she|there|here)'s\b", r"\1 is"),
-        (r"\banymore\b", "any more"),
+        (r"\bany(?:more| longer)\b", "any more"),
         (r"\bfavourite\b", "favorite"),
         (r"\bcolour\b", "color"),
         (r"\bfianc\u00e9", "fiance"),

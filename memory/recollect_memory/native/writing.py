@@ -31,14 +31,12 @@ from .words import terms
 SQL = named_queries(files("recollect_memory.native").joinpath("writing.sql").read_text(encoding="utf-8"))
 RECENT = timedelta(days=30)
 """How long small talk, questions and the like stay findable."""
-_NEIGHBOURS = 12
+_NEIGHBOURS = 8
 """Memories of the most common rare words with a new one that are looked at."""
 _MOST_TERMS = 24
 _FACTS = frozenset(
     {"home", "employer", "trade", "couple", "diet", "age", "weight", "name", "call", "born", "is", "have", "allergy"}
 )
-_FOUND_BY_WORDS = frozenset({"do", "have", "plan", "like", "any", "cancel"})
-"""Claims that share words with what they contradict."""
 _LONGEST_FOREIGN = 4_000
 """Characters kept of a quarantined text: enough to see what it was."""
 
@@ -121,10 +119,11 @@ def kind_of(text: str) -> MemoryKind:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What `take` has to look at, as of `version` of the scope: row numbers by words, and claims of rows not read before."""
+    """What a write has to look at, as of `version` of the scope: for each text (`wording`) the row numbers that share words
+    with it, and the claims of rows that were not read before."""
 
     version: int = 0
-    neighbours: frozenset[int] = frozenset()
+    neighbours: Mapping[str, frozenset[int]] = field(default_factory=dict[str, frozenset[int]])
     slots: Mapping[int, frozenset[str]] = field(default_factory=dict[int, frozenset[str]])
 
 
@@ -138,29 +137,25 @@ def wording(text: str) -> str:
     return " ".join([text, *(claim.text for sentence in read(text) for claim in sentence.claims)])
 
 
-def neighbours(index: Index, texts: Sequence[str]) -> frozenset[int]:
-    """Row numbers of the current memories that share the most, and the rarest, words with each text. Hold the index's lock."""
-    found: set[int] = set()
+def neighbours(index: Index, text: str) -> frozenset[int]:
+    """Row numbers of the current memories that share the most, and the rarest, words with a text. Hold the index's lock."""
     if not index.size:
         return frozenset()
-    current = index.column("valid_to") == NEVER
-    for text in texts:
-        shared = np.zeros(index.size, np.float32)
-        for term in list(dict.fromkeys(terms(text)))[:_MOST_TERMS]:
-            places, _ = index.postings(term)
-            if len(places):
-                shared[places] += np.log1p(index.size / len(places))
-        shared[~current] = 0
-        most = min(_NEIGHBOURS, index.size)
-        best = np.argpartition(shared, -most)[-most:]
-        found.update(int(index.column("seqs")[place]) for place in best if shared[place] > 0)
-    return frozenset(found)
+    shared = np.zeros(index.size, np.float32)
+    for term in list(dict.fromkeys(terms(text)))[:_MOST_TERMS]:
+        places, _ = index.postings(term)
+        if len(places):
+            shared[places] += np.log1p(index.size / len(places))
+    shared[index.column("valid_to") != NEVER] = 0
+    most = min(_NEIGHBOURS, index.size)
+    best = np.argpartition(shared, -most)[-most:]
+    return frozenset(index.column("seqs")[best[shared[best] > 0]].tolist())
 
 
 def unread_slots(db: sqlite3.Connection, scope: Scope, version: int) -> dict[int, frozenset[str]]:
     """The claims of the rows up to `version` that were never read for them."""
     rows = db.execute(SQL["unread"], key_of(scope) | {"version": version}).fetchall()
-    return {seq: lifecycle.slots(content) for seq, content in rows}
+    return {seq: lifecycle.keys(content) for seq, content in rows}
 
 
 # -- writing ------------------------------------------------------------------------------------------------------------
@@ -169,7 +164,7 @@ def unread_slots(db: sqlite3.Connection, scope: Scope, version: int) -> dict[int
 def take(change: Change, memories: Sequence[NewMemory], prepared: Prepared, *, pending: bool = False) -> list[Stored]:
     """Write what is new, and end what it takes the place of; messages already taken are passed over. What was written, or
     refreshed. `pending`: a model is to draw facts from what lasts."""
-    learn(change, prepared)
+    writer = Writer(change, prepared)
     taken: dict[tuple[str, int], bool] = {}  # a message and what it quotes may be two memories
     stored: list[Stored] = []
     for new in memories:
@@ -177,54 +172,90 @@ def take(change: Change, memories: Sequence[NewMemory], prepared: Prepared, *, p
         if message not in taken:
             taken[message] = change.is_taken(new.sources[0])
         if not taken[message]:
-            stored.append(write(change, new, prepared, pending=pending))
+            stored.append(writer.write(new, pending=pending and is_claiming(new)))
     return stored
 
 
-def learn(change: Change, prepared: Prepared) -> None:
-    """Keep the claims that were read in the preparation."""
-    if prepared.slots:
-        _add_slots(change, prepared.slots)
-        change.db.execute(SQL["read_to"], change.key | {"version": prepared.version})
+class Writer:
+    """Writes memories in one change. Only what the user said, or what was drawn from it, ends or joins others."""
 
+    def __init__(self, change: Change, prepared: Prepared) -> None:
+        self._change = change
+        self._prepared = prepared
+        self._newer: dict[int, tuple[frozenset[str], frozenset[str]]] = {}
+        """Terms and slots of the rows that are newer than the preparation."""
+        if prepared.slots:
+            self._add_slots(prepared.slots)
+            change.db.execute(SQL["read_to"], change.key | {"version": prepared.version})
+        for seq, content in change.db.execute(SQL["changed"], change.key | {"version": prepared.version}).fetchall():
+            self._note(seq, content)
 
-def write(change: Change, new: NewMemory, prepared: Prepared, *, pending: bool = False) -> Stored:
-    """Write one memory. Only what the user said, or what was drawn from it, ends or joins others."""
-    if not is_claiming(new):
-        return change.draft(new)
-    new, corrected = _completed(change, new)
-    olds = [old for old in _candidates(change, new, prepared) if old.speaker == new.speaker and old.role != "assistant"]
-    for old in olds:
-        if old.content != new.content and lifecycle.says_the_same(old.content, new.content):
-            change.merge(old.id, new.said_at, new.sources)
-            ids = json.dumps([old.id])
-            ((seq,),) = change.db.execute(store.SQL["seqs_by_id"], change.key | {"ids": ids}).fetchall()
-            return Stored(seq, old.id, fresh=False)
-    stored = change.draft(new)
-    if pending and stored.fresh:
-        change.db.execute(SQL["set_pending"], change.key | {"seq": stored.seq, "pending": 1})
-    said = Statement(new.content, new.speaker, moment(new.said_at))
-    others = [old for old in olds if old.id != stored.id]
-    over = {others[place].id: sentences for place, sentences in lifecycle.judge(said, list(map(_of, others))).items()}
-    for old in {old.id: old for old in (*others, *(record for record, _ in corrected))}.values():
-        sentences = over.get(old.id, frozenset[int]()).union(
-            *(those for record, those in corrected if record.id == old.id)
-        )
-        if sentences:
-            _end(change, old, sentences, stored, new.said_at)
-    if stored.fresh:
-        _end_if_late(change, stored, said, others)
-    return stored
+    def write(self, new: NewMemory, *, pending: bool = False) -> Stored:
+        """Write one memory, or join it to the one that says the same."""
+        change = self._change
+        if not is_claiming(new):
+            return change.draft(new)
+        new, corrected = _completed(change, new)
+        olds = self._candidates(new)
+        for old in olds:
+            if old.content != new.content and lifecycle.says_the_same(old.content, new.content):
+                change.merge(old.id, new.said_at, new.sources)
+                ids = json.dumps([old.id])
+                ((seq,),) = change.db.execute(store.SQL["seqs_by_id"], change.key | {"ids": ids}).fetchall()
+                return Stored(seq, old.id, fresh=False)
+        stored = change.draft(new)
+        if pending and stored.fresh:
+            change.db.execute(SQL["set_pending"], change.key | {"seq": stored.seq, "pending": 1})
+        said = Statement(new.content, new.speaker, moment(new.said_at))
+        others = [old for old in olds if old.id != stored.id]
+        over = {others[place].id: those for place, those in lifecycle.judge(said, list(map(_of, others))).items()}
+        for old, those in corrected:
+            over[old.id] = over.get(old.id, frozenset()) | those
+        for old in {old.id: old for old in (*others, *(old for old, _ in corrected))}.values():
+            if old.id in over:
+                self._end(old, over[old.id], stored, new.said_at)
+        if stored.fresh:
+            _end_if_late(change, stored, said, others)
+        self._note(stored.seq, new.content)
+        return stored
 
+    def _candidates(self, new: NewMemory) -> list[MemoryRecord]:
+        """The current memories of this speaker that a new one may join or end: by its words, and by what it is about."""
+        worded, keys = wording(new.content), lifecycle.keys(new.content)
+        words = frozenset(terms(worded))
+        seqs = set(self._prepared.neighbours.get(worded, ()))
+        seqs.update(seq for seq, (theirs, about) in self._newer.items() if theirs & words or about & keys)
+        if keys:
+            values = self._change.key | {"slots": json.dumps(sorted(keys))}
+            seqs.update(seq for (seq,) in self._change.db.execute(SQL["by_slots"], values))
+        found = by_seq(self._change.db, self._change.scope, sorted(seqs)).values()
+        return [
+            old
+            for old in found
+            if old.valid_to is None
+            and old.quarantined is None
+            and old.speaker == new.speaker
+            and old.role != "assistant"
+        ]
 
-def _end(change: Change, old: MemoryRecord, sentences: frozenset[int], by: Stored, at: int) -> None:
-    """End a memory; what else its message said is kept, from now on, by itself."""
-    if not change.supersede(old.id, by.id, at):
-        return
-    if rest := lifecycle.remainder(old.content, sentences):
-        said_at = microseconds(old.created_at)
-        change.draft(
-            NewMemory(
+    def _note(self, seq: int, content: str) -> None:
+        """Remember what was written, so that the next of this change can meet it."""
+        keys = lifecycle.keys(content)
+        self._newer[seq] = frozenset(terms(wording(content))), keys
+        self._add_slots({seq: keys})
+
+    def _add_slots(self, slots: Mapping[int, frozenset[str]]) -> None:
+        rows = [self._change.key | {"slot": name, "seq": seq} for seq, names in slots.items() for name in names]
+        if rows:
+            self._change.db.executemany(SQL["add_slot"], rows)
+
+    def _end(self, old: MemoryRecord, sentences: frozenset[int], by: Stored, at: int) -> None:
+        """End a memory; what else its message said is kept, from now on, by itself."""
+        if not self._change.supersede(old.id, by.id, at):
+            return
+        if rest := lifecycle.remainder(old.content, sentences):
+            said_at = microseconds(old.created_at)
+            kept = NewMemory(
                 role=old.role,
                 speaker=old.speaker,
                 content=rest,
@@ -234,7 +265,7 @@ def _end(change: Change, old: MemoryRecord, sentences: frozenset[int], by: Store
                 kind=kind_of(rest),
                 valid_from=at,
             )
-        )
+            self._note(self._change.draft(kept).seq, rest)
 
 
 def _end_if_late(change: Change, stored: Stored, said: Statement, others: Sequence[MemoryRecord]) -> None:
@@ -259,24 +290,6 @@ def _completed(change: Change, new: NewMemory) -> tuple[NewMemory, list[tuple[Me
             without = dataclasses.replace(new, content=text, kind=kind, embedder=None, dimensions=None, vector=None)
             return dataclasses.replace(without, tokens=None), [(old, found[1])]
     return new, []
-
-
-def _candidates(change: Change, new: NewMemory, prepared: Prepared) -> list[MemoryRecord]:
-    """The current memories that a new one may join or end: by its words, by what it is about, and all that is newer than
-    the preparation."""
-    changed = change.db.execute(SQL["changed"], change.key | {"version": prepared.version}).fetchall()
-    _add_slots(change, {seq: lifecycle.slots(content) for seq, content in changed})
-    about = json.dumps(sorted(lifecycle.slots(new.content)))
-    by_slot = {seq for (seq,) in change.db.execute(SQL["by_slots"], change.key | {"slots": about})}
-    seqs = prepared.neighbours | by_slot | {seq for seq, _ in changed}
-    found = by_seq(change.db, change.scope, sorted(seqs)).values()
-    return [old for old in found if old.valid_to is None and old.quarantined is None]
-
-
-def _add_slots(change: Change, slots: Mapping[int, frozenset[str]]) -> None:
-    for seq, names in slots.items():
-        for name in names - _FOUND_BY_WORDS:
-            change.db.execute(SQL["add_slot"], change.key | {"slot": name, "seq": seq})
 
 
 def _of(old: MemoryRecord) -> Statement:
@@ -335,8 +348,8 @@ def settle(change: Change, done: Waiting, memories: Sequence[NewMemory], prepare
     shown = {record.id: record.version for record in (*done.records.values(), *filter(None, [done.summary]))}
     if {record.id: record.version for record in by_id(change.db, change.scope, shown).values()} != shown:
         return False
-    learn(change, prepared)
-    stored = {write(change, new, prepared).seq for new in memories}
+    writer = Writer(change, prepared)
+    stored = {writer.write(new).seq for new in memories}
     if summary:
         _summarise(change, done, summary)
     kept_until = microseconds(datetime.now(UTC)) + RECENT // timedelta(microseconds=1)

@@ -32,7 +32,7 @@ WHERE held.tenant = :tenant AND held.space = :space AND held.owner = :owner AND 
   AND held.slot IN (SELECT value FROM json_each(:slots))
   AND memories.valid_to IS NULL
 ORDER BY memories.seq DESC
-LIMIT 64
+LIMIT 32
 
 -- name: latest_said
 SELECT seq FROM memories
