@@ -47,7 +47,7 @@ from .push import Pusher
 from .runtime.engine import Engine, Submission
 from .runtime.events import Event
 from .runtime.store import Listing, Store
-from .runtime.turn import Caller
+from .runtime.turn import Accepted, Caller
 from .values import unfit, unfit_message
 
 _PAGE, _LONGEST_PAGE = 50, 100
@@ -76,9 +76,9 @@ class Handler(RequestHandler):
         accepted, run = submission.accepted, submission.run
         length = _history_length(params.configuration)
         if run is None:
-            return accepted.answer or _shortened(accepted.task, length)
+            return accepted.answer or _shortened(self._now(accepted, context), length)
         if params.configuration.return_immediately:
-            return _shortened(run.snapshot.copy(), length)
+            return _shortened(self._now(accepted, context), length)
         answer = await asyncio.shield(run.settled)  # whoever else waits for it goes on waiting
         return _shortened(answer, length) if isinstance(answer, Task) else answer
 
@@ -90,9 +90,9 @@ class Handler(RequestHandler):
         accepted, run = submission.accepted, submission.run
         length = _history_length(params.configuration)
         if run is None:
-            yield accepted.answer or _shortened(accepted.task, length)
+            yield accepted.answer or _shortened(self._now(accepted, context), length)
             return
-        first, subscriber = run.snapshot.copy(), run.subscribe()
+        first, subscriber = self._now(accepted, context), run.subscribe()
         begun = False
         if accepted.replay:
             yield _shortened(first, length)
@@ -132,6 +132,10 @@ class Handler(RequestHandler):
             await self._prepare(params.configuration.task_push_notification_config)
         extensions = frozenset(context.requested_extensions)
         return await self._engine.submit(caller, params, user=user, extensions=extensions)
+
+    def _now(self, accepted: Accepted, context: ServerCallContext) -> Task:
+        """The task as everyone sees it: a message that waits is no part of it before its turn."""
+        return self._engine.live(self._caller(context), accepted.turn.task_id) or accepted.task
 
     def _check_modes(self, message: Message) -> None:
         for part in message.parts:

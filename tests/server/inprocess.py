@@ -65,7 +65,9 @@ async def running(
     database = f"database: sqlite:////{folder.as_posix().lstrip('/')}/test.db"
     registry = Registry(parse_config(f"{database}\nserver: {{grace: {grace}}}\n{config}\nagents:\n{names}\n"))
     registry.agents.update(agents)
-    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # said, or asyncio does not hurry
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(2048)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = _Server(
         uvicorn.Config(

@@ -207,8 +207,8 @@ class LocalEngine(Engine):
                 run.work.cancel()
             self._note(self._cancel(run))
         await run.over.wait()
-        if not run.ended:
-            raise InternalError(f"task {task_id} could not be canceled")
+        if not run.ended:  # the task ended without it
+            return await self._cancel_parked(caller, task_id)
         if run.snapshot.task.status.state not in TERMINAL:
             return await self.cancel(caller, task_id)  # its turn ended, not the task: it waits, or another turn goes on
         if run.snapshot.task.status.state != TaskState.TASK_STATE_CANCELED:
@@ -333,30 +333,40 @@ class LocalEngine(Engine):
         if lane is None or run not in lane:
             return
         was_first = lane[0] is run
-        lane.remove(run)
-        self._runs[turn.task_id].remove(run)
-        run.over.set()
-        if run.ended and (behind := self._runs[turn.task_id]):
+        self._take_off(run, lane)
+        behind = self._runs.get(turn.task_id, [])
+        if run.ended and run.snapshot.task.status.state in TERMINAL:
+            for doomed in list(behind):
+                self._take_off(doomed, lane)
+                self._note(self._store.mark(doomed.turn, TurnState.DONE))
+                self._fail(doomed, _too_late(doomed))
+        elif run.ended and behind:
             behind[0].resume(run.snapshot.copy(), run.snapshot.seq)
         if run.continues:
             self._hand_over(run)
         else:
             self._fail(run, InternalError("the task stopped"))
-        if not self._runs[turn.task_id]:
-            del self._runs[turn.task_id]
         if not lane:
             del self._lanes[turn.lane]
         elif was_first:
             self._note(self._next(lane[0]))
-        self._total -= 1
-        if run.key is not None:
-            self._release(run.key)
         if not self._runs:
             self._idle.set()
 
+    def _take_off(self, run: Run, lane: deque[Run]) -> None:
+        task_id = run.turn.task_id
+        lane.remove(run)
+        self._runs[task_id].remove(run)
+        if not self._runs[task_id]:
+            del self._runs[task_id]
+        run.over.set()
+        self._total -= 1
+        if run.key is not None:
+            self._release(run.key)
+
     def _hand_over(self, run: Run) -> None:
         """The task goes on with another message: who waits for its end, and who listens, goes on with it."""
-        heir = next(iter(self._runs[run.turn.task_id]), None)
+        heir = next(iter(self._runs.get(run.turn.task_id, ())), None)
         if heir is None:
             self._orphans.setdefault(run.turn.task_id, []).append(run)
         else:
@@ -374,7 +384,7 @@ class LocalEngine(Engine):
                 found = await self._store.reload(turn)
                 if found is None or found[0].status.state in TERMINAL:
                     await self._store.mark(turn, TurnState.DONE)
-                    self._fail(run, UnsupportedOperationError(f"task {turn.task_id} ended before this message's turn"))
+                    self._fail(run, _too_late(run))
                     self._over(run)
                     return
                 if run.canceling:
@@ -442,6 +452,10 @@ class LocalEngine(Engine):
         self._counts[key] -= 1
         if not self._counts[key]:
             del self._counts[key]
+
+
+def _too_late(run: Run) -> UnsupportedOperationError:
+    return UnsupportedOperationError(f"task {run.turn.task_id} ended before this message's turn")
 
 
 def _pass_on(to: asyncio.Future[Task | Message], settled: asyncio.Future[Task | Message]) -> None:
