@@ -76,7 +76,7 @@ class NativeMemory(Owned):
         embedder: Embedder | Callable[[], Embedder | None] | None = None,
         space: str = "default",
         name: str = "native",
-        cache_mb: float = 128,
+        cache_mb: float = 256,
         max_memories: int = 100_000,
         fade_days: float | None = None,
         redact: Sequence[str] = guard.DEFAULT,

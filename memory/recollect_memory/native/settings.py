@@ -17,7 +17,7 @@ DEFAULT_DATABASE = "sqlite:///var/recollect.db"
 _SETTINGS: Mapping[str, Any] = {
     "database": DEFAULT_DATABASE,
     "embedder": "minilm",
-    "cache_mb": 128,
+    "cache_mb": 256,
     "max_memories": 100_000,
     "fade_days": None,
     "redact": guard.DEFAULT,
