@@ -515,6 +515,35 @@ async def test_a_list_is_filtered(store: Store) -> None:
                     assert await store.tasks(caller, replace(listing, count=False)) == (tasks, 0)
 
 
+async def test_totals_follow_what_happens(store: Store) -> None:
+    """Of each state, owner and all: while tasks come, change, answer with a message, end and are purged."""
+    alice = Caller("agent", "", "alice", "user/alice")
+
+    async def totals(caller: Caller) -> list[int]:
+        states = (0, SUBMITTED, WORKING, COMPLETED, CANCELED)
+        return [(await store.tasks(caller, Listing(state=state)))[1] for state in states]
+
+    mine = [await accept(store) for _ in range(3)]
+    await accept(store, user="bob")
+    assert await totals(alice) == [3, 3, 0, 0, 0]
+    assert await totals(ANYONE) == [4, 4, 0, 0, 0]
+    await store.record(progress(mine[0]))
+    await store.record(progress(mine[0]))
+    assert await totals(alice) == [3, 2, 1, 0, 0]
+    await end(store, mine[0], at=100)
+    answer = Message(message_id="a", role=Role.ROLE_AGENT, parts=[Part(text="hi")])
+    await end(store, mine[1], SUBMITTED, answer=answer, at=100)
+    canceled = Task()
+    canceled.CopyFrom(mine[2].task)
+    canceled.status.state = CANCELED
+    assert await store.end(ANYONE, canceled, SUBMITTED, b"")
+    assert await totals(alice) == [2, 0, 0, 1, 1]
+    await store.purge(200, 10)
+    assert await totals(alice) == [1, 0, 0, 0, 1]
+    assert await totals(ANYONE) == [2, 1, 0, 0, 1]
+    assert await totals(Caller("agent", "red", "alice", "user/alice")) == [0] * 5
+
+
 @dataclass(frozen=True)
 class Meanwhile:
     """What others do between two pages: tasks that come, and the numbers of those that change."""

@@ -119,11 +119,19 @@ WHERE tenant = :tenant AND agent = :agent AND hidden = 0
 ORDER BY status_at DESC, id DESC LIMIT :size
 
 -- name: tasks_of_context
-SELECT snapshot, memory FROM tasks
+SELECT snapshot, memory FROM tasks INDEXED BY tasks_of_context
 WHERE context_id = :context_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach)
   AND hidden = 0 AND status_at > :after AND (status_at, id) < (:before_at, :before_id)
   AND (:state = 0 OR state = :state)
 ORDER BY status_at DESC, id DESC LIMIT :size
+
+-- name: total_of_owner
+SELECT COALESCE(sum(tasks), 0) FROM task_counts
+WHERE tenant = :tenant AND agent = :agent AND owner = :reach AND (:state = 0 OR state = :state)
+
+-- name: total_of_agent
+SELECT COALESCE(sum(tasks), 0) FROM task_counts
+WHERE tenant = :tenant AND agent = :agent AND (:state = 0 OR state = :state)
 
 -- name: count_of_owner
 SELECT count(*) FROM tasks
@@ -135,7 +143,7 @@ SELECT count(*) FROM tasks
 WHERE tenant = :tenant AND agent = :agent AND hidden = 0 AND status_at > :after AND (:state = 0 OR state = :state)
 
 -- name: count_of_context
-SELECT count(*) FROM tasks
+SELECT count(*) FROM tasks INDEXED BY tasks_of_context
 WHERE context_id = :context_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach)
   AND hidden = 0 AND status_at > :after AND (:state = 0 OR state = :state)
 

@@ -426,10 +426,16 @@ def _list(caller: Caller, listing: Listing, db: sqlite3.Connection) -> tuple[lis
         "after": listing.after,
         "before_at": before_at,
         "before_id": before_id,
-        "size": listing.size,
     }
-    tasks = [_task(*row) for row in db.execute(_SQL[f"tasks_of_{kind}"], values)]
-    return tasks, db.execute(_SQL[f"count_of_{kind}"], values).fetchone()[0] if listing.count else 0
+    counted = "total" if listing.after <= 0 and not listing.context_id else "count"
+    db.execute("BEGIN")  # page and total are of one moment
+    try:
+        total = db.execute(_SQL[f"{counted}_of_{kind}"], values).fetchone()[0] if listing.count else 0
+        most = min(listing.size, total) if listing.count else listing.size  # what is not there is not looked for
+        rows = db.execute(_SQL[f"tasks_of_{kind}"], values | {"size": most}).fetchall()
+    finally:
+        db.execute("COMMIT")
+    return [_task(*row) for row in rows], total
 
 
 def _end(caller: Caller, task: Task, expected: TaskState, event: bytes, db: sqlite3.Connection) -> bool:
