@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
@@ -16,17 +15,15 @@ from a2a.types import (
     CancelTaskRequest,
     GetTaskRequest,
     ListTasksRequest,
-    Message,
     Part,
-    Role,
     SendMessageRequest,
-    StreamResponse,
     Task,
     TaskState,
 )
 from a2a.utils.errors import A2AError, InvalidParamsError, TaskNotFoundError
 
 from .conftest import CONFIG, Serve, Server
+from .inprocess import events, message, rpc
 
 CARD = "/.well-known/agent-card.json"
 
@@ -35,20 +32,6 @@ CARD = "/.well-known/agent-card.json"
 async def http(server: Server) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=server.url, headers={"A2A-Version": "1.0"}, timeout=20) as client:
         yield client
-
-
-def message(text: str | None = "hello", **fields: Any) -> Message:
-    parts = [] if text is None else [Part(text=text)]
-    return Message(message_id=uuid.uuid4().hex, role=Role.ROLE_USER, parts=parts, **fields)
-
-
-def rpc(method: str, **params: Any) -> dict[str, Any]:
-    return {"jsonrpc": "2.0", "id": "1", "method": method, "params": params}
-
-
-async def events(client: Client, request: SendMessageRequest) -> list[StreamResponse]:
-    async with aclosing(cast("AsyncGenerator[StreamResponse]", client.send_message(request))) as stream:
-        return [event async for event in stream]
 
 
 async def send(
