@@ -136,7 +136,7 @@ class _Api:
 
         async def lines() -> AsyncIterator[bytes]:
             async for value in self._users.export(tenant, user):
-                yield json.dumps(value, ensure_ascii=False).encode() + b"\n"
+                yield json.dumps(value, ensure_ascii=False, sort_keys=True).encode() + b"\n"  # the same twice
 
         return StreamingResponse(lines(), media_type="application/x-ndjson")
 

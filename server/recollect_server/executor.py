@@ -139,16 +139,18 @@ class A2AExecutor(AgentExecutor):
     def check(self, request: SendMessageRequest) -> None:
         """Raise InvalidParamsError for a request that `execute` could not run; a handler asks before it stores anything."""
         refuse_without_text(request.message)
-        MemoryUse.of(MessageToDict(request.metadata))
+        if MEMORY in request.metadata:
+            MemoryUse.of(MessageToDict(request.metadata))
 
     async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
         message = context.message
         if message is None:
             raise InvalidParamsError("the request carries no message")
         refuse_without_text(message)
-        use = MemoryUse.of(context.metadata)
+        metadata = context.metadata  # made anew at every look
+        use = MemoryUse.of(metadata)
         task = context.current_task
-        user = user_of(context.metadata, message.metadata, task.metadata if task else None)
+        user = user_of(metadata, message.metadata, task.metadata if task else None)
         publish = _Publisher(context, event_queue, use)
         history = await self._history(context)
         if task is None:
@@ -161,7 +163,7 @@ class A2AExecutor(AgentExecutor):
             agent=self.agent.name,
             task_id=message.task_id,
             turn_id=f"{message.task_id}/{message.message_id}",
-            metadata=context.metadata,
+            metadata=metadata,
         )
         state = State([*history, _message(message)])
         journal: Journal = context.call_context.state.get(JOURNAL) or NullJournal()

@@ -168,12 +168,10 @@ class NativeMemory(Owned):
         ctx: InvocationContext | None = kwargs.get("ctx")
         scope = Scope.of(ctx, self.space)
         assert ctx is not None  # noqa: S101 - Scope.of refuses None
-        new = writing.drafts(messages, ctx, self._redact)
-        if not new:
-            return
         with self._under_way.begun(scope) as begun:
-            life = await self._run(self._begun, scope)
-            rows, prepared = await self._run(self._made_ready, scope, new)
+            new, life, rows, prepared = await self._run(self._drafted, scope, messages, ctx)
+            if not new:
+                return
             pending = self._worker is not None
             await self._write(scope, life, lambda change: writing.take(change, rows, prepared, pending=pending), begun)
         if self._worker is not None and (count := sum(map(writing.is_claiming, new))):
@@ -312,6 +310,15 @@ class NativeMemory(Owned):
         """The life that the scope is in; one that was never written to begins it."""
         life = self._database.read_now(lambda db: store.state(db, scope)).life
         return life or self._database.write_now(lambda db: store.begin(db, scope))
+
+    def _drafted(
+        self, scope: Scope, messages: Sequence[Message], ctx: InvocationContext
+    ) -> tuple[Sequence[store.NewMemory], int, Sequence[store.NewMemory], writing.Prepared]:
+        """What is to be written of these messages, the life of the scope it began in, and it made ready; nothing: empty."""
+        new = writing.drafts(messages, ctx, self._redact)
+        if not new:
+            return (), 0, (), writing.Prepared()
+        return new, self._begun(scope), *self._made_ready(scope, new)
 
     def _made_ready(
         self, scope: Scope, new: Sequence[store.NewMemory]
