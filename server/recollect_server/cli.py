@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import memory_cli
+from .terminal import URL, Json, Key, Url, refuse
 
 if TYPE_CHECKING:
     from .config import Config
@@ -39,11 +40,6 @@ app = typer.Typer(
 )
 
 app.add_typer(memory_cli.app, name="memory")
-
-Url = Annotated[str, typer.Option(envvar="RECOLLECT_URL", help="The server's address.")]
-Key = Annotated[str | None, typer.Option(envvar="RECOLLECT_KEY", help="The key, where the server wants one.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-_URL = "http://127.0.0.1:9000"
 
 
 def main() -> None:
@@ -99,9 +95,9 @@ def serve(
     try:
         serve_until_stopped(settings)
     except ConfigError as error:
-        _refuse(str(error), 2)
+        refuse(str(error), 2)
     except RecollectError as error:
-        _refuse(str(error), 1)
+        refuse(str(error), 1)
 
 
 @app.command()
@@ -110,7 +106,7 @@ def send(
     user: Annotated[str | None, typer.Option(help="Whose memory it is.")] = None,
     context: Annotated[str | None, typer.Option(help="The conversation to go on with; else a new one.")] = None,
     agent: Annotated[str | None, typer.Option(help="The agent; else the server's default.")] = None,
-    url: Url = _URL,
+    url: Url = URL,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the task as the protocol gives it.")] = False,
     key: Key = None,
@@ -141,7 +137,7 @@ def send(
                 text, metadata, context_id=context, agent=agent, stream=print_piece if show else None
             )
     except RecollectError as error:
-        _refuse(f"\n{error}" if shown else str(error), 1)
+        refuse(f"\n{error}" if shown else str(error), 1)
     if shown:
         typer.echo()
     if json_:
@@ -149,11 +145,11 @@ def send(
     elif done.error is None and not shown:
         typer.echo(done.text)
     if done.error is not None:
-        _refuse(done.error, 1)
+        refuse(done.error, 1)
 
 
 @app.command()
-def agents(url: Url = _URL, json_: Json = False, key: Key = None) -> None:
+def agents(url: Url = URL, json_: Json = False, key: Key = None) -> None:
     """List the agents that a server offers.
 
     \b
@@ -167,7 +163,7 @@ def agents(url: Url = _URL, json_: Json = False, key: Key = None) -> None:
     try:
         found = list_agents(url, key)
     except RecollectError as error:
-        _refuse(str(error), 1)
+        refuse(str(error), 1)
     if json_:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
@@ -203,7 +199,7 @@ def check(
     try:
         Registry(settings, deep=True)
     except ConfigError as error:
-        _refuse(str(error), 2)
+        refuse(str(error), 2)
     names = ", ".join(f"{name} (default)" if name == settings.default_agent else name for name in settings.agents)
     typer.echo(f"{settings.path or 'the built-in configuration'}: fine. Agents: {names}. Database: {settings.database}")
 
@@ -218,12 +214,7 @@ def _load(path: Path | None) -> Config:
     try:
         return load_config(path or DEFAULT_FILE)
     except ConfigError as error:
-        _refuse(str(error), 2)
-
-
-def _refuse(reason: str, code: int) -> NoReturn:
-    typer.echo(reason, err=True)
-    raise typer.Exit(code)
+        refuse(str(error), 2)
 
 
 def _log_to_stderr() -> None:

@@ -12,6 +12,8 @@ from urllib.parse import quote
 
 import typer
 
+from .terminal import URL, Json, Key, Url, refuse
+
 if TYPE_CHECKING:
     import httpx
 
@@ -29,18 +31,14 @@ HELP = """See, correct and erase what is remembered of a user, on a server that 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
 User = Annotated[str, typer.Option(help="Whose memory it is.")]
-Url = Annotated[str, typer.Option(envvar="RECOLLECT_URL", help="The server's address.")]
-Key = Annotated[str | None, typer.Option(envvar="RECOLLECT_KEY", help="The key, where the server wants one.")]
 Space = Annotated[str, typer.Option(help="The memory's name in the server's configuration.")]
 Tenant = Annotated[str, typer.Option(help="The tenant, where there are several.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Kind = Annotated[list[str] | None, typer.Option(help="Only this kind; may be given several times.")]
 Since = Annotated[str | None, typer.Option(help="Only what was said from this time on, such as 2026-01-31.")]
 Until = Annotated[str | None, typer.Option(help="Only what was said before this time.")]
 AsOf = Annotated[str | None, typer.Option(help="What held at this time, whatever holds now.")]
 Id = Annotated[str, typer.Argument(help="The memory's id, as `list` and `search` show it.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-_URL = "http://127.0.0.1:9000"
 _SECONDS = 120.0
 _OF_TASKS = frozenset(("tasks", "turns", "steps", "events", "push_configs", "push_outbox"))
 
@@ -58,7 +56,7 @@ def list_(
     space: Space = "default",
     tenant: Tenant = "",
     json_: Json = False,
-    url: Url = _URL,
+    url: Url = URL,
     key: Key = None,
 ) -> None:
     """What is remembered, newest first."""
@@ -80,7 +78,7 @@ def search(
     space: Space = "default",
     tenant: Tenant = "",
     json_: Json = False,
-    url: Url = _URL,
+    url: Url = URL,
     key: Key = None,
 ) -> None:
     """What an agent would find, best first, each with its score and why."""
@@ -90,7 +88,7 @@ def search(
 
 
 @app.command()
-def get(id_: Id, user: User, space: Space = "default", tenant: Tenant = "", url: Url = _URL, key: Key = None) -> None:
+def get(id_: Id, user: User, space: Space = "default", tenant: Tenant = "", url: Url = URL, key: Key = None) -> None:
     """One memory, with the messages it came from and its history."""
     with _server(url, key, user, space, tenant) as call:
         _print(call("GET", f"/memories/{_part(id_)}"))
@@ -103,7 +101,7 @@ def add(
     kind: Annotated[str, typer.Option(help="RecentMessage, Summary, Entity or Preference.")] = "Entity",
     space: Space = "default",
     tenant: Tenant = "",
-    url: Url = _URL,
+    url: Url = URL,
     key: Key = None,
 ) -> None:
     """Remember something by hand; prints its id."""
@@ -118,7 +116,7 @@ def edit(
     user: User,
     space: Space = "default",
     tenant: Tenant = "",
-    url: Url = _URL,
+    url: Url = URL,
     key: Key = None,
 ) -> None:
     """Correct a memory; what it said before stays in its history."""
@@ -133,7 +131,7 @@ def pin(
     off: Annotated[bool, typer.Option("--off", help="Unpin it.")] = False,
     space: Space = "default",
     tenant: Tenant = "",
-    url: Url = _URL,
+    url: Url = URL,
     key: Key = None,
 ) -> None:
     """Keep a memory from fading and expiring."""
@@ -151,13 +149,13 @@ def forget(
     yes: Yes = False,
     space: Space = "default",
     tenant: Tenant = "",
-    url: Url = _URL,
+    url: Url = URL,
     key: Key = None,
 ) -> None:
     """Delete memories for good: by id, by words, by when they were said. Prints the receipt."""
     wanted = _query(ids=ids, query=query, since=since, until=until)
     if not wanted:
-        _refuse("say what to forget: ids, --query, --since or --until", 2)
+        refuse("say what to forget: ids, --query, --since or --until", 2)
     if not yes and not ids:
         typer.confirm(f"Delete what matches, of {user}, for good?", abort=True, err=True)
     with _server(url, key, user, space, tenant) as call:
@@ -169,7 +167,7 @@ def export(
     user: User,
     output: Annotated[Path | None, typer.Option(help="The file to write; else to the terminal.")] = None,
     tenant: Tenant = "",
-    url: Url = _URL,
+    url: Url = URL,
     key: Key = None,
 ) -> None:
     """Everything that is kept of a user, as JSON Lines: memories of every space, tasks with messages and artifacts."""
@@ -189,7 +187,7 @@ def import_(
     file: Annotated[Path, typer.Argument(help="What `export` wrote.", exists=True, dir_okay=False)],
     user: User,
     tenant: Tenant = "",
-    url: Url = _URL,
+    url: Url = URL,
     key: Key = None,
 ) -> None:
     """Take an export, for this user. What is there already stays as it is."""
@@ -204,7 +202,7 @@ def erase(
     verify: Annotated[bool, typer.Option("--verify", help="Look afterwards whether anything is left.")] = False,
     yes: Yes = False,
     tenant: Tenant = "",
-    url: Url = _URL,
+    url: Url = URL,
     key: Key = None,
 ) -> None:
     """Delete everything that is remembered of a user, in every space, for good. Prints the receipt.
@@ -223,7 +221,7 @@ def erase(
             left = {table: count for table, count in found["remains"].items() if tasks or table not in _OF_TASKS}
             if left or found["unknown"]:
                 unknown = f"; cannot be looked into: {', '.join(found['unknown'])}" if found["unknown"] else ""
-                _refuse(f"left: {json.dumps(left)}{unknown}", 1)
+                refuse(f"left: {json.dumps(left)}{unknown}", 1)
             typer.echo("verified: nothing is left")
 
 
@@ -259,9 +257,9 @@ def _client(url: str, key: str | None) -> Generator[httpx.Client]:
         with httpx.Client(base_url=f"{url.rstrip('/')}/api/v1", headers=headers, timeout=_SECONDS) as client:
             yield client
     except httpx.ConnectError:
-        _refuse(f"no server answers at {url}: start one with `recollect serve`, or name another with --url", 1)
+        refuse(f"no server answers at {url}: start one with `recollect serve`, or name another with --url", 1)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        _refuse(f"{url}: {error or type(error).__name__}", 1)
+        refuse(f"{url}: {error or type(error).__name__}", 1)
 
 
 def _answer(answer: httpx.Response) -> dict[str, Any]:
@@ -276,12 +274,7 @@ def _fail(answer: httpx.Response) -> NoReturn:
         reason = answer.json()["error"]
     except (ValueError, KeyError, TypeError):
         reason = f"HTTP {answer.status_code}"
-    _refuse(str(reason), 1)
-
-
-def _refuse(reason: str, code: int) -> NoReturn:
-    typer.echo(reason, err=True)
-    raise typer.Exit(code)
+    refuse(str(reason), 1)
 
 
 def _query(**values: Any) -> dict[str, Any]:
