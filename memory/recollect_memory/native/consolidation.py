@@ -185,21 +185,14 @@ Job = tuple[Scope, str]
 class Worker:
     """Works on sessions that wait, on a thread and an event loop of its own, one after the other.
 
-    `work` handles one session and says whether more of it waits; `find` lists what an earlier process left. What fails is
-    logged and stays waiting for the next start. Stopping does not wait for the model: what it worked on waits too.
+    `work` handles one session and says whether more of it waits. What fails is logged and stays waiting for the next start.
+    Stopping does not wait for the model: what it worked on waits too.
     """
 
-    def __init__(
-        self,
-        name: str,
-        settings: Consolidation,
-        work: Callable[[Scope, str], Awaitable[bool]],
-        find: Callable[[], Awaitable[Sequence[Job]]],
-    ) -> None:
+    def __init__(self, name: str, settings: Consolidation, work: Callable[[Scope, str], Awaitable[bool]]) -> None:
         self._name = name
         self._settings = settings
         self._work = work
-        self._find = find
         self._lock = threading.Lock()
         self._waiting: dict[Job, tuple[int, float]] = {}
         self._thread: threading.Thread | None = None
@@ -209,17 +202,17 @@ class Worker:
         self._idle = threading.Event()
         self._hurry = self._stopped = False
 
-    def start(self) -> None:
-        """Begin, with what is left from earlier. Starting twice is fine."""
+    def start(self, left: Sequence[Job] = ()) -> None:
+        """Begin, with what an earlier process left. Starting twice is fine."""
         with self._lock:
             if self._thread is None and not self._stopped:
+                self._waiting = dict.fromkeys(left, (self._settings.batch, 0.0))
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._run, name=f"{self._name}-consolidation", daemon=True)
                 self._thread.start()
 
     def put(self, scope: Scope, session_id: str, count: int) -> None:
         """There are `count` more messages of this session to work on."""
-        self.start()
         with self._lock:
             if self._loop is None or self._stopped:
                 return
@@ -273,7 +266,6 @@ class Worker:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _work_on_all(self, loop: asyncio.AbstractEventLoop) -> None:
-        await self._take_up()
         while not self._stopped:
             self._changed.clear()
             job, seconds = self._next(loop.time())
@@ -291,16 +283,6 @@ class Worker:
             if more:
                 with self._lock:
                     self._waiting[job] = self._settings.batch, 0.0
-
-    async def _take_up(self) -> None:
-        try:
-            left = await self._find()
-        except Exception:
-            log.exception("memory %s: what waits from earlier cannot be read", self._name)
-            return
-        with self._lock:
-            for job in left:
-                self._waiting.setdefault(job, (self._settings.batch, 0.0))
 
     def _next(self, now: float) -> tuple[Job | None, float | None]:
         """A session that is due, and is not waiting any more; or in how many seconds one will be (None: there is none)."""

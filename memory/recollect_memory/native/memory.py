@@ -105,7 +105,7 @@ class NativeMemory(Owned):
         self._consolidation = consolidation
         self._worker: Worker | None = None
         if consolidation is not None:
-            self._worker = Worker(name, consolidation, self._consolidate, self._left_to_consolidate)
+            self._worker = Worker(name, consolidation, self._consolidate)
 
     @classmethod
     def from_config(
@@ -129,9 +129,9 @@ class NativeMemory(Owned):
                 raise MemoryBackendError(f"{self.name}: the memory is closed")
             if not self._opened:
                 store.migrate(self._database)
+                if self._worker is not None:  # before anything new is written: that is announced as it comes
+                    self._worker.start(self._database.read_now(lambda db: writing.pending_sessions(db, self.space)))
                 self._opened = True
-                if self._worker is not None:
-                    self._worker.start()
 
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
         """As the contract says. `kinds`, `since`, `until` and `as_of` choose as `MemoryFilter` does; `budget` bounds the tokens
@@ -246,9 +246,6 @@ class NativeMemory(Owned):
             self._database.close()
 
     # -- a model at work ----------------------------------------------------------------------------------------------
-
-    async def _left_to_consolidate(self) -> Sequence[tuple[Scope, str]]:
-        return await self._run(self._database.read_now, lambda db: writing.pending_sessions(db, self.space))
 
     async def _consolidate(self, scope: Scope, session_id: str) -> bool:
         """Let the model work on the oldest messages of a session that wait; whether there may be more."""
