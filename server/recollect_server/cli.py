@@ -201,7 +201,11 @@ def check(
     except ConfigError as error:
         refuse(str(error), 2)
     names = ", ".join(f"{name} (default)" if name == settings.default_agent else name for name in settings.agents)
-    typer.echo(f"{settings.path or 'the built-in configuration'}: fine. Agents: {names}. Database: {settings.database}")
+    memories = ", ".join(f"{name} ({entry.backend})" for name, entry in settings.memory.items())
+    typer.echo(
+        f"{settings.path or 'the built-in configuration'}: fine. Agents: {names}. Memories: {memories or 'none'}. "
+        f"Database: {settings.database}"
+    )
 
 
 def _load(path: Path | None) -> Config:

@@ -1,4 +1,4 @@
-"""The command line of memories: recollect memory list, search, get, add, edit, pin, forget, export, import, erase."""
+"""The command line of memories: recollect memory list, search, get, add, edit, pin, forget, export, import, erase, backends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from urllib.parse import quote
@@ -223,6 +224,29 @@ def erase(
                 unknown = f"; cannot be looked into: {', '.join(found['unknown'])}" if found["unknown"] else ""
                 refuse(f"left: {json.dumps(left)}{unknown}", 1)
             typer.echo("verified: nothing is left")
+
+
+@app.command()
+def backends(json_: Json = False) -> None:
+    """The memories that a configuration can name here: built in, or offered by what is installed. Asks no server."""
+    from recollect_memory.errors import ConfigError
+    from recollect_memory.registry import backends as known
+    from recollect_memory.registry import shadows
+
+    try:
+        found = list(known().values())
+    except ConfigError as error:
+        refuse(error.problem, 1)
+    if json_:
+        typer.echo(json.dumps([asdict(one) for one in found], indent=2))
+        return
+    width = max(len(one.name) for one in found)
+    for one in found:
+        typer.echo(f"{one.name:{width}}  {one.target}  ({one.distribution or 'built in'})")
+    for one in shadows():
+        typer.echo(
+            f"{one.name}: {one.distribution} offers {one.target} by this name, which is the built-in one's", err=True
+        )
 
 
 # -- the server ----------------------------------------------------------------------------------------------------------

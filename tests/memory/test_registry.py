@@ -10,7 +10,7 @@ import pytest
 
 from recollect_memory import Memory, Message, open_memory
 from recollect_memory.errors import ConfigError, ImportAttributeError, ImportFormatError, ImportModuleError
-from recollect_memory.registry import import_from_string
+from recollect_memory.registry import BUILT_IN, Backend, backends, import_from_string, shadows
 from recollect_memory.sqlite import Database
 from recollect_memory.testing import HashEmbedder, turn_of
 
@@ -38,6 +38,18 @@ def make():
 
 class Box:
     inside = Mine("boxed ")
+
+class Told(Mine):
+    @classmethod
+    def from_config(cls, entry, *, name, database, embedder):
+        if entry.get("broken"):
+            raise OSError("no such server")
+        return cls(f"{sorted(entry)} {name} {database} {embedder} ")
+
+class Confused(Mine):
+    @classmethod
+    def from_config(cls, entry):
+        return cls()
 
 ready = Mine("ready ")
 number = 7
@@ -107,6 +119,71 @@ async def test_a_memory_of_your_own(folder: Path, entry: str | dict[str, str], e
     assert [hit.content for hit in await memory.retrieve("tea", ctx=turn_of())] == [expected]
 
 
+async def test_a_class_may_ask_for_more_than_its_keys(folder: Path) -> None:
+    """`from_config` gets the entry without `backend`, the memory's name, the shared database and the embedder: what the
+    native memory gets."""
+    memory = open_memory({"backend": "foreign:Told", "b": 1, "a": 2}, name="team")
+    assert [hit.content for hit in await memory.retrieve("tea", ctx=turn_of())] == ["['a', 'b'] team None None tea"]
+
+
+def install(folder: Path, distribution: str, points: str) -> None:
+    """A distribution that offers these entry points of memories, as an installer leaves it behind."""
+    info = folder / f"{distribution}-1.0.dist-info"
+    info.mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n"
+    (info / "METADATA").write_text(metadata, encoding="utf-8")
+    (info / "entry_points.txt").write_text(f"[recollect.memory]\n{points}\n", encoding="utf-8")
+
+
+async def test_an_installed_distribution_offers_a_memory_by_name(folder: Path) -> None:
+    """An entry point of the group recollect.memory is a short name like the built-in ones; extras in it are nothing to us."""
+    install(folder, "tea-memory", "tea = foreign:Mine\nmilk = foreign:ready [extra]")
+    memory = open_memory({"backend": "tea", "prefix": "green "})
+    assert [hit.content for hit in await memory.retrieve("tea", ctx=turn_of())] == ["green tea"]
+    assert isinstance(open_memory("milk"), Memory)
+    assert backends()["tea"] == Backend("tea", "foreign:Mine", "tea-memory")
+    assert list(backends())[: len(BUILT_IN)] == list(BUILT_IN)
+
+
+def test_what_is_known_is_told_with_the_nearest(folder: Path) -> None:
+    """An unknown name is refused with all that there are, offered ones included."""
+    install(folder, "tea-memory", "tea-leaves = foreign:Mine")
+    known = 'did you mean "tea-leaves".*known: native, mem0, mem0-server, mem0-local, tea-leaves, or "module:attr'
+    with pytest.raises(ConfigError, match=known):
+        open_memory("tea-leafs")
+
+
+def test_two_distributions_of_one_name_are_refused(folder: Path) -> None:
+    """Neither is chosen in silence, whatever the order of the path; other names are not concerned."""
+    install(folder, "tea-memory", "tea = foreign:Mine")
+    install(folder, "other-tea", "tea = foreign:make\nmilk = foreign:ready")
+    with pytest.raises(
+        ConfigError, match=r"offer a memory 'tea': other-tea \(foreign:make\) and tea-memory \(foreign:Mine"
+    ):
+        open_memory("tea")
+    with pytest.raises(ConfigError, match="several distributions"):
+        backends()
+    assert isinstance(open_memory("milk"), Memory)
+
+
+def test_a_built_in_name_stays_built_in(folder: Path) -> None:
+    """Whoever offers `native` too is not asked, and can be seen."""
+    install(folder, "sly", "native = foreign:Mine")
+    assert type(open_memory("native")).__name__ == "NativeMemory"
+    assert backends()["native"].distribution is None
+    assert shadows() == [Backend("native", "foreign:Mine", "sly")]
+
+
+@pytest.mark.parametrize(
+    ("target", "said"), [("foreign:gone", "no attribute"), ("nowhere:x", "no module"), ("foreign", "not of the form")]
+)
+def test_a_broken_offer_names_its_distribution(folder: Path, target: str, said: str) -> None:
+    """So that it is known what to uninstall or update."""
+    install(folder, "tea-memory", f"tea = {target}")
+    with pytest.raises(ConfigError, match=f"{said}.*the memory 'tea' of the distribution tea-memory"):
+        open_memory("tea")
+
+
 async def test_callbacks_are_a_memory_too(folder: Path) -> None:
     """A MemoryBackend comes back as a Memory."""
     memory = open_memory("foreign:Callbacks")
@@ -118,13 +195,15 @@ async def test_callbacks_are_a_memory_too(folder: Path) -> None:
     ("entry", "key", "said"),
     [
         ("nativ", "backend", 'did you mean "native"'),
-        ("zebra", "backend", "known: native"),
+        ("zebra", "backend", "known: native, mem0, mem0-server, mem0-local, or"),
         ({"backend": 3}, "backend", "is a name"),
         ({"backend": "foreign:number"}, "backend", "is a int, not a Memory"),
         ({"backend": "foreign:nothing"}, "backend", "no attribute"),
         ({"backend": "foreign:Mine", "prefx": "x"}, "prefx", "prefx"),
         ({"backend": "foreign:ready", "prefix": "x"}, "prefix", "takes no settings"),
         ({"backend": "foreign:Mine", "fail": True}, "backend", "OSError: no such server"),
+        ({"backend": "foreign:Told", "broken": True}, "backend", "OSError: no such server"),
+        ({"backend": "foreign:Confused", "x": True}, "backend", "cannot be made from these settings"),
         ({"backend": "native", "databse": "x"}, "databse", 'did you mean "database"'),
         ({"backend": "native", "database": "x.db"}, "database", "sqlite:///"),
         ({"backend": "native", "database": 5}, "database", "sqlite:///"),
