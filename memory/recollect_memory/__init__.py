@@ -1,6 +1,6 @@
 """Long-term memory for LLM agents: the contract, the built-in memory, and the adapters."""
 
-from .backend import MemoryBackend, MemoryModule, as_memory
+from .backend import MemoryBackend, MemoryModule, as_memory, as_module
 from .contract import (
     ChatModel,
     Embedder,
@@ -54,6 +54,7 @@ __all__ = [
     "ToolSpec",
     "Usage",
     "as_memory",
+    "as_module",
     "open_memory",
     "render",
 ]

@@ -1,4 +1,5 @@
-"""Memories written as four callbacks: `MemoryBackend`, the `MemoryModule` it registers as, and both used as a `Memory`."""
+"""Memories written as four callbacks: `MemoryBackend`, the `MemoryModule` it registers as, both used as a `Memory`, and a
+`Memory` used as them."""
 
 from __future__ import annotations
 
@@ -7,19 +8,21 @@ import inspect
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
-from .contract import InvocationContext, Memory, MemoryEntry, Message, Provenance, Scope
+from .blocking import blocking as plain
+from .contract import InvocationContext, Memory, MemoryEntry, MemoryKind, Message, Provenance, Scope
 from .errors import MemoryBackendError
 
 MOST_CALLS_AT_ONCE = 32
 """Synchronous calls of one backend under way at once: more means that it hangs, and is an error at once."""
 _REMEMBERED_TURNS = 10_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_KINDS = frozenset(MemoryKind)
 
 
 class MemoryBackend(ABC):
@@ -70,6 +73,46 @@ def as_memory(value: Memory | MemoryBackend | MemoryModule, *, space: str = "def
         return value
     module = value.as_memory_module() if isinstance(value, MemoryBackend) else value
     return ModuleMemory(module, space=space)
+
+
+def as_module(
+    memory: Memory, *, owner: Literal["session", "user"] = "session", tenant: str = "", blocking: bool = False
+) -> MemoryModule:
+    """Any `Memory` as callbacks, for agents that take a `MemoryModule`.
+
+    The `session_id` they are called with is that of the session whose memory it is; with `owner="user"`, it is the id of
+    the user. They are coroutine functions, for any event loop, or with `blocking` plain ones, for code without one. What
+    was recorded is durable and findable when `record` returns, so there is no `flush` and no `consolidate` to call. They
+    raise what the memory raises; closing it stays with the caller.
+    """
+
+    def context(id_: str) -> InvocationContext:
+        return InvocationContext(id_, id_ if owner == "user" else None, tenant=tenant)
+
+    async def record(session_id: str, user_msg: str, assistant_msg: str) -> None:
+        said = [Message("user", user_msg), Message("assistant", assistant_msg)]
+        await memory.update([message for message in said if message.content], ctx=context(session_id))
+
+    async def recall(session_id: str, query: str, max_entries: int) -> list[MemoryEntry]:
+        found = await memory.retrieve(query, top_k=max_entries, ctx=context(session_id))
+        return [_entry(message, rank) for rank, message in enumerate(found)]
+
+    if blocking:
+        return MemoryModule(memory.name, plain(record), plain(recall))
+    return MemoryModule(memory.name, record, recall)
+
+
+def _entry(message: Message, rank: int) -> MemoryEntry:
+    """A retrieved message as an entry; a memory that does not say how much it matters is taken at its order."""
+    told: Mapping[str, Any] = message.metadata.get("memory") or {}
+    kind = told.get("kind")
+    return MemoryEntry(
+        key=str(told.get("id", message.id)),
+        content=message.content,
+        kind=MemoryKind(kind) if kind in _KINDS else MemoryKind.RECENT_MESSAGE,
+        relevance=float(told.get("score", 1 / (1 + rank))),
+        timestamp_ns=(message.created_at - _EPOCH) // timedelta(microseconds=1) * 1000,
+    )
 
 
 class ModuleMemory(Memory):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -185,15 +186,31 @@ def export(
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="What `export` wrote.", exists=True, dir_okay=False)],
-    user: User,
+    file: Annotated[Path, typer.Argument(help="What `export` wrote, or mem0's get_all.", exists=True, dir_okay=False)],
+    user: Annotated[str | None, typer.Option(help="Whose memory it becomes; of mem0's: whose alone is taken.")] = None,
+    space: Annotated[str, typer.Option(help="The memory that takes what mem0 gave out.")] = "default",
     tenant: Tenant = "",
     url: Url = URL,
     key: Key = None,
 ) -> None:
-    """Take an export, for this user. What is there already stays as it is."""
-    with _client(url, key) as client, file.open("rb") as lines:
-        _print(_answer(client.post(f"/users/{_part(user)}/import", params={"tenant": tenant}, content=lines)))
+    """Take an export, for this user. What is there already stays as it is.
+
+    Also takes what mem0's get_all gives, as JSON or JSON Lines: without --user, each user's memories become that user's.
+    """
+    taken = _of_mem0(file)
+    if taken is None and user is None:
+        refuse("say whose it becomes: --user", 2)
+    with _client(url, key) as client:
+        if taken is None:
+            with file.open("rb") as exported:
+                _print(_answer(client.post(_importing(user), params={"tenant": tenant}, content=exported)))
+            return
+        counts: dict[str, int] = {}
+        for owner, items in _by_user(taken, user).items():
+            lines = (json.dumps({"type": "memory", "space": space, "memory": item}).encode() + b"\n" for item in items)
+            new = _answer(client.post(_importing(owner), params={"tenant": tenant}, content=lines))["new"]
+            counts[owner] = new["memory"]
+        _print({"new": {"memory": sum(counts.values())}, "users": counts})
 
 
 @app.command()
@@ -247,6 +264,69 @@ def backends(json_: Json = False) -> None:
         typer.echo(
             f"{one.name}: {one.distribution} offers {one.target} by this name, which is the built-in one's", err=True
         )
+
+
+# -- from mem0 -----------------------------------------------------------------------------------------------------------
+
+
+def _of_mem0(file: Path) -> list[Any] | None:
+    """The items that mem0 gave out; None: the file is an export of ours. Refuses what is neither."""
+    from recollect_memory.mem0_items import items_of
+
+    try:
+        with file.open(encoding="utf-8") as lines:
+            first = next((line for line in lines if line.strip()), "")
+            if not first or _is_ours(first):
+                return None
+            lines.seek(0)
+            text = lines.read()
+        try:
+            return items_of(json.loads(text))
+        except json.JSONDecodeError:
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except ValueError as error:
+        refuse(f"{file}: neither an export nor what mem0's get_all gives: {error}", 1)
+
+
+def _is_ours(line: str) -> bool:
+    try:
+        value: Any = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(value, dict) and "type" in value and "id" not in value
+
+
+def _by_user(items: list[Any], wanted: str | None) -> dict[str, list[Any]]:
+    """The items by the user they are of, `wanted` alone if one is; what is left out is said. Refuses where an item is wrong,
+    and where nothing is left."""
+    from recollect_memory.mem0_items import read_item
+
+    chosen: dict[str, list[Any]] = {}
+    skipped: Counter[str] = Counter()
+    without = 0
+    for number, value in enumerate(items, 1):
+        try:
+            item = read_item(value, f"item {number}")
+        except ValueError as error:
+            refuse(f"nothing was imported: {error}", 1)
+        owner = wanted if item.owner == "nobody" else item.user
+        if owner is None or wanted not in (None, owner):
+            skipped[item.owner] += 1
+        else:
+            chosen.setdefault(owner, []).append(value)
+            without += bool(value.get("metadata"))
+    if skipped:
+        whose = ", ".join(f"{count} of {owner}" for owner, count in sorted(skipped.items()))
+        typer.echo(f"left out: {whose}", err=True)
+    if without:
+        typer.echo(f"the metadata of {without} memories is not kept", err=True)
+    if not chosen:
+        refuse("nothing to import" + (f" for {wanted}" if wanted is not None else ""), 1)
+    return chosen
+
+
+def _importing(user: str | None) -> str:
+    return f"/users/{_part(user or '')}/import"
 
 
 # -- the server ----------------------------------------------------------------------------------------------------------

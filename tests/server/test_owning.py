@@ -282,3 +282,94 @@ def test_the_terminal_does_it_all(server: Server, api: httpx.Client, user: str, 
     missing = recollect(server, "get", id_, "--user", user)
     assert (missing.returncode, missing.stderr) == (1, "there is no such memory\n")
     assert recollect(server, "forget", "--user", user).returncode == 2
+
+
+def get_all(*whose: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What mem0's get_all gives: texts, and the fields that say of whom they are."""
+    return [
+        {"id": uuid.uuid4().hex, "memory": text, "created_at": f"2025-05-{day:02}T08:00:00Z", "metadata": {}} | ids
+        for day, (text, ids) in enumerate(whose, 1)
+    ]
+
+
+def test_what_mem0_gave_out_is_taken_by_each_user(server: Server, api: httpx.Client, user: str, tmp_path: Path) -> None:
+    """Without --user every user's memories become that user's, what is no user's is left out and said so; again is once."""
+    other = f"{user} junior"
+    listed = get_all(
+        ("Likes plum jam", {"user_id": user}),
+        ("Plays the viola", {"user_id": other, "metadata": {"a": 1}}),
+        ("Speaks politely", {"agent_id": "butler"}),
+        ("Was in a hurry", {"run_id": "r1"}),
+    )
+    for name, text in (
+        ("list.json", json.dumps(listed)),
+        ("results.json", json.dumps({"results": listed}, indent=2)),
+        ("lines.jsonl", "\n".join(map(json.dumps, listed))),
+    ):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        done = recollect(server, "import", str(tmp_path / name))
+        first = name == "list.json"
+        assert json.loads(done.stdout) == {"new": {"memory": 2 * first}, "users": {user: 1 * first, other: 1 * first}}
+        assert done.stderr.splitlines() == [
+            "left out: 1 of agent 'butler', 1 of run 'r1'",
+            "the metadata of 1 memories is not kept",
+        ]
+    (jam,) = memories(api, user)
+    assert (jam["content"], jam["created_at"]) == ("Likes plum jam", "2025-05-01T08:00:00+00:00")
+    assert [memory["content"] for memory in memories(api, other)] == ["Plays the viola"]
+
+
+def test_of_mem0s_users_one_may_be_chosen(server: Server, api: httpx.Client, user: str, tmp_path: Path) -> None:
+    """--user takes that user's memories and those that name nobody; the others are told, and nobody else gets anything."""
+    other, file = f"{user}-2", tmp_path / "all.json"
+    listed = get_all(("Rows", {"user_id": user}), ("Sails", {"user_id": other}), ("Swims", {}))
+    file.write_text(json.dumps(listed), encoding="utf-8")
+    done = recollect(server, "import", str(file), "--user", user)
+    assert json.loads(done.stdout)["users"] == {user: 2}
+    assert done.stderr == f"left out: 1 of user {other!r}\n"
+    assert {memory["content"] for memory in memories(api, user)} == {"Rows", "Swims"}
+    assert memories(api, other) == []
+    nothing = recollect(server, "import", str(file), "--user", f"{user}-3", "--space", "nowhere")
+    assert (nothing.returncode, "no memory 'nowhere'" in nothing.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "said"),
+    [
+        (
+            '[{"id": "1", "memory": "Rows"}, {"id": "2", "memory": "", "user_id": "x"}]',
+            1,
+            "imported: item 2: memory is",
+        ),
+        ('[{"id": "1", "memory": "Rows", "user_id": "x", "created_at": "soon"}]', 1, "item 1: created_at is 'soon'"),
+        ('{"results": 5}', 1, "neither an export nor what mem0's get_all gives"),
+        ("not json", 1, "neither an export nor"),
+        ('[{"id": "1", "memory": "Rows"}]', 1, "left out: 1 of nobody"),
+        ('{"type": "memory", "space": "default", "memory": {}}', 2, "say whose it becomes"),
+        ("\udcff", 1, "neither an export nor"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_with_its_place(
+    server: Server, tmp_path: Path, content: str, code: int, said: str
+) -> None:
+    """Which item and which field, before anything is sent."""
+    (tmp_path / "wrong.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    done = recollect(server, "import", str(tmp_path / "wrong.json"))
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+
+
+def test_over_http_all_items_are_right_or_none_is_taken(api: httpx.Client, user: str) -> None:
+    """The lines of an import may carry mem0's items; another user's among them, and nothing of them is taken."""
+    mine, others = get_all(("Rows", {"user_id": user}), ("Sails", {"user_id": "somebody"}))
+
+    def post(*items: dict[str, Any]) -> httpx.Response:
+        lines = "\n".join(json.dumps({"type": "memory", "space": "default", "memory": item}) for item in items)
+        return api.post(f"/users/{user}/import", content=lines)
+
+    refused = post(mine, others)
+    assert refused.status_code == 400
+    assert "value 2: memory" in refused.json()["error"]
+    assert "somebody" in refused.json()["error"]
+    assert memories(api, user) == []
+    assert post(mine).json() == {"new": {"memory": 1, "task": 0}}

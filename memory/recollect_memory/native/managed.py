@@ -227,20 +227,16 @@ class Owned(ManagedMemory):
     # -- moving -------------------------------------------------------------------------------------------------------
 
     async def import_(self, scope: Scope, values: AsyncIterator[Mapping[str, Any]]) -> int:
-        """As the contract says. Raises ValueError, naming the value, for what no export gave; what came before it is kept."""
-        taken, page, number = 0, list[dict[str, Any]](), 0
+        """As the contract says. Raises ValueError, naming the value, for what no export gave; what came before it is kept.
+
+        The items of mem0's `get_all` are taken too (see `mem0_items`), if they are of this user or session, and only if all are.
+        """
+        taken = 0
         with self._under_way.begun(scope) as begun:
             life = await self._run(self._begun, scope)
-            async for value in values:
-                number += 1
-                if number == 1:
-                    transfer.check_header(value)
-                else:
-                    page.append(transfer.checked(value, number))
-                if len(page) >= transfer.PAGE:
-                    taken += await self._write(scope, life, functools.partial(transfer.write_page, page), begun) or 0
-                    page = []
-            return taken + (await self._write(scope, life, functools.partial(transfer.write_page, page), begun) or 0)
+            async for page in transfer.pages(scope, values, self._redact):
+                taken += await self._write(scope, life, functools.partial(transfer.write_page, page), begun) or 0
+        return taken
 
     # -- on threads ---------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""A scope's memories as JSON values, and back: nothing is lost on the way, vectors included.
+"""A scope's memories as JSON values, and back: nothing is lost on the way, vectors included. And what mem0 gives out, taken.
 
 The first value says what follows: `{"format": "recollect-memory", "version": 1}`. Every other is one memory with its
 sources and earlier versions, in the order in which they were first written. Times are microseconds since the epoch, UTC;
@@ -11,14 +11,16 @@ import base64
 import binascii
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from recollect_memory.contract import MemoryKind, Scope
+from recollect_memory.mem0_items import Item, is_item, read_item
 
-from . import owning
+from . import guard, owning
 from .store import SQL as STORE_SQL
-from .store import Change, content_hash, key_of, no_words, storable
+from .store import Change, content_hash, key_of, microseconds, no_words, storable
 
 HEADER: Mapping[str, Any] = {"format": "recollect-memory", "version": 1}
 PAGE = 100
@@ -72,6 +74,67 @@ def read_page(db: sqlite3.Connection, scope: Scope, after: int) -> tuple[list[di
         memory["vector"], memory["tokens"] = _encoded(memory["vector"]), _encoded(memory["tokens"])
         page.append({"type": "memory", **memory, "sources": sources.get(seq, []), "revisions": revisions.get(seq, [])})
     return page, rows[-1][0] if rows else after
+
+
+async def pages(
+    scope: Scope, values: AsyncIterator[Mapping[str, Any]], redact: Callable[[str], str]
+) -> AsyncIterator[list[dict[str, Any]]]:
+    """What an import is to write, some memories at a time: of an export of ours as it comes in, of mem0's items only once all
+    of them are read and right. Raises ValueError, naming the value, for what is neither."""
+    page: list[dict[str, Any]] = []
+    items: list[Item] | None = None
+    number = 0
+    async for value in values:
+        number += 1
+        if not isinstance(value, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - it may come from anywhere
+            raise ValueError(f"value {number}: {value!r:.80} is not an object")
+        if number == 1 and is_item(value):
+            items = []
+        if items is not None:
+            items.append(_own(read_item(value, f"value {number}"), scope, number))
+        elif number == 1:
+            check_header(value)
+        else:
+            page.append(checked(value, number))
+        if len(page) >= PAGE:
+            yield page
+            page = []
+    now = datetime.now(UTC)
+    rows = [from_mem0(item, now, redact) for item in sorted(items or (), key=lambda item: item.created_at or now)]
+    for start in range(0, len(rows), PAGE):
+        yield rows[start : start + PAGE]
+    yield page
+
+
+def _own(item: Item, scope: Scope, number: int) -> Item:
+    if not item.belongs_to(scope):
+        raise ValueError(f"value {number}: memory {item.id} is of {item.owner}, not of the {scope.owner} {scope.id!r}")
+    return item
+
+
+def from_mem0(item: Item, now: datetime, redact: Callable[[str], str]) -> dict[str, Any]:
+    """A memory of mem0's as `checked` gives them: redacted, and kept from prompts where it gives orders. What was drawn by a
+    model has the role "system", like what ours draws. A time that is missing is `now`; vectors are made later."""
+    created = item.created_at or now
+    text = redact(storable(item.text))
+    return {
+        **dict.fromkeys(_MEMORY),
+        "id": storable(item.id),
+        "kind": item.kind if item.role == "system" else MemoryKind.RECENT_MESSAGE,
+        "role": item.role,
+        "speaker": storable(item.speaker),
+        "content": text,
+        "session_id": storable(item.run or ""),
+        "created_at": microseconds(created),
+        "said_at": microseconds(max(created, item.updated_at or created)),
+        "pinned": False,
+        "expires_at": None if item.expires_at is None else microseconds(item.expires_at),
+        "quarantined": None if item.role == "user" else guard.orders(text, "assistant"),
+        "revision": 1,
+        "dimensions": None,
+        "sources": [],
+        "revisions": [],
+    }
 
 
 def write_page(values: list[dict[str, Any]], change: Change) -> int:
