@@ -7,11 +7,12 @@ import asyncio
 import inspect
 import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import Any, Literal
 
 from .blocking import blocking as plain
@@ -19,7 +20,9 @@ from .contract import InvocationContext, Memory, MemoryEntry, MemoryKind, Messag
 from .errors import MemoryBackendError
 
 MOST_CALLS_AT_ONCE = 32
-"""Synchronous calls of one backend under way at once: more means that it hangs, and is an error at once."""
+"""Synchronous calls of one backend under way at once: more wait their turn, while others end."""
+HANGS_AFTER = 1.0
+"""Seconds without a beginning or an end among so many: the backend hangs, and one more is an error at once."""
 _REMEMBERED_TURNS = 10_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _KINDS = frozenset(MemoryKind)
@@ -82,16 +85,18 @@ def as_module(
 
     The `session_id` they are called with is that of the session whose memory it is; with `owner="user"`, it is the id of
     the user. They are coroutine functions, for any event loop, or with `blocking` plain ones, for code without one. What
-    was recorded is durable and findable when `record` returns, so there is no `flush` and no `consolidate` to call. They
-    raise what the memory raises; closing it stays with the caller.
+    was recorded is durable and findable when `record` returns, so there is no `flush` and no `consolidate` to call; it also
+    takes a `turn_id`, by which a turn that is recorded again changes nothing. They raise what the memory raises; closing it
+    stays with the caller.
     """
 
     def context(id_: str) -> InvocationContext:
         return InvocationContext(id_, id_ if owner == "user" else None, tenant=tenant)
 
-    async def record(session_id: str, user_msg: str, assistant_msg: str) -> None:
+    async def record(session_id: str, user_msg: str, assistant_msg: str, turn_id: str | None = None) -> None:
         said = [Message("user", user_msg), Message("assistant", assistant_msg)]
-        await memory.update([message for message in said if message.content], ctx=context(session_id))
+        ctx = replace(context(session_id), turn_id=turn_id)
+        await memory.update([message for message in said if message.content], ctx=ctx)
 
     async def recall(session_id: str, query: str, max_entries: int) -> list[MemoryEntry]:
         found = await memory.retrieve(query, top_k=max_entries, ctx=context(session_id))
@@ -126,7 +131,7 @@ class ModuleMemory(Memory):
         self._module = module
         self._space = space
         self._turns: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._slots = threading.Semaphore(MOST_CALLS_AT_ONCE)
+        self._slots = _Slots(MOST_CALLS_AT_ONCE)
 
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
         scope = Scope.of(kwargs.get("ctx"), self._space)
@@ -157,6 +162,7 @@ class ModuleMemory(Memory):
         try:
             if inspect.iscoroutinefunction(callback):
                 return await callback(*args)
+            await self._slots.room()
             result = await self._off_the_loop(what, callback, *args)
             return await result if inspect.isawaitable(result) else result
         except MemoryBackendError:
@@ -203,6 +209,48 @@ class ModuleMemory(Memory):
         return Message(
             "system", str(entry.content), id=str(entry.key), created_at=created, metadata={"memory": provenance}
         )
+
+
+class _Slots:
+    """So many calls at once, and who waits for one of them to end."""
+
+    def __init__(self, most: int) -> None:
+        self._free = most
+        self._moved = monotonic()
+        self._waiting: deque[Future[None]] = deque()
+        self._lock = threading.Lock()
+
+    async def room(self) -> None:
+        """Wait while every slot is taken and the calls in them still end."""
+        while True:
+            with self._lock:
+                left = self._moved + HANGS_AFTER - monotonic()
+                if self._free or left <= 0:
+                    return
+                woken: Future[None] = Future()
+                self._waiting.append(woken)
+            try:
+                await asyncio.wait([asyncio.wrap_future(woken)], timeout=left)
+            finally:
+                woken.cancel()  # if it was not: whoever gives a slot back wakes another
+
+    def acquire(self, *, blocking: bool) -> bool:
+        assert not blocking  # noqa: S101 - `room` is where one waits
+        with self._lock:
+            if not self._free:
+                return False
+            self._free -= 1
+            self._moved = monotonic()
+            return True
+
+    def release(self) -> None:
+        with self._lock:
+            self._free += 1
+            self._moved = monotonic()
+            while self._waiting:
+                if (waiting := self._waiting.popleft()).set_running_or_notify_cancel():
+                    waiting.set_result(None)
+                    return
 
 
 def _exchanges(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -220,6 +221,30 @@ def gate() -> Iterator[threading.Event]:
     event = threading.Event()
     yield event
     event.set()
+
+
+async def test_a_crowd_waits_its_turn() -> None:
+    """Many more calls at once than threads, of a backend that answers: each has its answer, and no more run than may."""
+    running, most = [0], [0]
+    lock = threading.Lock()
+
+    def recall(session_id: str, query: str, most_entries: int) -> list[MemoryEntry]:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.01)  # what a call of a real one takes
+        with lock:
+            running[0] -= 1
+        return [entry(query)]
+
+    memory = as_memory(MemoryModule("busy", ignore, recall))
+    given_up = [asyncio.create_task(memory.retrieve("never mind", ctx=turn_of())) for _ in range(50)]
+    answers = asyncio.gather(*(memory.retrieve(str(number), ctx=turn_of()) for number in range(300)))
+    await asyncio.sleep(0)
+    for task in given_up:
+        task.cancel()
+    assert [hit.content for (hit,) in await answers] == [str(number) for number in range(300)]
+    assert most[0] <= MOST_CALLS_AT_ONCE
 
 
 async def test_a_backend_that_blocks_is_left_behind(gate: threading.Event) -> None:

@@ -46,6 +46,16 @@ async def test_a_session_is_whose_memory_it_is(native: NativeMemory) -> None:
     assert go.content == "I play go on Fridays"
 
 
+async def test_a_turn_that_comes_again_changes_nothing(native: NativeMemory) -> None:
+    """`record` takes a turn's id too."""
+    record: Any = as_module(native).record
+    for _ in range(2):
+        await record("s1", "I keep bees", "How many hives?", turn_id="t1")
+    await record("s1", "I keep bees", "How many hives?")
+    found = await native.retrieve("bees hives", ctx=InvocationContext("s1"))
+    assert {len(message.metadata["memory"]["sources"]) for message in found} == {2}
+
+
 async def called(answer: Any) -> Any:
     return await answer
 
