@@ -1,7 +1,7 @@
 """What README and docs show is run: the terminal sessions, the programs, the configurations, the links.
 
 A console block is typed as it stands, against a real server on a free port; a Python or YAML block that begins with
-a comment that is a file's name is that file.
+a comment that is a file's name is that file; one that is pyproject.toml is installed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -47,7 +48,7 @@ class Block:
     @property
     def file(self) -> str | None:
         """The name of the file that the block is, if its first line says so."""
-        found = re.match(r"# (\w+\.(?:py|yaml))\n", self.text)
+        found = re.match(r"# (\w+\.(?:py|yaml|toml))\n", self.text)
         return found[1] if found else None
 
     def __str__(self) -> str:
@@ -66,9 +67,25 @@ def blocks(*languages: str) -> list[Block]:
 
 def write_files(page: str, folder: Path) -> None:
     """The blocks of a page that are files, as files."""
-    for block in blocks("python", "yaml"):
-        if block.page == page and block.file:
+    for block in blocks("python", "yaml", "toml"):
+        if block.page == page and block.file == "pyproject.toml":
+            install(tomllib.loads(block.text)["project"], folder)
+        elif block.page == page and block.file:
             (folder / block.file).write_text(block.text, encoding="utf-8")
+
+
+def install(project: dict[str, Any], folder: Path) -> None:
+    """What an installer leaves behind of a distribution whose modules are in the folder already."""
+    info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (info / "METADATA").write_text(metadata, encoding="utf-8")
+    lines = [
+        line
+        for group, points in project["entry-points"].items()
+        for line in (f"[{group}]", *(f"{name} = {target}" for name, target in points.items()))
+    ]
+    (info / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
 def typed(block: Block) -> list[tuple[list[str], str]]:

@@ -8,6 +8,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -126,12 +127,7 @@ if __name__ == "__main__":
 def test_one_program_runs_over_both(tmp_path: Path) -> None:
     """The same calls give the same texts, owners, events, errors and shapes from mem0's own class and from ours."""
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [tmp_path, *sys.path]))},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    both = json.loads(done.stdout.splitlines()[-1])
+    both = json.loads(run(tmp_path, "program.py").splitlines()[-1])
     assert both["ours"]["seen"] == both["theirs"]["seen"]
     assert set(both["ours"]["item"]) >= set(both["theirs"]["item"])
     assert set(both["ours"]["hit"]) >= set(both["theirs"]["hit"])
@@ -154,6 +150,59 @@ def test_the_parameters_are_those_of_mem0(monkeypatch: pytest.MonkeyPatch, tmp_p
             ]
             places = [one.name for one in by_place if one.name != "data"]
             assert [*offered][: len(places)] == places, name
+
+
+MOVE = """
+import json, sys
+from program import theirs
+
+memory = theirs()
+for line in sys.stdin:
+    memory.add(**json.loads(line))
+print(json.dumps(memory.get_all(filters={"user_id": "ann"}, top_k=1000)))
+memory.close()
+"""
+
+
+async def test_memories_move_to_mem0_and_back(tmp_path: Path, native: NativeMemory) -> None:
+    """The recipe of the guide makes calls of an export that mem0's own class takes; what that gives out comes back to us."""
+    guide = (Path(__file__).parents[2] / "docs/guides/moving.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"^```python\n(# to_mem0.py\n.*?)^```$", guide, flags=re.MULTILINE | re.DOTALL)
+    address, database = f"sqlite:///{tmp_path}/move.db", tmp_path / "move.db"
+    told = ["I live in Ghent", "I live in Bruges now", "I own a red kayak", "My aunt is called Ada"]
+    leaving = NativeMemory(f"sqlite:///{database}", embedder=None)
+    for text in told:
+        await leaving.update(
+            [Message("user", text, name="Ann"), Message("assistant", f"Noted: {text}")], ctx=turn_of("ann")
+        )
+    await leaving.update([Message("user", "I am Bob")], ctx=turn_of("bob"))
+    await leaving.aclose()
+    for name, program in (("to_mem0.py", recipe), ("program.py", PROGRAM), ("move.py", MOVE)):
+        (tmp_path / name).write_text(program, encoding="utf-8")
+    calls = await asyncio.to_thread(run, tmp_path, "to_mem0.py", address, "ann")
+    moved = json.loads((await asyncio.to_thread(run, tmp_path, "move.py", stdin=calls)).splitlines()[-1])
+    held = [text for text in told if "Ghent" not in text]
+    assert {item["memory"] for item in moved["results"] if item["role"] == "user"} == set(held)
+
+    async def items() -> AsyncIterator[dict[str, Any]]:
+        for item in items_of(moved):
+            yield item
+
+    ann = Scope.of(turn_of("ann"))
+    assert await native.import_(ann, items()) == len(moved["results"])
+    back = (await native.browse(ann)).records
+    assert {(record.content, record.speaker) for record in back if record.role == "user"} == {
+        (text, "Ann") for text in held
+    }
+
+
+def run(folder: Path, *arguments: str, stdin: str = "") -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, input=stdin, capture_output=True, text=True, timeout=100, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [folder, *sys.path]))},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture
