@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from types import CoroutineType
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from recollect_memory.errors import MemoryBackendError
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class OwnLoop:
@@ -25,6 +28,8 @@ class OwnLoop:
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`; cancelling this cancels it. Raises MemoryBackendError once closed."""
+        if asyncio.get_running_loop() is self._loop:
+            return await work
         with self._lock:
             if self._closed:
                 work.close()
@@ -62,3 +67,22 @@ async def _finish(last: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(*others, return_exceptions=True)
         await asyncio.get_running_loop().shutdown_asyncgens()
         await asyncio.get_running_loop().shutdown_default_executor()
+
+
+class _Looped(Protocol):
+    _loop: OwnLoop
+
+
+M = TypeVar("M", bound=_Looped)
+
+
+def on_own_loop(
+    method: Callable[Concatenate[M, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[M, P], CoroutineType[Any, Any, T]]:
+    """Run a method on the memory's own loop, whichever it is awaited on."""
+
+    @functools.wraps(method)
+    async def run(self: M, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._loop.run(method(self, *args, **kwargs))  # pyright: ignore[reportPrivateUsage]
+
+    return cast("Callable[Concatenate[M, P], CoroutineType[Any, Any, T]]", run)

@@ -143,6 +143,13 @@ class ServiceError(MemoryBackendError):
         self.after = after
 
 
+class Refused(ServiceError):
+    """mem0 will never take this: it is too long, or malformed. (A wrong key is not the fault of what was to be remembered.)"""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem, retry=False)
+
+
 class Service(ABC):
     """One mem0. All methods run on one event loop, that of `Mem0`, and may be called concurrently; none may block it for
     long. They raise ServiceError and nothing else on purpose. Nothing is connected, and mem0 not imported, before the
