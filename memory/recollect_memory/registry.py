@@ -18,7 +18,12 @@ from .errors import ConfigError, ImportAttributeError, ImportFormatError, Import
 if TYPE_CHECKING:
     from .sqlite import Database
 
-BUILT_IN: Mapping[str, str] = {"native": "recollect_memory.native.memory:NativeMemory"}
+BUILT_IN: Mapping[str, str] = {
+    "native": "recollect_memory.native.memory:NativeMemory",
+    "mem0": "recollect_memory.mem0.cloud:Mem0Memory",
+    "mem0-server": "recollect_memory.mem0.server:Mem0Server",
+    "mem0-local": "recollect_memory.mem0.local:Mem0Local",
+}
 
 
 def import_from_string(spec: str) -> Any:

@@ -60,7 +60,9 @@ class Caller:
         try:
             done = await work()
         except ServiceError as error:
-            if error.retry and error.after is None:  # a refusal, or "not so fast", is an answer of a service that works
+            if error.retry and (
+                error.applied or error.after is None
+            ):  # a refusal, or "not so fast", is an answer of a service that works
                 self._failed(error)
             else:
                 self._works()
