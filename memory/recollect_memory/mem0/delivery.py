@@ -14,7 +14,7 @@ from recollect_memory.sqlite import Operation
 
 from .records import metadata_of
 from .service import PAGE, TURN, Entity, Item, Progress, Refused, Service, ServiceError
-from .turns import GRACE, Turn, Turns, now
+from .turns import Turn, Turns, now
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Delivery:
     """Sends turns, asks how far mem0 has come with them, and looks into what is unclear, in the background where need be.
 
     A request that ended without an answer may have been applied. Before it is sent again mem0's memories are looked through
-    for the turn's id, for `GRACE` seconds: where mem0 takes longer than that to show what it accepted, it may have it twice.
+    for the turn's id, for the service's `grace` seconds: where mem0 takes longer to show what it accepted, it has it twice.
     """
 
     def __init__(self, service: Service, turns: Turns, name: str) -> None:
@@ -76,10 +76,11 @@ class Delivery:
                 return True
         return False
 
-    async def finish(self, scope: str) -> None:
-        """Wait for the requests of a scope that are under way."""
+    async def finish(self, scope: str, seconds: float) -> None:
+        """Wait for the requests of a scope that are under way, so long."""
         theirs = [task for key, task in self._at_work.items() if key[0] == scope]
-        await asyncio.gather(*theirs, return_exceptions=True)
+        if theirs:
+            await asyncio.wait(theirs, timeout=seconds)
 
     async def aclose(self) -> None:
         """Stop asking, and wait for what is being sent for a moment. What has not arrived is sent by the next process."""
@@ -109,7 +110,7 @@ class Delivery:
             )
 
     async def _send(self, turn: Turn, *, first: bool = False) -> None:
-        if not first and await self._advance(turn, "sent", GRACE):
+        if not first and await self._advance(turn, "sent", self._service.grace):
             await self._turns.drop(turn)  # what was erased before it was sent needs no sending
             return
         messages = [
@@ -158,7 +159,7 @@ class Delivery:
                 await self._ask(turn)
             elif await self.of_turn(turn.entity, turn.id):
                 await self._done(turn)
-            elif now() - turn.since < GRACE * 1e6:
+            elif now() - turn.since < self._service.grace * 1e6:
                 await self._turns.again(turn, _delay(turn.tries, _LOOK))
             elif turn.void:
                 await self._turns.drop(turn)

@@ -49,7 +49,7 @@ class Mem0(Owned):
         self.name = name
         self.space = space
         self._service = service
-        self._turns = Turns(database, space)
+        self._turns = Turns(database, space, service.grace)
         self._infer = infer
         self._patience = patience
         self._loop = OwnLoop(f"memory-{name}")

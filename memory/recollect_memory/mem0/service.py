@@ -157,6 +157,8 @@ class Service(ABC):
 
     name: str
     """For messages and provenance: "mem0", "mem0-server", "mem0-local"."""
+    grace: float = 30.0
+    """Seconds in which what came of an `add` that ended without an answer may still show: as long it is looked for."""
 
     @abstractmethod
     async def add(

@@ -22,8 +22,6 @@ _FOLDER = files("recollect_memory.mem0")
 _SQL = named_queries(_FOLDER.joinpath("turns.sql").read_text(encoding="utf-8"))
 _EPOCH, _MICROSECOND = datetime.fromtimestamp(0, UTC), timedelta(microseconds=1)
 _IN_MEMORY = ":memory:"
-GRACE = 30.0
-"""Seconds after which a request whose outcome nobody knows is looked into at the latest."""
 KEPT_DAYS = 30
 """How long the id of a turn that is done is kept, so that it is not sent again."""
 
@@ -56,9 +54,11 @@ def now() -> int:
 
 
 class Turns:
-    """The rows of one memory, in a database that others may share; None: in this process' memory only."""
+    """The rows of one memory, in a database that others may share; None: in this process' memory only. `grace`: seconds after
+    which a request whose outcome nobody knows is looked into at the latest."""
 
-    def __init__(self, database: Database | str | None, space: str) -> None:
+    def __init__(self, database: Database | str | None, space: str, grace: float) -> None:
+        self._grace = grace
         self._owned = not isinstance(database, Database)
         self._space = space
         if isinstance(database, Database):
@@ -92,7 +92,7 @@ class Turns:
                 "about": json.dumps(turn.about),
                 "infer": turn.infer,
                 "now": now(),
-                "due": _in(GRACE),
+                "due": _in(self._grace),
             }
             if db.execute(_SQL["accept"], values).rowcount:
                 return turn, True
