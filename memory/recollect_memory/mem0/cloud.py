@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -33,9 +34,10 @@ _PROGRESS: Mapping[str, Progress] = {"SUCCEEDED": "done", "COMPLETED": "done", "
 class Mem0Memory(Mem0):
     """What is remembered lives in mem0's cloud. `Mem0Memory()` takes the key from MEM0_API_KEY.
 
-    `timeout` seconds is what one request may take. What fails for the moment is asked again, no longer than a Retry-After of 10 s
-    allows; after 5 failures in a row nothing is asked for 30 s. Nothing is connected, and mem0 not imported, before the first
-    use; then it never phones home. The rest is as `Mem0` takes it. Raises ConfigError where there is no key, or no mem0.
+    `timeout` seconds is what one request may take. What fails for the moment is asked again, as a Retry-After says where it is
+    not above 10 s; after 5 failures in a row nothing is asked for 30 s. `grace` is as in `Service`. Nothing is connected, and
+    mem0 not imported, before the first use; it never phones home. The rest is as `Mem0` takes it. Raises ConfigError where
+    there is no key, or no mem0.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Mem0Memory(Mem0):
         name: str = "mem0",
         database: Database | str | None = None,
         patience: float = 2.0,
+        grace: float = 30.0,
     ) -> None:
         key = api_key or os.environ.get("MEM0_API_KEY")
         if not key:
@@ -59,7 +62,7 @@ class Mem0Memory(Mem0):
             raise ConfigError(f"the host is an address such as {HOST}", key="host", value=host)
         if find_spec("mem0") is None:
             raise ConfigError("mem0 is not installed: pip install 'recollect[mem0]'", key="backend", value="mem0")
-        service = CloudService(key, host.rstrip("/"), timeout)
+        service = CloudService(key, host.rstrip("/"), timeout, grace)
         super().__init__(service, space=space, name=name, database=database, infer=infer, patience=patience)
 
     @classmethod
@@ -86,7 +89,8 @@ class CloudService(Service):
 
     name = "mem0"
 
-    def __init__(self, key: str, host: str, timeout: float) -> None:
+    def __init__(self, key: str, host: str, timeout: float, grace: float) -> None:
+        self.grace = grace
         self._key = key
         self._host = host
         self._timeout = timeout
@@ -210,6 +214,9 @@ class CloudService(Service):
                 # before the import: mem0 reads it there, and phones home otherwise
                 os.environ["MEM0_TELEMETRY"] = "False"
                 mem0: Any = importlib.import_module("mem0")
+                logging.getLogger("mem0.client.utils").setLevel(
+                    logging.CRITICAL
+                )  # what it logs, it raises; we log that
                 made.set_result(mem0.AsyncMemoryClient(api_key=self._key, host=self._host, client=self._http))
             except BaseException as error:  # noqa: BLE001 - for whoever waits
                 made.set_exception(error)

@@ -24,7 +24,7 @@ _EVENTS = 3
 """Events of one turn that may fail before it is given up: the later ones are asked to keep it as it was said."""
 _LONGEST_EVENT = 3600.0
 """Seconds after which an event that has not ended is not asked about any more."""
-_SEND, _POLL, _LOOK = (1.0, 2.0, 300.0), (0.2, 1.5, 10.0), (1.0, 1.5, 10.0)
+_SEND, _POLL, _LOOK = (1.0, 2.0, 300.0), (0.2, 1.5, 5.0), (1.0, 1.5, 10.0)
 """First delay in seconds, factor, longest: of sending again, of asking about an event, of looking whether something arrived."""
 
 
@@ -141,7 +141,7 @@ class Delivery:
             await self._done(turn)
 
     async def _done(self, turn: Turn) -> None:
-        if await self._advance(turn, "done"):
+        if await self._advance(turn, "done", _delay(turn.tries, _LOOK)):
             await self._undo(turn)
 
     async def _undo(self, turn: Turn) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import uuid
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -244,7 +242,10 @@ class Owned(ManagedMemory):
         await self._settled(scope)
         forgotten = [turn for turn in await self._turns.of_scope(scope.key) if any(map(goes, _waiting(turn)))]
         for turn in forgotten:
-            await self._turns.make_void(scope.key, turn.id)
+            if turn.state == "failed":
+                await self._turns.drop(turn)
+            else:
+                await self._turns.make_void(scope.key, turn.id)
         delivery = await self._open()
         gone = [item for item in await delivery.everything(Entity.of(scope)) if goes(record_of(item))]
         for item in gone:
@@ -263,9 +264,7 @@ class Owned(ManagedMemory):
         delivery, entity = await self._open(), Entity.of(scope)
         turns = await self._turns.count(scope.key)
         await self._turns.make_void(scope.key)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._patience):
-                await delivery.finish(scope.key)
+        await delivery.finish(scope.key, self._patience)
         items = await delivery.everything(entity)
         deleted = {"memories": len(items), "turns": turns}
         deleted |= await self._service.remains(entity)

@@ -31,9 +31,11 @@ SELECT count(*) FROM mem0_turns
 WHERE space = :space AND (:scope IS NULL OR scope = :scope) AND state IN ('new', 'sent', 'pending')
 
 -- name: advance
--- A new state; `tries` counts how often it was not taken, or how often its event was asked about. What is searchable, and what is void, needs its text no longer.
+-- A new state; `tries` counts how often it was not taken, or how often its event was asked about. What is searchable, and what
+-- is void, needs its text no longer. A void one is never done: what mem0 made of it is to be deleted, and the row then.
 UPDATE mem0_turns SET
-    state = :state, event = :event, infer = :infer, failures = :failures, since = :now, due = :due,
+    state = iif(void AND :state = 'done', state, :state), event = iif(void AND :state = 'done', event, :event),
+    infer = :infer, failures = :failures, since = :now, due = :due,
     tries = iif(:state IN ('new', 'sent'), tries + (:state = 'new'), 0),
     messages = iif(void OR :state = 'done', '[]', messages)
 WHERE space = :space AND scope = :scope AND turn = :turn
