@@ -1,5 +1,7 @@
 """Long-term memory for LLM agents: the contract, the built-in memory, and the adapters."""
 
+from typing import TYPE_CHECKING, Any
+
 from .backend import MemoryBackend, MemoryModule, as_memory, as_module
 from .contract import (
     ChatModel,
@@ -27,11 +29,17 @@ from .recall import Recall, RecallFailure, RecallResult
 from .registry import open_memory
 from .rendering import render
 
+if TYPE_CHECKING:
+    from .mem0 import Mem0Local, Mem0Memory, Mem0Server
+
 __all__ = [
     "ChatModel",
     "Embedder",
     "InvocationContext",
     "ManagedMemory",
+    "Mem0Local",
+    "Mem0Memory",
+    "Mem0Server",
     "Memory",
     "MemoryBackend",
     "MemoryEntry",
@@ -58,3 +66,11 @@ __all__ = [
     "open_memory",
     "render",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("Mem0"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import mem0
+
+    return getattr(mem0, name)

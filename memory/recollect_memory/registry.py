@@ -27,9 +27,9 @@ GROUP = "recollect.memory"
 """The group of entry points by which a distribution offers memories, each a short name for a "module:attr"."""
 BUILT_IN: Mapping[str, str] = {
     "native": "recollect_memory.native.memory:NativeMemory",
-    "mem0": "recollect_memory.mem0:Mem0Memory",
-    "mem0-server": "recollect_memory.mem0:Mem0Server",
-    "mem0-local": "recollect_memory.mem0:Mem0Local",
+    "mem0": "recollect_memory.mem0.cloud:Mem0Memory",
+    "mem0-server": "recollect_memory.mem0.server:Mem0Server",
+    "mem0-local": "recollect_memory.mem0.local:Mem0Local",
 }
 
 

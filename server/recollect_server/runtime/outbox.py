@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from datetime import datetime
@@ -14,6 +13,7 @@ from typing import Any
 
 from recollect_memory import InvocationContext, Memory, Message, Scope, ToolCall
 from recollect_memory.errors import RecollectError
+from recollect_memory.overlay import overlay
 
 from .run import CURRENT
 from .sqlite import now
@@ -30,7 +30,6 @@ _WAIT = 0.3
 """Seconds that a recall waits for what its scope is owed to arrive; what has not is laid over its answer."""
 _CONTEXT = tuple(field.name for field in fields(InvocationContext))
 _MESSAGE = tuple(field.name for field in fields(Message))
-_WORD = re.compile(r"\w+")
 
 
 class Outbox:
@@ -168,7 +167,8 @@ class OutboxMemory(Memory):
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
         scope = Scope.of(kwargs.get("ctx")).key
         await self._outbox.settle(self.name, scope)
-        owed = overlay(query, self._outbox.owed(self.name, scope))
+        said = [message_of(value) for write in self._outbox.owed(self.name, scope) for value in write.messages]
+        owed = overlay(query, said, backend=self.name)
         found = await self._memory.retrieve(query, top_k=top_k, **kwargs)
         known = {message.content for message in found}
         return [*(message for message in owed if message.content not in known), *found][:top_k]
@@ -182,34 +182,6 @@ class OutboxMemory(Memory):
         run.writes.append(
             MemoryWrite(self.name, context_json(context), [message_json(message) for message in messages])
         )
-
-
-def overlay(query: str, owed: Iterable[MemoryWrite]) -> list[Message]:
-    """What is owed and shares words with the query, as a memory would return it: most shared words first."""
-    words = {word.lower() for word in _WORD.findall(query) if len(word) > 2}
-    scored: list[tuple[float, Message]] = []
-    for write in owed:
-        for value in write.messages:
-            if value["role"] != "user":
-                continue
-            shared = words & {word.lower() for word in _WORD.findall(value["content"])}
-            if shared:
-                score = len(shared) / len(words)
-                scored.append((score, _recalled(write.memory, value, score)))
-    return [message for _, message in sorted(scored, key=lambda pair: -pair[0])]
-
-
-def _recalled(memory: str, value: Mapping[str, Any], score: float) -> Message:
-    provenance = {
-        "id": value["id"],
-        "kind": "RecentMessage",
-        "score": score,
-        "sources": [value["id"]],
-        "created_at": value["created_at"],
-        "backend": memory,
-    }
-    created_at = datetime.fromisoformat(value["created_at"])
-    return Message("system", value["content"], created_at=created_at, metadata={"memory": provenance})
 
 
 def backoff(tries: int, first: float = _FIRST_DELAY) -> float:

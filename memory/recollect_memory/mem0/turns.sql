@@ -1,0 +1,62 @@
+-- The rows of mem0_turns as they come and go.
+
+-- name: accept
+INSERT INTO mem0_turns (
+    space, scope, turn, entity_field, entity_id, state, void, messages, about, infer, event, tries, failures, since, due,
+    accepted_at
+) VALUES (
+    :space, :scope, :turn, :entity_field, :entity_id, 'sent', FALSE, :messages, :about, :infer, NULL, 0, 0, :now, :due, :now
+)
+ON CONFLICT DO NOTHING
+
+-- name: one
+SELECT * FROM mem0_turns WHERE space = :space AND scope = :scope AND turn = :turn
+
+-- name: of_scope
+-- Everything that is not certainly with mem0 and searchable, in the order in which it was said.
+SELECT * FROM mem0_turns
+WHERE space = :space AND scope = :scope AND (state <> 'done' OR void)
+ORDER BY accepted_at, turn
+
+-- name: due
+SELECT * FROM mem0_turns
+WHERE space = :space AND due <= :now AND state IN ('new', 'sent', 'pending')
+ORDER BY due LIMIT :most
+
+-- name: next_due
+SELECT min(due) FROM mem0_turns WHERE space = :space AND due > :now AND state IN ('new', 'sent', 'pending')
+
+-- name: waiting
+SELECT count(*) FROM mem0_turns
+WHERE space = :space AND (:scope IS NULL OR scope = :scope) AND state IN ('new', 'sent', 'pending')
+
+-- name: advance
+-- A new state; `tries` counts how often it was not taken, or how often its event was asked about. What is searchable, and what
+-- is void, needs its text no longer. A void one is never done: what mem0 made of it is to be deleted, and the row then.
+UPDATE mem0_turns SET
+    state = iif(void AND :state = 'done', state, :state), event = iif(void AND :state = 'done', event, :event),
+    infer = :infer, failures = :failures, since = :now, due = :due,
+    tries = iif(:state IN ('new', 'sent'), tries + (:state = 'new'), 0),
+    messages = iif(void OR :state = 'done', '[]', messages)
+WHERE space = :space AND scope = :scope AND turn = :turn
+RETURNING void
+
+-- name: again
+UPDATE mem0_turns SET tries = tries + 1, due = :due WHERE space = :space AND scope = :scope AND turn = :turn
+
+-- name: make_void
+UPDATE mem0_turns SET void = TRUE, messages = '[]', about = '{}'
+WHERE space = :space AND scope = :scope AND (:turn IS NULL OR turn = :turn)
+
+-- name: drop
+DELETE FROM mem0_turns WHERE space = :space AND scope = :scope AND turn = :turn
+
+-- name: drop_settled
+-- Of an erased scope, all that mem0 does not work on any more. Those it may still make something of stay, void, till it has.
+DELETE FROM mem0_turns WHERE space = :space AND scope = :scope AND state IN ('new', 'done', 'failed')
+
+-- name: drop_old
+DELETE FROM mem0_turns WHERE space = :space AND state = 'done' AND accepted_at < :before
+
+-- name: count
+SELECT count(*) FROM mem0_turns WHERE space = :space AND scope = :scope

@@ -1,0 +1,517 @@
+"""Mem0Memory over real HTTP, against a stand-in for mem0's cloud."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import recollect_memory
+from recollect_memory import InvocationContext, MemoryFilter, MemoryKind, Message, Scope, open_memory
+from recollect_memory.errors import ConfigError, MemoryBackendError
+from recollect_memory.mem0 import Mem0Memory
+from recollect_memory.mem0.calling import Caller
+from recollect_memory.mem0.service import ServiceError
+from recollect_memory.testing import ManagedConformance, turn_of
+
+from .mem0_cloud import KEY, Cloud, Fault, eventually_so
+
+
+@pytest.fixture
+def cloud() -> Iterator[Cloud]:
+    with Cloud().running() as cloud:
+        yield cloud
+
+
+@pytest.fixture
+async def memory(cloud: Cloud) -> AsyncIterator[Mem0Memory]:
+    memory = Mem0Memory(KEY, host=cloud.url)
+    yield memory
+    await memory.aclose()
+
+
+class TestMem0Memory(ManagedConformance):
+    """Everything that holds of any memory."""
+
+    imports_exactly = False
+
+
+ALICE = Scope.of(turn_of())
+
+
+async def found(memory: Mem0Memory, query: str, ctx: InvocationContext | None = None, top_k: int = 10) -> list[str]:
+    return [message.content for message in await memory.retrieve(query, top_k=top_k, ctx=ctx or turn_of())]
+
+
+def said(*texts: str) -> list[Message]:
+    return [Message("user", text) for text in texts]
+
+
+# -- until it is searchable -------------------------------------------------------------------------------------------
+
+
+async def test_what_mem0_has_not_indexed_is_found_all_the_same(cloud: Cloud, memory: Mem0Memory) -> None:
+    """A question in other words finds what was just said, while mem0 is working on it; when it has done so the memory is
+    mem0's, and there once. `wait_indexed` waits for that, for one user or for all."""
+    cloud.indexing.clear()
+    await memory.update(said("I am from Italy"), ctx=turn_of())
+    (hit,) = await memory.retrieve("What's the capital of my country?", ctx=turn_of())
+    assert hit.content == "I am from Italy"
+    assert hit.metadata["memory"]["kind"] == "RecentMessage"
+    assert not await memory.wait_indexed(turn_of(), seconds=0.3)
+    assert not await memory.wait_indexed(seconds=0.3)
+    assert await memory.wait_indexed(turn_of("bob"), seconds=0.3)
+    assert cloud.texts() == []
+    cloud.indexing.set()
+    assert await memory.wait_indexed(turn_of())
+    (hit,) = await memory.retrieve("What's the capital of my country?", ctx=turn_of())
+    assert hit.metadata["memory"]["id"] in cloud.memories
+    assert hit.metadata["memory"]["backend"] == "mem0"
+
+
+async def test_what_waits_neither_is_pushed_out_nor_pushes_out(cloud: Cloud, memory: Mem0Memory) -> None:
+    """Of the places of an answer, half are for what mem0 does not have yet, and half for what it has."""
+    for number in range(8):
+        await memory.update(said(f"Tea number {number} is green"), ctx=turn_of())
+    assert await memory.wait_indexed()
+    cloud.indexing.clear()
+    for number in range(8):
+        await memory.update(said(f"Tea number 1{number} is black"), ctx=turn_of())
+    texts = await found(memory, "which tea is black or green", top_k=4)
+    assert len(texts) == 4
+    assert sum("black" in text for text in texts) == 2
+
+
+async def test_a_turn_is_sent_once(cloud: Cloud, tmp_path: Path) -> None:
+    """However often it is written, at once or later, by this process or the next."""
+    ctx = turn_of(turn="t1")
+    for _ in range(2):
+        memory = Mem0Memory(KEY, host=cloud.url, database=f"sqlite:///{tmp_path}/rows.db")
+        await asyncio.gather(*(memory.update(said("I keep bees"), ctx=ctx) for _ in range(5)))
+        await memory.update(said("I keep bees"), ctx=ctx)
+        assert await memory.wait_indexed()
+        await memory.aclose()
+    assert cloud.count("add") == 1
+    assert cloud.texts() == ["I keep bees"]
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+async def test_an_answer_that_is_lost_loses_and_doubles_nothing(cloud: Cloud, arrived: bool) -> None:
+    """The connection ends after the request was sent: mem0's memories are looked through for the turn, and where it is not
+    among them, it is sent again."""
+    memory = Mem0Memory(KEY, host=cloud.url, infer=False, grace=1.0)
+    cloud.faults["add"] = [Fault(drop=True, after=arrived)]
+    await memory.update(said("I keep bees"), ctx=turn_of())
+    assert await found(memory, "bees") == ["I keep bees"]
+    assert await memory.wait_indexed(seconds=10)
+    assert cloud.texts() == ["I keep bees"]
+    assert cloud.count("add") == (1 if arrived else 2)
+    await memory.aclose()
+
+
+async def test_a_process_that_dies_leaves_its_turns_to_the_next(cloud: Cloud, tmp_path: Path) -> None:
+    """Whether a turn was pending, under way, or not taken when the process ended: the next one has it, and sends it once."""
+    database = f"sqlite:///{tmp_path}/rows.db"
+    cloud.indexing.clear()
+    first = Mem0Memory(KEY, host=cloud.url, database=database)
+    await first.update(said("I keep bees"), ctx=turn_of())
+    cloud.faults["add"] = [Fault(429, {"Retry-After": "60"})]
+    with pytest.raises(MemoryBackendError, match="429"):
+        await first.update(said("I keep hens"), ctx=turn_of(turn="hens"))
+    await first.aclose()
+    second = Mem0Memory(KEY, host=cloud.url, database=database)
+    assert sorted(await found(second, "what do I keep")) == ["I keep bees", "I keep hens"]
+    cloud.indexing.set()
+    await second.update(said("I keep hens"), ctx=turn_of(turn="hens"))
+    assert await second.wait_indexed()
+    assert sorted(cloud.texts()) == ["I keep bees", "I keep hens"]
+    await second.aclose()
+
+
+async def test_an_event_that_fails_loses_nothing(cloud: Cloud, memory: Mem0Memory) -> None:
+    """mem0 gets it again, to be kept as it was said."""
+    cloud.failing = 1
+    await memory.update(said("I keep bees"), ctx=turn_of())
+    assert await found(memory, "bees") == ["I keep bees"]
+    assert await memory.wait_indexed()
+    assert cloud.texts() == ["I keep bees"]
+    assert [call.body["infer"] for call in cloud.calls if call.operation == "add"] == [True, False]
+
+
+async def test_what_mem0_gives_up_is_kept_here(cloud: Cloud, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """After three events that failed it is found by its words, logged as an error, in later processes too; and erased."""
+    cloud.failing = 3
+    for number in range(2):
+        memory = Mem0Memory(KEY, host=cloud.url, database=f"sqlite:///{tmp_path}/rows.db")
+        if number == 0:
+            await memory.update(said("I keep bees"), ctx=turn_of())
+            assert await memory.wait_indexed(seconds=20)
+        assert await found(memory, "bees") == ["I keep bees"]
+        assert [record.content for record in (await memory.browse(ALICE)).records] == ["I keep bees"]
+        if number == 1:
+            await memory.erase(ALICE)
+            assert await memory.remains(ALICE) == {}
+            assert await found(memory, "bees") == []
+        await memory.aclose()
+    assert cloud.count("add") == 3
+    assert [record.levelname for record in caplog.records if "gave up a turn 3 times" in record.message] == ["ERROR"]
+
+
+# -- whose it is ------------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_team_has_in_mem0_already_is_found(cloud: Cloud, memory: Mem0Memory) -> None:
+    """A user of the default tenant and space has their own id in mem0, a session is a run."""
+    cloud.keep("Plays chess", user_id="alice")
+    cloud.keep("Sits in row seven", run_id="s1")
+    assert await found(memory, "chess") == ["Plays chess"]
+    assert await found(memory, "row", turn_of(None, session="s1")) == ["Sits in row seven"]
+    (record,) = (await memory.browse(ALICE)).records
+    assert (record.content, record.kind) == ("Plays chess", MemoryKind.ENTITY)
+
+
+async def test_no_id_reaches_what_is_another_s(cloud: Cloud, memory: Mem0Memory) -> None:
+    """Ids that mem0 trims, reads as a wildcard, or that look like one of ours for another tenant are kept apart."""
+    cloud.keep("The code word is heron", user_id="alice")
+    await memory.update(said("The code word is lagoon"), ctx=turn_of("alice", tenant="acme"))
+    assert await memory.wait_indexed()
+    (encoded,) = {one["user_id"] for one in cloud.memories.values()} - {"alice"}
+    for user in ("*", " alice", "alice\u00a0", encoded, "Alice", "recollect/user///alice"):
+        assert await found(memory, "code word", turn_of(user)) == []
+        await memory.erase(Scope.of(turn_of(user)))
+    assert await found(memory, "code word", turn_of("alice", tenant="acme")) == ["The code word is lagoon"]
+    assert await found(memory, "code word") == ["The code word is heron"]
+
+
+async def test_what_mem0_answers_wrongly_is_dropped(cloud: Cloud, memory: Mem0Memory) -> None:
+    """A search or a listing that holds another's memory does not show it, nor is it deleted."""
+    cloud.keep("Bob keeps wasps", user_id="bob")
+    cloud.keep("Alice of run s1", run_id="s1", user_id="alice")
+    cloud.leaking = True
+    assert await found(memory, "keeps") == ["Alice of run s1"]
+    assert await found(memory, "alice", turn_of(None, session="s1")) == []
+    assert (await memory.browse(Scope.of(turn_of("carol")))).records == ()
+    await memory.forget(Scope.of(turn_of("carol")), query="keeps")
+    assert len(cloud.memories) == 2
+
+
+async def test_a_session_is_erased_without_its_users(cloud: Cloud, memory: Mem0Memory) -> None:
+    """mem0 deletes by run whoever's it is: what names a user as well stays."""
+    cloud.keep("Alice in run s1", run_id="s1", user_id="alice")
+    await memory.update(said("Nobody in run s1"), ctx=turn_of(None, session="s1"))
+    receipt = await memory.erase(Scope.of(turn_of(None, session="s1")))
+    assert receipt.deleted["memories"] == 1
+    assert cloud.texts() == ["Alice in run s1"]
+
+
+async def test_deleting_everything_always_names_someone(cloud: Cloud, memory: Mem0Memory) -> None:
+    await memory.update(said("I keep bees"), ctx=turn_of())
+    await memory.erase(ALICE)
+    assert [call.params for call in cloud.calls if call.operation == "delete_all"] == [{"user_id": "alice"}]
+
+
+async def test_an_erasure_wins_over_what_is_under_way(cloud: Cloud, memory: Mem0Memory) -> None:
+    """A request that mem0 has not answered, and one that it is working on: what becomes of them is deleted when it is there;
+    until then the receipt says so."""
+    cloud.indexing.clear()
+    await memory.update(said("I keep bees"), ctx=turn_of())
+    cloud.faults["add"] = [Fault(stall=True)]
+    under_way = asyncio.create_task(memory.update(said("I keep hens"), ctx=turn_of()))
+    await eventually_so(lambda: cloud.count("add") == 2)
+    receipt = await memory.erase(ALICE)
+    assert any("2 turns that mem0 is working on" in left for left in receipt.left)
+    assert await found(memory, "bees hens") == []
+    assert await memory.remains(ALICE) == {"turns": 2}
+    cloud.go_on.set()
+    cloud.indexing.set()
+    await under_way
+    assert await memory.wait_indexed()
+    assert await memory.remains(ALICE) == {}
+    assert cloud.memories == {}
+
+
+async def test_what_is_forgotten_while_mem0_works_on_it_does_not_come_back(cloud: Cloud, memory: Mem0Memory) -> None:
+    cloud.indexing.clear()
+    await memory.update(said("I keep bees"), ctx=turn_of())
+    await memory.update(said("I like figs"), ctx=turn_of())
+    await memory.forget(ALICE, query="bees")
+    assert await found(memory, "bees figs") == ["I like figs"]
+    cloud.indexing.set()
+    assert await memory.wait_indexed()
+    assert await found(memory, "bees figs") == ["I like figs"]
+    assert cloud.texts() == ["I like figs"]
+
+
+async def test_what_mem0_cannot_tell_is_refused(memory: Mem0Memory) -> None:
+    """What held at an earlier time is not guessed."""
+    await memory.update(said("I keep bees"), ctx=turn_of())
+    with pytest.raises(ValueError, match="leave out as_of"):
+        await memory.browse(ALICE, MemoryFilter(as_of=datetime(2024, 1, 1, tzinfo=UTC)))
+
+
+# -- when it is not well ----------------------------------------------------------------------------------------------
+
+
+async def test_a_wrong_key_is_said_and_not_shown(cloud: Cloud, caplog: pytest.LogCaptureFixture) -> None:
+    """An error that names the setting and does not hold the key, without a second try; nor does a log line hold it."""
+    wrong = "m0-wrong-and-secret"
+    memory = Mem0Memory(wrong, host=cloud.url)
+    for call in (memory.retrieve("x", ctx=turn_of()), memory.update(said("x"), ctx=turn_of())):
+        with pytest.raises(MemoryBackendError, match=r"the key was refused \(401\): check MEM0_API_KEY") as caught:
+            await call
+        assert wrong not in str(caught.value)
+    assert cloud.count("ping") == 2
+    await memory.aclose()
+    assert wrong not in caplog.text
+
+
+async def test_too_many_requests_are_repeated_when_mem0_says(cloud: Cloud, memory: Mem0Memory) -> None:
+    """A Retry-After is waited for, for an update too: it was not taken. One that is too long is an error at once."""
+    cloud.faults["add"] = [Fault(429, {"Retry-After": "1"})]
+    before = time.monotonic()
+    await memory.update(said("I keep bees"), ctx=turn_of())
+    assert time.monotonic() - before >= 1.0
+    assert cloud.count("add") == 2
+    cloud.faults["search"] = [Fault(429, {"Retry-After": "3600"})]
+    with pytest.raises(MemoryBackendError, match=r"too many requests \(429\), again in 3600 s"):
+        await memory.retrieve("bees", ctx=turn_of())
+
+
+async def test_what_mem0_did_not_take_is_tried_again_without_a_caller(cloud: Cloud, memory: Mem0Memory) -> None:
+    """The caller is told, what was said is found when mem0 can be searched, and it is sent in the background."""
+    cloud.faults["add"] = [Fault(429, {"Retry-After": "0.1"})] * 3
+    with pytest.raises(MemoryBackendError, match="429"):
+        await memory.update(said("I keep bees"), ctx=turn_of(turn="t"))
+    assert await found(memory, "bees") == ["I keep bees"]
+    assert await memory.wait_indexed(seconds=10)
+    assert cloud.texts() == ["I keep bees"]
+    await memory.update(said("I keep bees"), ctx=turn_of(turn="t"))
+    assert cloud.count("add") == 4
+
+
+async def test_what_mem0_refuses_is_an_error_and_not_kept(cloud: Cloud, memory: Mem0Memory) -> None:
+    cloud.faults["add"] = [Fault(413)]
+    with pytest.raises(MemoryBackendError, match=r"refused \(413\)"):
+        await memory.update(said("I keep bees"), ctx=turn_of())
+    assert await found(memory, "bees") == []
+    assert await memory.remains(ALICE) == {}
+
+
+async def test_a_failing_server_is_asked_again_and_then_left_alone(cloud: Cloud, memory: Mem0Memory) -> None:
+    """A search is repeated, an update that may have been taken is not. After five failures in a row nothing is asked, and the
+    error says until when."""
+    await memory.update(said("I keep bees"), ctx=turn_of())
+    assert await memory.wait_indexed()
+    cloud.faults["search"] = [Fault(503), Fault(drop=True)]
+    assert await found(memory, "bees") == ["I keep bees"]
+    cloud.faults["search"] = [Fault(500)] * 9
+    for _ in range(2):
+        with pytest.raises(MemoryBackendError, match=r"500|not asked again"):
+            await memory.retrieve("bees", ctx=turn_of())
+    asked = len(cloud.calls)
+    with pytest.raises(
+        MemoryBackendError, match=r"failed 5 times in a row and is not asked again before \d\d:\d\d:\d\d UTC"
+    ):
+        await memory.retrieve("bees", ctx=turn_of())
+    assert len(cloud.calls) == asked
+
+
+async def test_an_open_circuit_lets_one_call_try(cloud: Cloud) -> None:
+    """When the rest is over one call is made, however many want to; it closes the circuit, or keeps it open."""
+    asked, works = list[int](), asyncio.Event()
+
+    async def ask() -> str:
+        asked.append(1)
+        await asyncio.sleep(0)
+        if not works.is_set():
+            raise ServiceError("out of order")
+        return "well"
+
+    call = Caller("mem0", tries=1, opens_after=2, rest=0.05)
+    for _ in range(2):
+        with pytest.raises(ServiceError, match=r"^out of order"):
+            await call(ask, again=True)
+    for made in (3, 4):
+        while len(asked) < made:
+            answers = await asyncio.gather(*(call(ask, again=True) for _ in range(5)), return_exceptions=True)
+            assert all(isinstance(answer, ServiceError) for answer in answers)
+        assert len(asked) == made
+    works.set()
+    while len(asked) < 5:
+        await asyncio.gather(*(call(ask, again=True) for _ in range(5)), return_exceptions=True)
+    assert len(asked) == 5
+    assert await asyncio.gather(*(call(ask, again=True) for _ in range(3))) == ["well"] * 3
+
+
+async def test_a_stalled_first_call_holds_up_nobody(cloud: Cloud) -> None:
+    """mem0's constructor waits for its ping in a thread: the loop goes on, callers get an error in time, there is one thread
+    however many call, and when it is through, the next call uses what it made."""
+    cloud.faults["ping"] = [Fault(stall=True)]
+    memory = Mem0Memory(KEY, host=cloud.url, timeout=0.3)
+    longest = asyncio.create_task(longest_lag())
+    for _ in range(2):
+        calls = [memory.retrieve("x", ctx=turn_of(f"user{number}")) for number in range(10)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert all("did not answer mem0's first call within 0.3 s" in str(answer) for answer in answers)
+    assert cloud.count("ping") == 1
+    assert sum(thread.name == "mem0-connecting" for thread in threading.enumerate()) == 1
+    cloud.go_on.set()
+    await eventually_so(lambda: not any(thread.name == "mem0-connecting" for thread in threading.enumerate()))
+    assert await found(memory, "x") == []
+    assert cloud.count("ping") == 1
+    longest.cancel()
+    assert await longest < 0.25
+    await memory.aclose()
+
+
+async def test_closing_does_not_wait_for_a_stalled_call(cloud: Cloud) -> None:
+    cloud.faults["ping"] = [Fault(stall=True)]
+    memory = Mem0Memory(KEY, host=cloud.url, timeout=0.1)
+    with pytest.raises(MemoryBackendError):
+        await memory.retrieve("x", ctx=turn_of())
+    async with asyncio.timeout(5):
+        await memory.aclose()
+    with pytest.raises(MemoryBackendError, match="closed"):
+        await memory.retrieve("x", ctx=turn_of())
+
+
+async def test_a_slow_search_ends_in_time_and_holds_up_no_update(cloud: Cloud) -> None:
+    memory = Mem0Memory(KEY, host=cloud.url, timeout=0.5)
+    cloud.faults["search"] = [Fault(stall=True)] * 9
+    longest = asyncio.create_task(longest_lag())
+    searching = asyncio.create_task(memory.retrieve("bees", ctx=turn_of()))
+    await eventually_so(lambda: cloud.count("search") == 1)
+    await memory.update(said("I keep bees"), ctx=turn_of())
+    with pytest.raises(MemoryBackendError, match=r"did not answer search within 0\.5 s"):
+        await searching
+    longest.cancel()
+    assert await longest < 0.25
+    cloud.go_on.set()
+    cloud.faults.clear()
+    await memory.aclose()
+
+
+async def longest_lag() -> float:
+    """How long the loop was held up at most, in seconds, until this is cancelled."""
+    longest = 0.0
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.005)
+            longest = max(longest, time.monotonic() - before - 0.005)
+    return longest
+
+
+def test_it_is_used_from_any_loop(cloud: Cloud) -> None:
+    """One memory, a loop a call, in one thread and in several."""
+    memory = Mem0Memory(KEY, host=cloud.url)
+    asyncio.run(memory.update(said("I keep bees"), ctx=turn_of()))
+    with ThreadPoolExecutor(4) as threads:
+        answers = [one.result() for one in [threads.submit(asyncio.run, found(memory, "bees")) for _ in range(8)]]
+    assert answers == [["I keep bees"]] * 8
+    asyncio.run(memory.aclose())
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_needed_and_taken_from_the_environment(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Mem0Memory()` as the documents have it."""
+    monkeypatch.delenv("MEM0_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match="set MEM0_API_KEY"):
+        recollect_memory.Mem0Memory()
+    monkeypatch.setenv("MEM0_API_KEY", KEY)
+    memory = recollect_memory.Mem0Memory(host=cloud.url)
+    assert asyncio.run(found(memory, "x")) == []
+    assert {call.authorization for call in cloud.calls} == {f"Token {KEY}"}
+    memory.close()
+
+
+@pytest.mark.parametrize(
+    ("entry", "key", "problem"),
+    [
+        ({"api_kei": "x"}, "api_kei", 'did you mean "api_key"'),
+        ({"api_key": 3}, "api_key", "a key is a text"),
+        ({"api_key": "line\nbreak"}, "api_key", "what no HTTP header can"),
+        ({"host": "api.mem0.ai"}, "host", "such as https://api.mem0.ai"),
+        ({"timeout": 0}, "timeout", "a number above 0"),
+        ({"infer": "no"}, "infer", "true or false"),
+        ({"database": "rows.db"}, "database", "sqlite:///"),
+    ],
+)
+def test_a_wrong_setting_is_named(entry: dict[str, Any], key: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem) as caught:
+        open_memory({"backend": "mem0", "api_key": KEY} | entry)
+    assert caught.value.key == key
+
+
+def test_without_mem0_the_error_says_what_to_install() -> None:
+    run_python("""
+        import sys
+        sys.modules["mem0"] = None
+        from recollect_memory import Mem0Memory
+        from recollect_memory.errors import ConfigError
+        try:
+            Mem0Memory("a key")
+        except ConfigError as error:
+            assert "pip install 'recollect[mem0]'" in str(error), error
+        else:
+            raise AssertionError("it was made")
+    """)
+
+
+def test_nothing_phones_home(cloud: Cloud, tmp_path: Path) -> None:
+    """mem0 is imported at the first use, after its telemetry was switched off; only the host is contacted, at the end too."""
+    run_python(
+        f"""
+        import asyncio, os, sys
+        seen = []
+
+        def watch(event, args):
+            if event == "import" and args[0] == "mem0.memory.telemetry":
+                seen.append(os.environ.get("MEM0_TELEMETRY"))
+            elif event == "socket.connect" and isinstance(args[1], tuple):
+                assert args[1][:2] == ("127.0.0.1", {cloud.url.rpartition(":")[2]}), args[1]
+            elif event == "socket.getaddrinfo":
+                assert args[0] in ("127.0.0.1", b"127.0.0.1"), args[0]
+
+        sys.addaudithook(watch)
+        from recollect_memory import InvocationContext, Mem0Memory, Message
+        memory = Mem0Memory("{KEY}", host="{cloud.url}")
+        assert "mem0" not in sys.modules
+        ctx = InvocationContext("s", "alice")
+
+        async def use():
+            await memory.update([Message("user", "I keep bees")], ctx=ctx)
+            assert [hit.content for hit in await memory.retrieve("bees", ctx=ctx)] == ["I keep bees"]
+            await memory.aclose()
+
+        asyncio.run(use())
+        assert seen and set(seen) == {{"False"}}, seen
+        """,
+        HOME=str(tmp_path),
+    )
+
+
+def run_python(program: str, **environment: str) -> None:
+    """Run a program in a process of its own, to its end."""
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ran.returncode == 0, ran.stderr
