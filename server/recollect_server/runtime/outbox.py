@@ -28,6 +28,8 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.5, 300.0
 _AT_ONCE = 8
 _WAIT = 0.3
 """Seconds that a recall waits for what its scope is owed to arrive; what has not is laid over its answer."""
+_RECENT = 2
+"""Messages that are owed and share no word with the question: it may well be about them ("I am from Italy", "my capital?")."""
 _CONTEXT = tuple(field.name for field in fields(InvocationContext))
 _MESSAGE = tuple(field.name for field in fields(Message))
 
@@ -168,7 +170,7 @@ class OutboxMemory(Memory):
         scope = Scope.of(kwargs.get("ctx")).key
         await self._outbox.settle(self.name, scope)
         said = [message_of(value) for write in self._outbox.owed(self.name, scope) for value in write.messages]
-        owed = overlay(query, said, backend=self.name)
+        owed = overlay(query, said, backend=self.name, recent=_RECENT)
         found = await self._memory.retrieve(query, top_k=top_k, **kwargs)
         known = {message.content for message in found}
         return [*(message for message in owed if message.content not in known), *found][:top_k]
