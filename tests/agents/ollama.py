@@ -1,0 +1,56 @@
+"""A stand-in for Ollama on 127.0.0.1: it answers with what it was shown, in two pieces."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Ollama(ThreadingHTTPServer):
+    """Speaks /api/generate. `prompts` are those that came, `models` what was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.prompts: list[str] = []
+        self.models: list[str] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        server = self.server
+        assert isinstance(server, Ollama)
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path != "/api/generate":
+            self.send_error(404)
+            return
+        server.prompts.append(asked["prompt"])
+        server.models.append(asked["model"])
+        self.send_response(200)
+        self.send_header("content-type", "application/x-ndjson")
+        self.end_headers()
+        half = len(asked["prompt"]) // 2
+        for piece in (asked["prompt"][:half], asked["prompt"][half:]):
+            self._line({"response": piece, "done": False})
+        self._line({"response": "", "done": True, "done_reason": "stop", "prompt_eval_count": 9, "eval_count": 9})
+
+    def _line(self, value: dict[str, object]) -> None:
+        self.wfile.write(json.dumps({"model": "any", **value}).encode() + b"\n")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def ollama() -> Generator[Ollama]:
+    with Ollama() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join(10)
