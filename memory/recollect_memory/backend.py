@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+import uuid
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from .contract import InvocationContext, Memory, MemoryEntry, Message, Provenance, Scope
@@ -19,6 +22,8 @@ from .errors import MemoryBackendError
 MOST_CALLS_AT_ONCE = 32
 """Synchronous calls of one backend under way at once: more means that it hangs, and is an error at once."""
 _REMEMBERED_TURNS = 10_000
+_LOOKED_THROUGH = 20
+"""How many entries are looked through for a turn that may have been recorded."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -33,7 +38,11 @@ class MemoryBackend(ABC):
 
     @abstractmethod
     def record(self, session_id: str, user_msg: str, assistant_msg: str) -> Awaitable[None] | None:
-        """Remember one turn. `assistant_msg` is empty where there was no answer."""
+        """Remember one turn. `assistant_msg` is empty where there was no answer.
+
+        After a crash, or a call whose outcome is not known, a turn may come again: take one parameter more, `turn_id: str`,
+        and pass over an id that was recorded. Without it, the turn is looked for with `recall` before it comes again.
+        """
 
     @abstractmethod
     def recall(self, session_id: str, query: str, max_entries: int) -> Awaitable[list[MemoryEntry]] | list[MemoryEntry]:
@@ -72,49 +81,94 @@ def as_memory(value: Memory | MemoryBackend | MemoryModule, *, space: str = "def
     return ModuleMemory(module, space=space)
 
 
+@dataclass(slots=True)
+class _Written:
+    """How far the writing of a turn has come: calls that are done, and the one that runs in its thread."""
+
+    calls: int = 0
+    running: Future[Any] | None = None
+
+    @property
+    def begun(self) -> bool:
+        return self.calls > 0 or self.running is not None
+
+
 class ModuleMemory(Memory):
     """A `MemoryModule` as a `Memory`: whatever it raises becomes a MemoryBackendError that names it.
 
-    A turn that was recorded is not recorded again by this process (the last 10,000 turn ids are known).
+    What of a turn was done is not done again by this process (the last 10,000 turn ids are known), and a synchronous call
+    that still runs is waited for, not made a second time. What an earlier process did, `already_written` tells.
     """
 
     def __init__(self, module: MemoryModule, *, space: str = "default") -> None:
         self.name = module.name
         self._module = module
         self._space = space
-        self._turns: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._turns: OrderedDict[tuple[str, str], _Written] = OrderedDict()
+        self._takes_turn_id = "turn_id" in _parameters(module.record)
         self._slots = threading.Semaphore(MOST_CALLS_AT_ONCE)
 
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
         scope = Scope.of(kwargs.get("ctx"), self._space)
         entries = await self._call("recall", self._module.recall, scope.key, query, top_k)
         try:
-            return [self._message(entry) for entry in list(entries or ())[:top_k]]
+            return [self._message(entry) for entry in islice(entries or (), top_k)]
         except (AttributeError, TypeError, ValueError, OverflowError) as error:
             raise MemoryBackendError(f"{self.name}: recall did not return MemoryEntry objects: {error}") from error
 
     async def update(self, messages: list[Message], **kwargs: Any) -> None:
         ctx: InvocationContext | None = kwargs.get("ctx")
         key = Scope.of(ctx, self._space).key
-        turn = (key, ctx.turn_id) if ctx is not None and ctx.turn_id is not None else None
-        if turn is not None and turn in self._turns:
-            return
-        for user_msg, assistant_msg in _exchanges(messages):
-            await self._call("record", self._module.record, key, user_msg, assistant_msg)
+        turn_id = ctx.turn_id if ctx is not None else None
+        written = self._written(key, turn_id)
+        calls: list[tuple[str, Callable[..., Any]]] = []
+        for place, exchange in enumerate(_exchanges(messages)):
+            record: Callable[..., Any] = self._module.record
+            if self._takes_turn_id:
+                id_ = turn_id if turn_id is not None else uuid.uuid4().hex
+                record = partial(record, turn_id=f"{id_}#{place}" if place else id_)
+            calls.append(("record", partial(record, key, *exchange)))
         if self._module.consolidate is not None:
-            await self._call("consolidate", self._module.consolidate, key)
+            calls.append(("consolidate", partial(self._module.consolidate, key)))
         if self._module.flush is not None:
-            await self._call("flush", self._module.flush, key)
-        if turn is not None:
-            self._turns[turn] = None
-            if len(self._turns) > _REMEMBERED_TURNS:
-                self._turns.popitem(last=False)
+            calls.append(("flush", partial(self._module.flush, key)))
+        for what, call in calls[written.calls :]:
+            await self._call(what, call, written=written)
+            written.calls += 1
 
-    async def _call(self, what: str, callback: Callable[..., Any], *args: object) -> Any:
+    async def already_written(self, messages: list[Message], *, ctx: InvocationContext) -> bool:
+        """Whether `recall` gives back, word for word, all that the turn said, as recorded since it was said."""
+        key = Scope.of(ctx, self._space).key
+        exchanges = list(_exchanges(messages))
+        if self._takes_turn_id or not exchanges or self._written(key, ctx.turn_id).begun:
+            return False
+        since = min(message.created_at for message in messages).timestamp() * 1e9
+        for asked, answered in exchanges:
+            said = (asked or answered).strip()
+            entries = await self._call("recall", self._module.recall, key, said, _LOOKED_THROUGH)
+            try:
+                found = any(said in entry.content and entry.timestamp_ns >= since for entry in entries or ())
+            except (AttributeError, TypeError):
+                found = False
+            if not found:
+                return False
+        return True
+
+    def _written(self, key: str, turn_id: str | None) -> _Written:
+        if turn_id is None:
+            return _Written()
+        written = self._turns.setdefault((key, turn_id), _Written())
+        if len(self._turns) > _REMEMBERED_TURNS:
+            self._turns.popitem(last=False)
+        return written
+
+    async def _call(
+        self, what: str, callback: Callable[..., Any], *args: object, written: _Written | None = None
+    ) -> Any:
         try:
             if inspect.iscoroutinefunction(callback):
                 return await callback(*args)
-            result = await self._off_the_loop(what, callback, *args)
+            result = await self._off_the_loop(what, callback, *args, written=written)
             return await result if inspect.isawaitable(result) else result
         except MemoryBackendError:
             raise
@@ -126,8 +180,22 @@ class ModuleMemory(Memory):
         explained.__cause__ = error
         return explained
 
-    async def _off_the_loop(self, what: str, callback: Callable[..., Any], *args: object) -> Any:
-        """On a daemon thread of its own: one that never returns keeps neither the pool nor the exit of the process."""
+    async def _off_the_loop(
+        self, what: str, callback: Callable[..., Any], *args: object, written: _Written | None = None
+    ) -> Any:
+        """On a daemon thread of its own: one that never returns keeps neither the pool nor the exit of the process.
+
+        Whoever is cancelled leaves the call running; that of a turn is then waited for by the next who writes the turn.
+        """
+        written = written or _Written()
+        running = written.running = written.running or self._begin(what, callback, *args)
+        try:
+            return await asyncio.wrap_future(running)
+        finally:
+            if running.done():
+                written.running = None
+
+    def _begin(self, what: str, callback: Callable[..., Any], *args: object) -> Future[Any]:
         if not self._slots.acquire(blocking=False):
             raise MemoryBackendError(f"{self.name}: {what} refused: {MOST_CALLS_AT_ONCE} earlier calls still run")
         done: Future[Any] = Future()
@@ -144,7 +212,7 @@ class ModuleMemory(Memory):
                 self._slots.release()
 
         threading.Thread(target=work, name=f"memory-{self.name}-{what}", daemon=True).start()
-        return await asyncio.wrap_future(done)
+        return done
 
     def _message(self, entry: MemoryEntry) -> Message:
         created = _EPOCH + timedelta(microseconds=entry.timestamp_ns // 1000)
@@ -160,6 +228,13 @@ class ModuleMemory(Memory):
         return Message(
             "system", str(entry.content), id=str(entry.key), created_at=created, metadata={"memory": provenance}
         )
+
+
+def _parameters(callback: Callable[..., Any]) -> Collection[str]:
+    try:
+        return inspect.signature(callback).parameters
+    except (TypeError, ValueError):  # some built-in functions do not tell
+        return ()
 
 
 def _exchanges(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
