@@ -109,12 +109,7 @@ class ModuleMemory(Memory):
         self._slots = threading.Semaphore(MOST_CALLS_AT_ONCE)
 
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
-        scope = Scope.of(kwargs.get("ctx"), self._space)
-        entries = await self._call("recall", self._module.recall, scope.key, query, top_k)
-        try:
-            return [self._message(entry) for entry in islice(entries or (), top_k)]
-        except (AttributeError, TypeError, ValueError, OverflowError) as error:
-            raise MemoryBackendError(f"{self.name}: recall did not return MemoryEntry objects: {error}") from error
+        return await self._recalled(Scope.of(kwargs.get("ctx"), self._space).key, query, top_k)
 
     async def update(self, messages: list[Message], **kwargs: Any) -> None:
         ctx: InvocationContext | None = kwargs.get("ctx")
@@ -142,17 +137,20 @@ class ModuleMemory(Memory):
         exchanges = list(_exchanges(messages))
         if self._takes_turn_id or not exchanges or self._written(key, ctx.turn_id).begun:
             return False
-        since = min(message.created_at for message in messages).timestamp() * 1e9
+        since = min(message.created_at for message in messages)
         for asked, answered in exchanges:
             said = (asked or answered).strip()
-            entries = await self._call("recall", self._module.recall, key, said, _LOOKED_THROUGH)
-            try:
-                found = any(said in entry.content and entry.timestamp_ns >= since for entry in entries or ())
-            except (AttributeError, TypeError):
-                found = False
-            if not found:
+            found = await self._recalled(key, said, _LOOKED_THROUGH)
+            if not any(said in message.content and message.created_at >= since for message in found):
                 return False
         return True
+
+    async def _recalled(self, key: str, query: str, top_k: int) -> list[Message]:
+        entries = await self._call("recall", self._module.recall, key, query, top_k)
+        try:
+            return [self._message(entry) for entry in islice(entries or (), top_k)]
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            raise MemoryBackendError(f"{self.name}: recall did not return MemoryEntry objects: {error}") from error
 
     def _written(self, key: str, turn_id: str | None) -> _Written:
         if turn_id is None:
