@@ -107,7 +107,10 @@ class Apart(Memory):
         done: Future[T] = Future()
 
         async def work() -> T:
-            return await call(memory)
+            try:
+                return await call(memory)
+            except (SystemExit, KeyboardInterrupt) as error:  # they would end the loop
+                raise MemoryBackendError(f"{self.name}: {type(error).__name__}: {error}") from error
 
         def begin() -> None:
             if not done.cancelled():

@@ -27,7 +27,7 @@ from recollect_memory.sqlite import Database, hold, path_of
 from .apart import Apart, is_outage
 from .config import AgentConfig, Config, InvalidConfig
 from .metrics import Metrics
-from .runtime.outbox import Outbox, OutboxMemory
+from .runtime.outbox import Outbox, OutboxMemory, Patience
 from .runtime.sqlite import SQLiteStore
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,8 @@ class Registry:
         self.store = SQLiteStore(self.database)
         self.memories: dict[str, Memory] = {}
         self.metrics = Metrics(config.memory)
-        self.outbox = Outbox(self.store, self.memories, self.metrics)
+        patience = {name: Patience(entry.write_timeout, entry.write_tries) for name, entry in config.memory.items()}
+        self.outbox = Outbox(self.store, self.memories, self.metrics, patience)
         self.agents: dict[str, Agent | AgentExecutor] = {}
         self._models: list[ChatModel] = []
         self._problems: list[ConfigError] = []

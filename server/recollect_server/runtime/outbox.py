@@ -7,8 +7,9 @@ import contextlib
 import logging
 import random
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -25,13 +26,9 @@ from .turn import DueWrite, MemoryWrite
 
 logger = logging.getLogger(__name__)
 
-_TRIES = 40
-"""After these a write is given up: for about two hours it is tried again."""
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 300.0
 """Seconds between tries: doubled each time, each a random part of it less."""
 _AT_ONCE = 8
-WRITE_WITHIN = 30.0
-"""Seconds that a memory has for a write; beyond them the write counts as failed and is tried again."""
 _CANCEL_WITHIN = 1.0
 """Seconds that a write gets to stop when it is given up."""
 _STOP_WITHIN = 3.0
@@ -43,6 +40,14 @@ _MESSAGE = tuple(field.name for field in fields(Message))
 _WORD = re.compile(r"\w+")
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How many seconds a memory has for a write, and after how many tries it is given up: in about two hours."""
+
+    seconds: float = 30.0
+    tries: int = 40
+
+
 class Outbox:
     """Delivers the memory writes that turns owe, each scope's in order, and knows which are still on their way."""
 
@@ -51,15 +56,12 @@ class Outbox:
         store: Store,
         memories: Mapping[str, Memory],
         metrics: Metrics,
-        *,
-        tries: int = _TRIES,
-        write_within: float = WRITE_WITHIN,
+        patience: Mapping[str, Patience] | None = None,
     ) -> None:
         self._store = store
         self._memories = memories
         self._metrics = metrics
-        self._tries = tries
-        self._write_within = write_within
+        self._patience = defaultdict(Patience, patience or {})
         self._owed: dict[tuple[str, str], list[MemoryWrite]] = {}
         self._delivering: set[tuple[str, str]] = set()
         self._inherited: set[tuple[str, object]] = set()
@@ -187,8 +189,9 @@ class Outbox:
     async def _write(self, due: DueWrite) -> None:
         """Hand a write to its memory. Raises what that does, and TimeoutError."""
         work = self._deaf.pop(due.id, None) or asyncio.create_task(self._hand_over(due))
+        seconds = self._patience[due.write.memory].seconds
         try:
-            await asyncio.wait((work,), timeout=self._write_within)
+            await asyncio.wait((work,), timeout=seconds)
         finally:
             work.cancel()
         if not work.done():
@@ -196,7 +199,7 @@ class Outbox:
             if not work.done():
                 self._deaf[due.id] = work
                 work.add_done_callback(_seen)
-            raise TimeoutError(f"not written within {self._write_within:g} s")
+            raise TimeoutError(f"not written within {seconds:g} s")
         if work.cancelled():
             raise MemoryBackendError("the memory stopped in the middle of it")
         work.result()
@@ -211,7 +214,7 @@ class Outbox:
 
     async def _retry(self, due: DueWrite, error: Exception) -> None:
         problem, name = f"{type(error).__name__}: {error}", due.write.memory
-        if due.tries + 1 >= self._tries:
+        if due.tries + 1 >= self._patience[name].tries:
             logger.error("memory %s: a write of task %s is given up: %s", name, due.task_id, problem)
             await self._store.write_failed(due, problem, None)
             self._metrics.tried(name, "failed", error)
