@@ -27,12 +27,14 @@ class Apart(Memory):
     """A memory in a daemon thread of its own: made there by `make`, and called there, on an event loop of its own.
 
     Until it is made, every call is refused at once; where it could not be, a call some seconds later tries again. A
-    `ManagedMemory` is only made there: it is called where its owner's requests are.
+    `ManagedMemory` is only made there, and called where the requests of its owner are: `managed` is told of one that comes
+    after nobody waited for it any more, from the thread.
     """
 
-    def __init__(self, name: str, make: Callable[[], Memory]) -> None:
+    def __init__(self, name: str, make: Callable[[], Memory], managed: Callable[[ManagedMemory], None]) -> None:
         self.name = name
         self._make = make
+        self._managed = managed
         self._late = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._begin()
@@ -79,9 +81,11 @@ class Apart(Memory):
             return
         loop = None if isinstance(memory, ManagedMemory) else asyncio.new_event_loop()
         self._loop = loop
+        made.set_result(memory)
         if self._late:
             log.info("memory %s: ready at last", self.name)
-        made.set_result(memory)
+            if isinstance(memory, ManagedMemory):
+                self._managed(memory)
         if loop is not None:
             try:
                 loop.run_forever()

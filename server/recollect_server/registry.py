@@ -133,7 +133,8 @@ class Registry:
             entry["model"] = self._try(partial(self._open_model, entry["model"]), "memory", name, "model")
             if entry["model"] is None:
                 return None
-        return Apart(name, partial(open_memory, entry, name=name, database=self.database, embedder=embedder))
+        make = partial(open_memory, entry, name=name, database=self.database, embedder=embedder)
+        return Apart(name, make, partial(self.memories.__setitem__, name))
 
     def _agent(self, name: str, entry: AgentConfig) -> Agent | None:
         at = ("agents", name)

@@ -125,7 +125,10 @@ class Demanding(Own):
     """Its constructor needs its backend."""
 
     def __init__(self, which):
-        ask(f"make/{which}")
+        try:
+            ask(f"make/{which}")
+        except httpx.HTTPStatusError:
+            raise ConnectionError("there is nobody at home") from None
 '''
 
 SHAPES = ("own", "plain", "asynchronous")

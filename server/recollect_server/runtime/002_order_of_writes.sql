@@ -9,3 +9,6 @@ ALTER TABLE memory_outbox ADD COLUMN scope TEXT GENERATED ALWAYS AS (
     )
 ) VIRTUAL;
 CREATE INDEX memory_outbox_of_scope ON memory_outbox (memory, scope, id, due_at) WHERE dead = 0;
+
+-- Those that were given up, for whoever looks after them.
+CREATE INDEX memory_outbox_dead ON memory_outbox (id) WHERE dead = 1;

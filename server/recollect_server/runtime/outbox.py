@@ -111,6 +111,13 @@ class Outbox:
     def owed(self, memory: str, scope: str) -> list[MemoryWrite]:
         return self._owed.get((memory, scope), [])
 
+    async def retry(self) -> int:
+        """Deliver what was given up, of every memory that there is; how many writes."""
+        retried = [await self._store.retry_failed_writes(name) for name in self._memories]
+        for writes in retried:
+            self.owe(writes)
+        return sum(map(len, retried))
+
     async def settle(self, memory: str, scope: str) -> None:
         """Wait a moment for what a scope is owed."""
         key = (memory, scope)

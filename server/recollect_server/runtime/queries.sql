@@ -191,6 +191,17 @@ UPDATE memory_outbox SET tries = tries + 1, dead = 1, problem = :problem WHERE i
 -- name: write_buried
 UPDATE tasks SET memory = 'failed' WHERE id = ?
 
+-- name: failed_writes
+SELECT task_id, tries, problem, memory, context, messages FROM memory_outbox WHERE dead = 1 ORDER BY id LIMIT ?
+
+-- name: tasks_of_failed_writes
+UPDATE tasks SET memory = 'pending' WHERE id IN (SELECT task_id FROM memory_outbox WHERE dead = 1 AND memory = ?)
+
+-- name: retry_failed_writes
+-- One try is kept: they may have been made before.
+UPDATE memory_outbox SET dead = 0, tries = 1, due_at = :now WHERE dead = 1 AND memory = :memory
+RETURNING memory, context, messages
+
 -- name: due_pushes
 -- A config's pushes go out in order: only the first that is not delivered may be due.
 SELECT push_outbox.id, tries, payload, config FROM push_outbox
