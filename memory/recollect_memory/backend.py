@@ -40,7 +40,7 @@ class MemoryBackend(ABC):
     def record(self, session_id: str, user_msg: str, assistant_msg: str) -> Awaitable[None] | None:
         """Remember one turn. `assistant_msg` is empty where there was no answer.
 
-        After a crash, or a call whose outcome is not known, a turn may come again: take one parameter more, `turn_id: str`,
+        After a crash, or a call whose outcome is not known, a turn may come again: take one parameter more, `turn_id: str = ""`,
         and pass over an id that was recorded. Without it, the turn is looked for with `recall` before it comes again.
         """
 
@@ -67,7 +67,8 @@ class MemoryModule:
     """A named memory as callbacks; each may be synchronous or return an awaitable. Shapes as in `MemoryBackend`."""
 
     name: str
-    record: Callable[[str, str, str], Awaitable[None] | None]
+    record: Callable[..., Awaitable[None] | None]
+    """(session_id, user_msg, assistant_msg), and `turn_id` by name where it has such a parameter."""
     recall: Callable[[str, str, int], Awaitable[list[MemoryEntry]] | list[MemoryEntry]]
     flush: Callable[[str], Awaitable[None] | None] | None = None
     consolidate: Callable[[str], Awaitable[None] | None] | None = None
@@ -118,7 +119,7 @@ class ModuleMemory(Memory):
         written = self._written(key, turn_id)
         calls: list[tuple[str, Callable[..., Any]]] = []
         for place, exchange in enumerate(_exchanges(messages)):
-            record: Callable[..., Any] = self._module.record
+            record = self._module.record
             if self._takes_turn_id:
                 id_ = turn_id if turn_id is not None else uuid.uuid4().hex
                 record = partial(record, turn_id=f"{id_}#{place}" if place else id_)
