@@ -33,7 +33,7 @@ check: $(DEV) ## Lint, formatting, types
 	@$(BIN)/mypy
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: install ## Measure the start, what a task costs beside the bare a2a-sdk, and recall (ARGS="--quick server")
+bench: install ## Measure the start, what a task costs beside the bare a2a-sdk, a slow memory, recall (ARGS="--quick server")
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 fmt: $(DEV) ## Format the code

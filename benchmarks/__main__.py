@@ -8,11 +8,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from . import retrieval, server, startup
+from . import delay, retrieval, server, startup
 
 BENCHMARKS: dict[str, Callable[[bool], None]] = {
     "startup": startup.main,
     "server": server.main,
+    "delay": delay.main,
     "retrieval": lambda quick: retrieval.main(["--quick"] if quick else []),
 }
 

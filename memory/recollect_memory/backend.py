@@ -6,12 +6,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+import uuid
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import islice
 from time import monotonic
 from typing import Any, Literal
 
@@ -24,6 +27,8 @@ MOST_CALLS_AT_ONCE = 32
 HANGS_AFTER = 1.0
 """Seconds without a beginning or an end among so many: the backend hangs, and one more is an error at once."""
 _REMEMBERED_TURNS = 10_000
+_LOOKED_THROUGH = 20
+"""How many entries are looked through for a turn that may have been recorded."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _KINDS = frozenset(MemoryKind)
 
@@ -39,7 +44,11 @@ class MemoryBackend(ABC):
 
     @abstractmethod
     def record(self, session_id: str, user_msg: str, assistant_msg: str) -> Awaitable[None] | None:
-        """Remember one turn. `assistant_msg` is empty where there was no answer."""
+        """Remember one turn. `assistant_msg` is empty where there was no answer.
+
+        After a crash, or a call whose outcome is not known, a turn may come again: take one parameter more, `turn_id: str = ""`,
+        and pass over an id that was recorded. Without it, the turn is looked for with `recall` before it comes again.
+        """
 
     @abstractmethod
     def recall(self, session_id: str, query: str, max_entries: int) -> Awaitable[list[MemoryEntry]] | list[MemoryEntry]:
@@ -64,7 +73,8 @@ class MemoryModule:
     """A named memory as callbacks; each may be synchronous or return an awaitable. Shapes as in `MemoryBackend`."""
 
     name: str
-    record: Callable[[str, str, str], Awaitable[None] | None]
+    record: Callable[..., Awaitable[None] | None]
+    """(session_id, user_msg, assistant_msg), and `turn_id` by name where it has such a parameter."""
     recall: Callable[[str, str, int], Awaitable[list[MemoryEntry]] | list[MemoryEntry]]
     flush: Callable[[str], Awaitable[None] | None] | None = None
     consolidate: Callable[[str], Awaitable[None] | None] | None = None
@@ -120,50 +130,92 @@ def _entry(message: Message, rank: int) -> MemoryEntry:
     )
 
 
+@dataclass(slots=True)
+class _Written:
+    """How far the writing of a turn has come: calls that are done, and the one that runs in its thread."""
+
+    calls: int = 0
+    running: Future[Any] | None = None
+
+    @property
+    def begun(self) -> bool:
+        return self.calls > 0 or self.running is not None
+
+
 class ModuleMemory(Memory):
     """A `MemoryModule` as a `Memory`: whatever it raises becomes a MemoryBackendError that names it.
 
-    A turn that was recorded is not recorded again by this process (the last 10,000 turn ids are known).
+    What of a turn was done is not done again by this process (the last 10,000 turn ids are known), and a synchronous call
+    that still runs is waited for, not made a second time. What an earlier process did, `already_written` tells.
     """
 
     def __init__(self, module: MemoryModule, *, space: str = "default") -> None:
         self.name = module.name
         self._module = module
         self._space = space
-        self._turns: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._turns: OrderedDict[tuple[str, str], _Written] = OrderedDict()
+        self._takes_turn_id = "turn_id" in _parameters(module.record)
         self._slots = _Slots(MOST_CALLS_AT_ONCE)
 
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
-        scope = Scope.of(kwargs.get("ctx"), self._space)
-        entries = await self._call("recall", self._module.recall, scope.key, query, top_k)
-        try:
-            return [self._message(entry) for entry in list(entries or ())[:top_k]]
-        except (AttributeError, TypeError, ValueError, OverflowError) as error:
-            raise MemoryBackendError(f"{self.name}: recall did not return MemoryEntry objects: {error}") from error
+        return await self._recalled(Scope.of(kwargs.get("ctx"), self._space).key, query, top_k)
 
     async def update(self, messages: list[Message], **kwargs: Any) -> None:
         ctx: InvocationContext | None = kwargs.get("ctx")
         key = Scope.of(ctx, self._space).key
-        turn = (key, ctx.turn_id) if ctx is not None and ctx.turn_id is not None else None
-        if turn is not None and turn in self._turns:
-            return
-        for user_msg, assistant_msg in _exchanges(messages):
-            await self._call("record", self._module.record, key, user_msg, assistant_msg)
+        turn_id = ctx.turn_id if ctx is not None else None
+        written = self._written(key, turn_id)
+        calls: list[tuple[str, Callable[..., Any]]] = []
+        for place, exchange in enumerate(_exchanges(messages)):
+            record = self._module.record
+            if self._takes_turn_id:
+                id_ = turn_id if turn_id is not None else uuid.uuid4().hex
+                record = partial(record, turn_id=f"{id_}#{place}" if place else id_)
+            calls.append(("record", partial(record, key, *exchange)))
         if self._module.consolidate is not None:
-            await self._call("consolidate", self._module.consolidate, key)
+            calls.append(("consolidate", partial(self._module.consolidate, key)))
         if self._module.flush is not None:
-            await self._call("flush", self._module.flush, key)
-        if turn is not None:
-            self._turns[turn] = None
-            if len(self._turns) > _REMEMBERED_TURNS:
-                self._turns.popitem(last=False)
+            calls.append(("flush", partial(self._module.flush, key)))
+        for what, call in calls[written.calls :]:
+            await self._call(what, call, written=written)
+            written.calls += 1
 
-    async def _call(self, what: str, callback: Callable[..., Any], *args: object) -> Any:
+    async def already_written(self, messages: list[Message], *, ctx: InvocationContext) -> bool:
+        """Whether `recall` gives back, word for word, all that the turn said, as recorded since it was said."""
+        key = Scope.of(ctx, self._space).key
+        exchanges = list(_exchanges(messages))
+        if self._takes_turn_id or not exchanges or self._written(key, ctx.turn_id).begun:
+            return False
+        since = min(message.created_at for message in messages)
+        for asked, answered in exchanges:
+            said = (asked or answered).strip()
+            found = await self._recalled(key, said, _LOOKED_THROUGH)
+            if not any(said in message.content and message.created_at >= since for message in found):
+                return False
+        return True
+
+    async def _recalled(self, key: str, query: str, top_k: int) -> list[Message]:
+        entries = await self._call("recall", self._module.recall, key, query, top_k)
+        try:
+            return [self._message(entry) for entry in islice(entries or (), top_k)]
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            raise MemoryBackendError(f"{self.name}: recall did not return MemoryEntry objects: {error}") from error
+
+    def _written(self, key: str, turn_id: str | None) -> _Written:
+        if turn_id is None:
+            return _Written()
+        written = self._turns.setdefault((key, turn_id), _Written())
+        if len(self._turns) > _REMEMBERED_TURNS:
+            self._turns.popitem(last=False)
+        return written
+
+    async def _call(
+        self, what: str, callback: Callable[..., Any], *args: object, written: _Written | None = None
+    ) -> Any:
         try:
             if inspect.iscoroutinefunction(callback):
                 return await callback(*args)
-            await self._slots.room()
-            result = await self._off_the_loop(what, callback, *args)
+            result = await self._off_the_loop(what, callback, *args, written=written)
             return await result if inspect.isawaitable(result) else result
         except MemoryBackendError:
             raise
@@ -175,9 +227,25 @@ class ModuleMemory(Memory):
         explained.__cause__ = error
         return explained
 
-    async def _off_the_loop(self, what: str, callback: Callable[..., Any], *args: object) -> Any:
-        """On a daemon thread of its own: one that never returns keeps neither the pool nor the exit of the process."""
-        if not self._slots.acquire(blocking=False):
+    async def _off_the_loop(
+        self, what: str, callback: Callable[..., Any], *args: object, written: _Written | None = None
+    ) -> Any:
+        """On a daemon thread of its own: one that never returns keeps neither the pool nor the exit of the process.
+
+        Whoever is cancelled leaves the call running; that of a turn is then waited for by the next who writes the turn.
+        """
+        written = written or _Written()
+        if written.running is None:
+            await self._slots.room()
+        running = written.running = written.running or self._begin(what, callback, *args)
+        try:
+            return await asyncio.wrap_future(running)
+        finally:
+            if running.done():
+                written.running = None
+
+    def _begin(self, what: str, callback: Callable[..., Any], *args: object) -> Future[Any]:
+        if not self._slots.take():
             raise MemoryBackendError(f"{self.name}: {what} refused: {MOST_CALLS_AT_ONCE} earlier calls still run")
         done: Future[Any] = Future()
         done.set_running_or_notify_cancel()
@@ -190,10 +258,10 @@ class ModuleMemory(Memory):
             else:
                 done.set_result(result)
             finally:
-                self._slots.release()
+                self._slots.give_back()
 
         threading.Thread(target=work, name=f"memory-{self.name}-{what}", daemon=True).start()
-        return await asyncio.wrap_future(done)
+        return done
 
     def _message(self, entry: MemoryEntry) -> Message:
         created = _EPOCH + timedelta(microseconds=entry.timestamp_ns // 1000)
@@ -234,8 +302,8 @@ class _Slots:
             finally:
                 woken.cancel()  # if it was not: whoever gives a slot back wakes another
 
-    def acquire(self, *, blocking: bool) -> bool:
-        assert not blocking  # noqa: S101 - `room` is where one waits
+    def take(self) -> bool:
+        """Take a slot; False: there is none."""
         with self._lock:
             if not self._free:
                 return False
@@ -243,7 +311,7 @@ class _Slots:
             self._moved = monotonic()
             return True
 
-    def release(self) -> None:
+    def give_back(self) -> None:
         with self._lock:
             self._free += 1
             self._moved = monotonic()
@@ -251,6 +319,13 @@ class _Slots:
                 if (waiting := self._waiting.popleft()).set_running_or_notify_cancel():
                     waiting.set_result(None)
                     return
+
+
+def _parameters(callback: Callable[..., Any]) -> Collection[str]:
+    try:
+        return inspect.signature(callback).parameters
+    except (TypeError, ValueError):  # some built-in functions do not tell
+        return ()
 
 
 def _exchanges(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:

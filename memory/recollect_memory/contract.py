@@ -145,6 +145,17 @@ class Memory(ABC):
         Returning means accepted: the messages survive the process. Raises MemoryBackendError or IdentityError.
         """
 
+    async def already_written(self, messages: list[Message], *, ctx: InvocationContext) -> bool:
+        """Whether this turn is there, as far as the memory can tell; asked before a write that may have been made before.
+
+        For a memory whose `update` cannot tell by `ctx.turn_id`. By default False: `update` sees to it.
+        """
+        return False
+
+    def at_hand(self, query: str, *, top_k: int, ctx: InvocationContext) -> list[Message]:
+        """What can be said at once, where `retrieve` fails or does not answer in time. By default nothing."""
+        return []
+
     async def aclose(self) -> None:
         """Release what the memory holds. Using it afterwards is an error. By default there is nothing to release."""
 

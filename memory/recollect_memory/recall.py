@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, cast
 
 from .contract import InvocationContext, Memory, Message
 from .errors import RecollectError
 
 log = logging.getLogger(__name__)
+
+_KINDS: Mapping[str, type] = {"content": str, "id": str, "created_at": datetime, "metadata": Mapping}
+NO_ANSWER = "no answer within"
+"""How the problem of a memory begins that did not answer in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +65,12 @@ class Recall:
         answers: list[Sequence[Message]] = []
         failures: list[RecallFailure] = []
         for memory, task in zip(self.memories, asked, strict=True):
-            answer = task.result() if task.done() and not task.cancelled() else f"no answer within {self.timeout:g} s"
+            answer = task.result() if task.done() and not task.cancelled() else f"{NO_ANSWER} {self.timeout:g} s"
             if isinstance(answer, str):
                 log.warning("memory %s: retrieve failed: %s", memory.name, answer)
                 failures.append(RecallFailure(memory.name, answer))
-            else:
-                answers.append(answer)
+                answer = memory.at_hand(query, top_k=budget, ctx=ctx)
+            answers.append(answer)
         return RecallResult(tuple(merge(answers, budget)), tuple(failures))
 
 
@@ -104,21 +110,26 @@ def _same(text: str) -> str:
 async def _ask(memory: Memory, query: str, top_k: int, ctx: InvocationContext) -> list[Message] | str:
     """What a memory answers, or what is wrong with it."""
     try:
-        answer: object = await memory.retrieve(query, top_k=top_k, ctx=ctx)
-        messages = list(_messages(answer))
+        return sound(await memory.retrieve(query, top_k=top_k, ctx=ctx), top_k)
     except RecollectError as error:
         return str(error)
     except Exception as error:
         log.warning("memory %s: retrieve raised", memory.name, exc_info=True)
         return f"{type(error).__name__}: {error}"
-    return messages[:top_k]
 
 
-def _messages(answer: object) -> Iterator[Message]:
-    for item in cast("Sequence[object]", answer or ()):
+def sound(answer: object, top_k: int) -> list[Message]:
+    """The first `top_k` messages of what a memory returned. Raises TypeError, ValueError or OverflowError for what is none."""
+    found = list(islice(cast("Iterable[object]", answer if answer is not None else ()), top_k))
+    for item in found:
         if not isinstance(item, Message):
             raise TypeError(f"retrieve returned a {type(item).__name__} where a Message belongs")
-        yield item
+        for name, kind in _KINDS.items():
+            if not isinstance(value := getattr(item, name), kind):
+                raise TypeError(f"retrieve returned a Message whose {name} is a {type(value).__name__}")
+        item.content.encode()  # half a surrogate pair can be sent nowhere
+        item.created_at.astimezone(UTC)  # the first and the last day of the calendar have no time elsewhere
+    return cast("list[Message]", found)
 
 
 def _forget(task: asyncio.Task[Any]) -> None:

@@ -1,7 +1,7 @@
 """/api/v1: what people do with memories, and with all that is kept of a user, over HTTP.
 
-Every call names whose memory it is, by `user` or `session`; `space` is the memory's name in the config. An error is
-`{"error": "..."}` with 400, 404 or 503; nothing in it tells of another user.
+Every call names whose memory it is, by `user` or `session`, but those about writes that failed; `space` is the memory's name
+in the config. An error is `{"error": "..."}` with 400, 404 or 503; nothing in it tells of another user.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def api_routes(memories: Mapping[str, Memory], users: Users) -> list[Route]:
         Route("/memories/{id}", _answering(api.change), methods=["PATCH"]),
         Route("/memories/{id}", _answering(api.delete), methods=["DELETE"]),
         Route("/profile", _answering(api.profile), methods=["GET"]),
+        Route("/failed-writes", _answering(api.failed_writes), methods=["GET"]),
+        Route("/failed-writes/retry", _answering(api.retry_writes), methods=["POST"]),
         Route("/users/{user}", _answering(api.remains), methods=["GET"]),
         Route("/users/{user}", _answering(api.erase), methods=["DELETE"]),
         Route("/users/{user}/export", _answering(api.export), methods=["GET"]),
@@ -121,6 +123,12 @@ class _Api:
         profile = await memory.profile(scope)
         parts = {name: getattr(profile, name) for name in ("facts", "preferences", "focus", "summaries")}
         return _json({name: [record_json(record) for record in records] for name, records in parts.items()})
+
+    async def failed_writes(self, request: Request) -> Response:
+        return _json({"writes": await self._users.failed_writes(_number(request, "limit", 50, _LARGEST_PAGE))})
+
+    async def retry_writes(self, request: Request) -> Response:
+        return _json({"retried": await self._users.retry_writes()})
 
     async def erase(self, request: Request) -> Response:
         tenant, user = _user(request)

@@ -129,11 +129,15 @@ class AuthConfig(Section):
 
 
 class MemoryConfig(BaseModel):
-    """One memory. Keys other than `backend` are that backend's own."""
+    """One memory. Keys other than these are its backend's own."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     backend: str = Field(default="native", description='native, the name of an adapter, or "module:attribute".')
+    write_timeout: float = Field(
+        default=30.0, gt=0, description="Seconds that a write may take; then it is tried again."
+    )
+    write_tries: _Whole = Field(default=40, ge=1, description="After this many a write is given up.")
 
     @model_validator(mode="before")
     @classmethod
@@ -143,7 +147,7 @@ class MemoryConfig(BaseModel):
     @property
     def entry(self) -> dict[str, Any]:
         """The entry as `open_memory` takes it."""
-        return self.model_dump()
+        return self.model_dump(exclude={"write_timeout", "write_tries"})
 
 
 class SkillConfig(Section):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -45,6 +45,7 @@ from recollect_agents.contract import (
 )
 from recollect_memory import InvocationContext, Message
 from recollect_memory.errors import RecollectError
+from recollect_memory.recall import NO_ANSWER
 
 from .identity import user_of
 
@@ -59,6 +60,7 @@ MEMORY = "memory"
 """The metadata key of the memory extension, in requests and in finished tasks."""
 MEMORY_EXTENSION = "urn:recollect:a2a:memory:v1"
 _MOST_MEMORIES = 100
+_LARGEST_SCORE = 1e9
 TURN = "recollect.turn"
 """Where it puts the turn itself."""
 
@@ -226,7 +228,9 @@ class _Publisher:
                 self._memory["retrieved"] = [_provenance(message) for message in messages]
             case MemoryFailed(operation, memory, problem):
                 failures: list[Any] = self._memory.setdefault("failed", [])
-                failures.append({"operation": operation, "memory": memory, "problem": problem})
+                late = problem.startswith(NO_ANSWER)  # what else went wrong is the log's: it may tell of the inside
+                told = problem if late else "it failed; the server's log says why"
+                failures.append({"operation": operation, "memory": memory, "problem": told})
             case FinalAnswer(content):
                 if self._held is None and not self._begun:
                     self._held = content
@@ -312,8 +316,22 @@ def _message(message: A2AMessage) -> Message:
 
 
 def _provenance(message: Message) -> Mapping[str, Any]:
-    memory = message.metadata.get("memory", {})
-    return {key: memory.get(key) for key in ("id", "score", "kind", "sources")}
+    """As much of a memory's provenance as JSON can say, whatever the memory put there."""
+    told: Any = message.metadata.get("memory")
+    memory: Mapping[str, Any] = cast("Mapping[str, Any]", told) if isinstance(told, Mapping) else {}
+    score, sources = memory.get("score"), memory.get("sources")
+    return {
+        "id": _said(memory.get("id")),
+        "score": float(score) if isinstance(score, int | float) and abs(score) < _LARGEST_SCORE else None,
+        "kind": _said(memory.get("kind")),
+        "sources": [_said(source) for source in cast("Iterable[object]", sources)]
+        if isinstance(sources, list | tuple)
+        else [],
+    }
+
+
+def _said(value: object) -> str | None:
+    return None if value is None else str(value).encode(errors="replace").decode()
 
 
 def _now() -> Timestamp:

@@ -8,9 +8,8 @@ import logging
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as StillRunning
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,13 +19,15 @@ from a2a.server.agent_execution import AgentExecutor
 from recollect_agents import Agent
 from recollect_agents.models import check_model, open_model
 from recollect_agents.tools import open_tool
-from recollect_memory import ChatModel, Embedder, Memory, Message
+from recollect_memory import ChatModel, Embedder, ManagedMemory, Memory
 from recollect_memory.errors import ConfigError, MemoryBackendError, StoreError
 from recollect_memory.registry import import_from_string, open_memory
 from recollect_memory.sqlite import Database, hold, path_of
 
+from .apart import Apart, is_outage
 from .config import AgentConfig, Config, InvalidConfig
-from .runtime.outbox import Outbox, OutboxMemory
+from .metrics import Metrics
+from .runtime.outbox import Outbox, OutboxMemory, Patience
 from .runtime.sqlite import SQLiteStore
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 5.0
-"""How long a memory's constructor may keep the server from starting (it goes on in its thread), and what is closed from
+"""How long memories' constructors may keep the server from starting (they go on in their threads), and what is closed from
 ending."""
 
 
@@ -51,7 +52,9 @@ class Registry:
         self.database = Database(path_of(config.database))
         self.store = SQLiteStore(self.database)
         self.memories: dict[str, Memory] = {}
-        self.outbox = Outbox(self.store, self.memories)
+        self.metrics = Metrics(config.memory)
+        patience = {name: Patience(entry.write_timeout, entry.write_tries) for name, entry in config.memory.items()}
+        self.outbox = Outbox(self.store, self.memories, self.metrics, patience)
         self.agents: dict[str, Agent | AgentExecutor] = {}
         self._models: list[ChatModel] = []
         self._problems: list[ConfigError] = []
@@ -61,9 +64,7 @@ class Registry:
             _import_from(config.path.parent)
         embedder = cache(_find_embedder)
         used = {memory for agent in config.agents for memory in config.memories_of(agent)}
-        for name in config.memory:
-            if deep or name in used:
-                self._make_memory(name, embedder)
+        self._make_memories([name for name in config.memory if deep or name in used], embedder)
         for name, entry in config.agents.items():
             made = self._executor(name, entry.executor) if entry.executor else self._agent(name, entry)
             if made is not None:
@@ -108,24 +109,32 @@ class Registry:
                 raise StoreError(f"{path}: another server uses it: stop that one, or name another database") from error
             raise StoreError(f"{path}: cannot be locked ({error}): make its folder writable") from error
 
-    def _make_memory(self, name: str, embedder: Callable[[], Embedder | None]) -> None:
+    def _make_memories(self, names: Sequence[str], embedder: Callable[[], Embedder | None]) -> None:
+        """All at the same time; what takes too long, or talks to what does not answer, the server starts without."""
+        making = [apart for name in names if (apart := self._begin_memory(name, embedder)) is not None]
+        until = time.monotonic() + PATIENCE_SECONDS
+        for apart in making:
+            name = apart.name
+            try:
+                made = apart.wait(max(0.0, until - time.monotonic()))
+            except (ConfigError, MemoryBackendError, TimeoutError) as error:
+                if isinstance(error, ConfigError) and not is_outage(error):
+                    self._problems.append(self.config.locate(error, "memory", name, error.key or "backend"))
+                    continue
+                why = "its constructor has not returned yet" if isinstance(error, TimeoutError) else error
+                log.warning("memory %s: %s; the server starts without waiting", name, why)
+                self.memories[name] = apart
+            else:
+                self.memories[name] = made if isinstance(made, ManagedMemory) else apart
+
+    def _begin_memory(self, name: str, embedder: Callable[[], Embedder | None]) -> Apart | None:
         entry = self.config.memory[name].entry
         if entry["backend"] in ("native", "mem0-local") and isinstance(entry.get("model"), str):
             entry["model"] = self._try(partial(self._open_model, entry["model"]), "memory", name, "model")
             if entry["model"] is None:
-                return
-
-        def make() -> Memory:
-            return open_memory(entry, name=name, database=self.database, embedder=embedder)
-
-        making = _in_thread(make, f"open-memory-{name}")
-        try:
-            self.memories[name] = making.result(PATIENCE_SECONDS)
-        except StillRunning:
-            log.warning("memory %s: its constructor has not returned yet; the server starts without waiting", name)
-            self.memories[name] = LateMemory(name, making)
-        except ConfigError as error:
-            self._problems.append(self.config.locate(error, "memory", name, error.key or "backend"))
+                return None
+        make = partial(open_memory, entry, name=name, database=self.database, embedder=embedder)
+        return Apart(name, make, partial(self.memories.__setitem__, name))
 
     def _agent(self, name: str, entry: AgentConfig) -> Agent | None:
         at = ("agents", name)
@@ -141,7 +150,7 @@ class Registry:
                 name=name,
                 description=entry.description,
                 system_prompt=entry.system_prompt,
-                memories=[OutboxMemory(memory, self.memories[memory], self.outbox) for memory in names],
+                memories=[OutboxMemory(memory, self.memories[memory], self.outbox, self.metrics) for memory in names],
                 tools=[tool for tool in tools if tool is not None],
                 max_steps=entry.max_steps,
             ),
@@ -196,38 +205,6 @@ class Registry:
             return None
 
 
-class LateMemory(Memory):
-    """A memory whose constructor is still running. Until it returns, every call is refused at once."""
-
-    def __init__(self, name: str, making: Future[Memory]) -> None:
-        self.name = name
-        self._making = making
-        making.add_done_callback(self._tell)
-
-    async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
-        return await self._made().retrieve(query, top_k=top_k, **kwargs)
-
-    async def update(self, messages: list[Message], **kwargs: Any) -> None:
-        await self._made().update(messages, **kwargs)
-
-    async def aclose(self) -> None:
-        if self._making.done() and self._making.exception() is None:
-            await self._making.result().aclose()
-
-    def _made(self) -> Memory:
-        if not self._making.done():
-            raise MemoryBackendError(f"{self.name}: not ready: its constructor has not returned")
-        if (error := self._making.exception()) is not None:
-            raise MemoryBackendError(f"{self.name}: could not be made: {error}") from error
-        return self._making.result()
-
-    def _tell(self, making: Future[Memory]) -> None:
-        if (error := making.exception()) is not None:
-            log.error("memory %s: could not be made: %s", self.name, error)
-        else:
-            log.info("memory %s: ready at last", self.name)
-
-
 async def _end(work: Coroutine[Any, Any, None], what: str) -> None:
     """Await what ends something, and go on to the next whatever comes of it."""
     try:
@@ -237,22 +214,6 @@ async def _end(work: Coroutine[Any, Any, None], what: str) -> None:
         log.warning("%s did not end within %g seconds", what, PATIENCE_SECONDS)
     except Exception:
         log.exception("%s did not end well", what)
-
-
-def _in_thread(work: Callable[[], T], name: str) -> Future[T]:
-    """Run on a daemon thread of its own, which holds up neither the start nor the exit of the process."""
-    done: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            result = work()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever asks for the result
-            done.set_exception(error)
-        else:
-            done.set_result(result)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return done
 
 
 def _find_embedder() -> Embedder | None:

@@ -78,6 +78,23 @@ class Users:
         """The memories that cannot tell what they keep of a user."""
         return [name for name, memory in self._memories.items() if not isinstance(memory, ManagedMemory)]
 
+    async def failed_writes(self, limit: int) -> list[dict[str, Any]]:
+        """The memory writes that were given up, of all users, oldest first, each with its task and its last problem."""
+        return [
+            {
+                "memory": failed.write.memory,
+                "user": failed.write.context.get("user_id"),
+                "task": failed.task_id,
+                "tries": failed.tries,
+                "problem": failed.problem,
+            }
+            for failed in await self._store.failed_writes(limit)
+        ]
+
+    async def retry_writes(self) -> int:
+        """Try again what was given up; how many writes."""
+        return await self._outbox.retry()
+
     async def export(self, tenant: str, user: str) -> AsyncIterator[dict[str, Any]]:
         """Everything of the user as JSON values: `memory` lines with their space, `task` lines with their agent."""
         for name, memory in self._memories.items():

@@ -179,10 +179,12 @@ async def test_messages_are_recorded_as_exchanges(messages: list[Message], recor
 
 
 async def test_a_turn_is_recorded_once() -> None:
-    """The same turn id again changes nothing; a turn that failed is recorded when it is tried again."""
+    """The same turn id again changes nothing; of a turn that failed, what was not done is done when it is tried again."""
     backend, failing = Plain(), [True]
+    flushed: list[bool] = []
 
     def flush(session_id: str) -> None:
+        flushed.append(not failing)
         if failing:
             raise OSError("disk")
 
@@ -192,7 +194,8 @@ async def test_a_turn_is_recorded_once() -> None:
     failing.clear()
     for _ in range(3):
         await memory.update(TURN, ctx=turn_of(turn="t1"))
-    assert len([call for call in backend.log if call[0] == "record"]) == 2
+    assert len([call for call in backend.log if call[0] == "record"]) == 1
+    assert flushed == [False, True]
 
 
 @pytest.mark.parametrize("error", [OSError("gone"), KeyError("x"), SystemExit(3), StopIteration()])
@@ -260,3 +263,60 @@ async def test_a_backend_that_blocks_is_left_behind(gate: threading.Event) -> No
         assert [failure.problem for failure in result.failures] == ["no answer within 0.2 s"]
     result = await Recall([memory], timeout=30).retrieve("x", turn_of())
     assert "earlier calls still run" in result.failures[0].problem
+
+
+async def test_a_record_that_hangs_is_not_made_twice(gate: threading.Event) -> None:
+    """Who writes a turn again while its call still runs in its thread waits for that call, and makes the rest."""
+    calls: list[str] = []
+
+    def record(session_id: str, user_msg: str, assistant_msg: str) -> None:
+        calls.append("record")
+        gate.wait(60)
+
+    def flush(session_id: str) -> None:
+        calls.append("flush")
+
+    memory = as_memory(MemoryModule("slow", record, recalling([]), flush))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await memory.update(TURN, ctx=turn_of(turn="t1"))
+    again = asyncio.create_task(memory.update(TURN, ctx=turn_of(turn="t1")))
+    other = asyncio.create_task(memory.update(TURN, ctx=turn_of(turn="t2")))
+    gate.set()
+    await asyncio.gather(again, other)
+    assert sorted(calls) == ["flush", "flush", "record", "record"]
+
+
+async def test_a_backend_may_take_the_turns_id() -> None:
+    """Then it is given one that is the same whenever a call is repeated, and another for every other call."""
+    ids: list[str] = []
+
+    def record(session_id: str, user_msg: str, assistant_msg: str, *, turn_id: str) -> None:
+        ids.append(turn_id)
+
+    messages = [Message("user", "book it"), Message("assistant", "which one?"), *TURN]
+    for _ in range(2):
+        memory = as_memory(MemoryModule("m", record, recalling([])))
+        await memory.update(messages, ctx=turn_of(turn="t1"))
+        assert not await memory.already_written(messages, ctx=turn_of(turn="t1"))
+        await memory.update(TURN, ctx=turn_of())
+    assert ids[:2] == ids[3:5] == ["t1", "t1#1"]
+    assert len(set(ids)) == 4
+
+
+async def test_a_backend_without_turn_ids_tells_by_what_it_recalls() -> None:
+    """Written is what it gives back word for word, recorded since it was said; a broken answer is no answer."""
+    now = time.time_ns()
+    answers: list[tuple[Any, bool]] = [
+        ([MemoryEntry("k", "She said: I am from Italy", MemoryKind.ENTITY, 0.1, now + 10**9)], True),
+        ([MemoryEntry("k", "I am from Italy", MemoryKind.ENTITY, 0.9, now - 3600 * 10**9)], False),
+        ([MemoryEntry("k", "Comes from Italy", MemoryKind.ENTITY, 0.9, now + 10**9)], False),
+        ([], False),
+        (None, False),
+    ]
+    for answer, written in answers:
+        memory = as_memory(MemoryModule("m", ignore, recalling(answer)))
+        said = [Message("user", "I am from Italy"), Message("assistant", "Nice!")]
+        assert await memory.already_written(said, ctx=turn_of()) is written
+    with pytest.raises(MemoryBackendError, match="MemoryEntry"):
+        await as_memory(MemoryModule("m", ignore, recalling(["text"]))).already_written(TURN, ctx=turn_of())

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recollect_memory import Memory, Message, Recall
+from recollect_memory import InvocationContext, Memory, Message, Recall
 from recollect_memory.errors import MemoryBackendError
 from recollect_memory.recall import merge
 from recollect_memory.testing import turn_of
@@ -86,6 +87,45 @@ async def test_one_that_fails_hurts_no_other(caplog: pytest.LogCaptureFixture) -
         ("odd", "TypeError: retrieve returned a str where a Message belongs"),
     ]
     assert "memory buggy: retrieve failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        5,
+        [Message("system", None)],  # type: ignore[arg-type]
+        [Message("system", "half a pair \ud800")],
+        [Message("system", "x", metadata=None)],  # type: ignore[arg-type]
+        [Message("system", "x", created_at=datetime.min.replace(tzinfo=timezone(timedelta(hours=2))))],
+        [Message("system", "x", id=7)],  # type: ignore[arg-type]
+    ],
+)
+async def test_garbage_is_a_failure_and_spoils_no_answer(answer: Any) -> None:
+    """What is no list of sound messages counts as no answer; nothing is raised."""
+    result = await Recall([Fixed("garbled", answer), Fixed("good", [hit("a")])]).retrieve("q", turn_of())
+    assert [message.content for message in result.messages] == ["a"]
+    assert [failure.memory for failure in result.failures] == ["garbled"]
+
+
+async def test_no_more_is_taken_than_was_asked_for() -> None:
+    """Not even of an answer without an end."""
+    endless = Fixed("endless", (hit(str(number)) for number in itertools.count()))
+    result = await Recall([endless], top_k=2).retrieve("q", turn_of())
+    assert [message.content for message in result.messages] == ["0", "1"]
+
+
+async def test_what_a_memory_has_at_hand_is_used_where_it_fails() -> None:
+    """Said to have failed all the same."""
+
+    class Prepared(Hanging):
+        def at_hand(self, query: str, *, top_k: int, ctx: InvocationContext) -> list[Message]:
+            return [hit("not yet written")]
+
+    prepared = Prepared("prepared")
+    result = await Recall([prepared], timeout=0.05).retrieve("q", turn_of())
+    assert [message.content for message in result.messages] == ["not yet written"]
+    assert [failure.memory for failure in result.failures] == ["prepared"]
+    prepared.let_go.set()
 
 
 async def test_one_that_hangs_is_left_behind_at_its_deadline() -> None:

@@ -17,10 +17,9 @@ START_SECONDS = 30.0
 
 PARTS = '''
 """What the configurations of these tests name: it lies beside them."""
-import time
 from a2a.server.agent_execution import AgentExecutor
 from a2a.types import Message, Part, Role, Task, TaskState, TaskStatus, TaskStatusUpdateEvent
-from recollect_memory import ChatModel, Memory, ModelDelta
+from recollect_memory import ChatModel, ModelDelta
 from recollect_memory.errors import ModelError
 
 
@@ -66,19 +65,6 @@ class Direct(AgentExecutor):
         await queue.enqueue_event(Message(message_id="1", role=Role.ROLE_AGENT, parts=[Part(text="hello")]))
 
     async def cancel(self, context, queue):
-        pass
-
-
-class Stuck(Memory):
-    """A memory whose constructor never returns."""
-
-    def __init__(self):
-        time.sleep(10_000)
-
-    async def retrieve(self, query, *, top_k=5, **kwargs):
-        return []
-
-    async def update(self, messages, **kwargs):
         pass
 
 

@@ -55,7 +55,11 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def running(
-    folder: Path, agents: Mapping[str, Agent | AgentExecutor], config: str = "", *, grace: float = 0
+    folder: Path,
+    agents: Mapping[str, Agent | AgentExecutor | Callable[[Registry], Agent]],
+    config: str = "",
+    *,
+    grace: float = 0,
 ) -> AsyncGenerator[Here]:
     """Serve `agents`, the first as the default, on the database of `folder`; `config` is what else the file would say."""
     names = "\n".join(
@@ -64,7 +68,8 @@ async def running(
     )
     database = f"database: sqlite:////{folder.as_posix().lstrip('/')}/test.db"
     registry = Registry(parse_config(f"{database}\nserver: {{grace: {grace}}}\n{config}\nagents:\n{names}\n"))
-    registry.agents.update(agents)
+    for name, agent in agents.items():
+        registry.agents[name] = agent if isinstance(agent, Agent | AgentExecutor) else agent(registry)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # said, or asyncio does not hurry
     listener.bind(("127.0.0.1", 0))
     listener.listen(2048)

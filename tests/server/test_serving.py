@@ -308,16 +308,3 @@ async def test_public_url_is_what_the_cards_say(serve: Serve, tmp_path: Path) ->
             card = (await http.get(f"/agents/upper{CARD}")).json()
             assert card["supportedInterfaces"][0]["url"] == "https://agents.example.com/here/agents/upper/"
             assert (await http.get("/agents")).json()[0]["url"] == "https://agents.example.com/here/agents/echo/"
-
-
-async def test_a_memory_that_cannot_be_made_does_not_hold_up_the_server(serve: Serve, tmp_path: Path) -> None:
-    """A constructor that never returns costs a few seconds and a line in the log; the answer comes without memory."""
-    config = (
-        "memory: {stuck: {backend: 'parts:Stuck'}}\n"
-        "agents: {a: {model: 'recollect_agents.testing:EchoModel', memory: stuck}}\n"
-    )
-    with serve(tmp_path, config) as server:
-        async with httpx.AsyncClient(base_url=server.url, timeout=20) as http:
-            task = await send(await connect(http), "hello", {"user_id": "alice"})
-    assert (task.status.state, answer(task)) == (TaskState.TASK_STATE_COMPLETED, "hello")
-    assert "memory stuck: its constructor has not returned yet" in (tmp_path / "server.log").read_text(encoding="utf-8")

@@ -596,15 +596,18 @@ async def test_pages_are_stable_under_writes(
 # -- what leaves the server ------------------------------------------------------------------------------------------------
 
 
-def memory_write(memory: str = "default", text: str = "hello") -> MemoryWrite:
-    return MemoryWrite(memory, {"session_id": "s"}, [{"role": "user", "content": text}])
+def memory_write(
+    memory: str = "default", text: str = "hello", *, session: str = "s", user: str | None = None, tenant: str = ""
+) -> MemoryWrite:
+    context = {"session_id": session, "user_id": user, "tenant": tenant}
+    return MemoryWrite(memory, context, [{"role": "user", "content": text}])
 
 
 async def test_memory_writes_are_owed_until_they_are_done(store: Store) -> None:
     """To each memory its own, oldest first; retried when due; the task tells what became of them."""
     first, second = await accept(store), await accept(store)
     await end(store, first, writes=[memory_write(text="1"), memory_write("other", "2")])
-    await end(store, second, writes=[memory_write(text="3")])
+    await end(store, second, writes=[memory_write(text="3", session="another")])
     due = await store.due_writes("default", 10)
     assert [(one.task_id, one.tries, one.write.messages[0]["content"]) for one in due] == [
         (first.task.id, 0, "1"),
@@ -628,6 +631,36 @@ async def test_memory_writes_are_owed_until_they_are_done(store: Store) -> None:
     await store.write_done(other)
     assert await update(store, first) == "failed"  # one of two was lost
     assert await store.unconfirmed_writes() == []
+
+
+async def test_a_scopes_memory_writes_wait_for_each_other(store: Store) -> None:
+    """What comes after one that is to be tried again waits for it, in its scope (a tenant's user, or a session) and memory
+    alone; one given up lets the next go.
+    """
+    scopes: list[dict[str, Any]] = [
+        {"user": "alice", "session": "one"},
+        {"user": "alice", "session": "two"},
+        {"user": "alice", "tenant": "t"},
+        {"user": "bob"},
+        {"session": "alice"},
+        {"user": "alice", "memory": "other"},
+    ]
+    for number, scope in enumerate(scopes):
+        await end(store, await accept(store), writes=[memory_write(text=str(number), **scope)])
+
+    async def due(memory: str = "default") -> list[str]:
+        return [str(one.write.messages[0]["content"]) for one in await store.due_writes(memory, 10)]
+
+    assert await due() == ["0", "1", "2", "3", "4"]
+    first = (await store.due_writes("default", 1))[0]
+    await store.write_failed(first, "no", LATER)
+    assert await due() == ["2", "3", "4"]
+    assert await due("other") == ["5"]
+    for one in await store.due_writes("default", 10):
+        await store.write_done(one)
+    assert await store.next_write("default") == LATER
+    await store.write_failed(first, "never", None)
+    assert await due() == ["1"]
 
 
 async def update(store: Store, accepted: Accepted) -> str:

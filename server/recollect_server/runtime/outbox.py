@@ -6,14 +6,18 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from recollect_memory import InvocationContext, Memory, Message, Scope, ToolCall
-from recollect_memory.errors import RecollectError
+from recollect_memory.errors import MemoryBackendError, RecollectError
 from recollect_memory.overlay import overlay
+from recollect_memory.recall import sound
+from recollect_server.metrics import Metrics
 
 from .run import CURRENT
 from .sqlite import now
@@ -22,10 +26,13 @@ from .turn import DueWrite, MemoryWrite
 
 logger = logging.getLogger(__name__)
 
-_TRIES = 12
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 300.0
 """Seconds between tries: doubled each time, each a random part of it less."""
 _AT_ONCE = 8
+_CANCEL_WITHIN = 1.0
+"""Seconds that a write gets to stop when it is given up."""
+_STOP_WITHIN = 3.0
+"""Seconds that a stop waits for writes under way: one that is cut off may have arrived all the same."""
 _WAIT = 0.3
 """Seconds that a recall waits for what its scope is owed to arrive; what has not is laid over its answer."""
 _RECENT = 2
@@ -34,15 +41,37 @@ _CONTEXT = tuple(field.name for field in fields(InvocationContext))
 _MESSAGE = tuple(field.name for field in fields(Message))
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How many seconds a memory has for a write, and after how many tries it is given up: in about two hours."""
+
+    seconds: float = 30.0
+    tries: int = 40
+
+
 class Outbox:
     """Delivers the memory writes that turns owe, each scope's in order, and knows which are still on their way."""
 
-    def __init__(self, store: Store, memories: Mapping[str, Memory], *, tries: int = _TRIES) -> None:
+    def __init__(
+        self,
+        store: Store,
+        memories: Mapping[str, Memory],
+        metrics: Metrics,
+        patience: Mapping[str, Patience] | None = None,
+    ) -> None:
         self._store = store
         self._memories = memories
-        self._tries = tries
+        self._metrics = metrics
+        self._patience = defaultdict(Patience, patience or {})
         self._owed: dict[tuple[str, str], list[MemoryWrite]] = {}
         self._delivering: set[tuple[str, str]] = set()
+        self._inherited: set[tuple[str, object]] = set()
+        """Writes that an earlier process left, and may have made without living to note it."""
+        self._made: set[int] = set()
+        """Writes that are made, but could not be noted yet."""
+        self._deaf: dict[int, asyncio.Task[None]] = {}
+        """Tries that were given up and do not stop: none is begun beside them."""
+        self._stopping = False
         self._arrived = asyncio.Condition()
         self._wake: dict[str, asyncio.Event] = {}
         self._workers: list[asyncio.Task[None]] = []
@@ -50,14 +79,28 @@ class Outbox:
     async def start(self) -> None:
         """Take up what earlier processes left, and begin to deliver to each memory that there is by now."""
         self._wake = {name: asyncio.Event() for name in self._memories}
-        self.owe(await self._store.unconfirmed_writes())
+        left = await self._store.unconfirmed_writes()
+        self._inherited = {_turn(write) for write in left}
+        self.owe(left)
+        for name in self._memories:
+            self._metrics.count_pending(name, partial(self.pending, name))
         self._workers = [asyncio.create_task(self._deliver_forever(name)) for name in self._memories]
 
     async def stop(self) -> None:
-        """What is not delivered stays owed."""
-        for worker in self._workers:
-            worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
+        """Begin nothing more, and let what is under way end; what is not delivered stays owed."""
+        self._stopping = True
+        for wake in self._wake.values():
+            wake.set()
+        if self._workers:
+            await asyncio.wait(self._workers, timeout=_STOP_WITHIN)
+        for task in (*self._workers, *self._deaf.values()):
+            task.cancel()
+        if self._workers:
+            await asyncio.wait(self._workers, timeout=_CANCEL_WITHIN)
+
+    def pending(self, memory: str) -> int:
+        """How many writes a memory is owed."""
+        return sum(len(writes) for (name, _), writes in self._owed.items() if name == memory)
 
     def owe(self, writes: Iterable[MemoryWrite]) -> None:
         """Note committed writes, and have them delivered."""
@@ -68,6 +111,13 @@ class Outbox:
 
     def owed(self, memory: str, scope: str) -> list[MemoryWrite]:
         return self._owed.get((memory, scope), [])
+
+    async def retry(self) -> int:
+        """Deliver what was given up, of every memory that there is; how many writes."""
+        retried = [await self._store.retry_failed_writes(name) for name in self._memories]
+        for writes in retried:
+            self.owe(writes)
+        return sum(map(len, retried))
 
     async def settle(self, memory: str, scope: str) -> None:
         """Wait a moment for what a scope is owed."""
@@ -87,7 +137,7 @@ class Outbox:
 
     async def _deliver_forever(self, name: str) -> None:
         wake = self._wake[name]
-        while True:
+        while not self._stopping:
             wake.clear()
             try:
                 due = await self._store.due_writes(name, 64)
@@ -108,48 +158,84 @@ class Outbox:
         for one in due:
             scopes.setdefault(_key(one.write), []).append(one)
         gate = asyncio.Semaphore(_AT_ONCE)
-        await asyncio.gather(*(self._deliver_in_order(writes, gate) for writes in scopes.values()))
+        outcomes = await asyncio.gather(
+            *(self._deliver_in_order(writes, gate) for writes in scopes.values()), return_exceptions=True
+        )
+        for outcome in outcomes:  # none is left running when one fails, for all that is due is read again
+            if outcome is not None:
+                raise outcome
 
     async def _deliver_in_order(self, writes: list[DueWrite], gate: asyncio.Semaphore) -> None:
         async with gate:
             for due in writes:
-                if not await self._deliver(due):
+                if self._stopping or not await self._deliver(due):
                     return  # the next of this scope waits for this one
 
     async def _deliver(self, due: DueWrite) -> bool:
         write = due.write
-        messages = [message_of(value) for value in write.messages]
         key = _key(write)
         if key not in self._owed:
             return True  # dropped since it was read
         self._delivering.add(key)
         try:
-            await self._memories[write.memory].update(messages, ctx=context_of(write.context))
+            if due.id not in self._made:
+                await self._write(due)
         except Exception as error:  # noqa: BLE001 - kept, retried and shown
-            await self._retry(due, f"{type(error).__name__}: {error}")
+            await self._retry(due, error)
             return False
         finally:
             self._delivering.discard(key)
             async with self._arrived:
                 self._arrived.notify_all()
+        self._made.add(due.id)
         await self._store.write_done(due)
+        self._made.discard(due.id)
+        self._metrics.tried(write.memory, "stored")
         await self._gone(write)
         return True
 
-    async def _retry(self, due: DueWrite, problem: str) -> None:
-        if due.tries + 1 >= self._tries:
-            logger.error("memory %s: a write of task %s is given up: %s", due.write.memory, due.task_id, problem)
+    async def _write(self, due: DueWrite) -> None:
+        """Hand a write to its memory. Raises what that does, and TimeoutError."""
+        work = self._deaf.pop(due.id, None) or asyncio.create_task(self._hand_over(due))
+        seconds = self._patience[due.write.memory].seconds
+        try:
+            await asyncio.wait((work,), timeout=seconds)
+        finally:
+            work.cancel()
+        if not work.done():
+            await asyncio.wait((work,), timeout=_CANCEL_WITHIN)
+            if not work.done():
+                self._deaf[due.id] = work
+                work.add_done_callback(_seen)
+            raise TimeoutError(f"not written within {seconds:g} s")
+        if work.cancelled():
+            raise MemoryBackendError("the memory stopped in the middle of it")
+        work.result()
+
+    async def _hand_over(self, due: DueWrite) -> None:
+        write = due.write
+        memory, context = self._memories[write.memory], context_of(write.context)
+        messages = [message_of(value) for value in write.messages]
+        doubtful = due.tries > 0 or _turn(write) in self._inherited
+        if not (doubtful and await memory.already_written(messages, ctx=context)):
+            await memory.update(messages, ctx=context)
+
+    async def _retry(self, due: DueWrite, error: Exception) -> None:
+        problem, name = f"{type(error).__name__}: {error}", due.write.memory
+        if due.tries + 1 >= self._patience[name].tries:
+            logger.error("memory %s: a write of task %s is given up: %s", name, due.task_id, problem)
             await self._store.write_failed(due, problem, None)
+            self._metrics.tried(name, "failed", error)
             await self._gone(due.write)
             return
-        logger.warning("memory %s: a write of task %s will be tried again: %s", due.write.memory, due.task_id, problem)
+        logger.warning("memory %s: a write of task %s will be tried again: %s", name, due.task_id, problem)
         await self._store.write_failed(due, problem, now() + int(1e6 * backoff(due.tries)))
+        self._metrics.tried(name, "retried", error)
 
     async def _gone(self, write: MemoryWrite) -> None:
-        key = _key(write)
-        left = [
-            other for other in self._owed.get(key, []) if other.context.get("turn_id") != write.context.get("turn_id")
-        ]
+        key, turn = _key(write), _turn(write)
+        left = [other for other in self._owed.get(key, []) if _turn(other) != turn]
+        self._inherited.discard(turn)
         async with self._arrived:
             if left:
                 self._owed[key] = left
@@ -161,19 +247,27 @@ class Outbox:
 class OutboxMemory(Memory):
     """A memory as turns see it: a write is owed from the turn's last commit on, and a recall sees what is still owed."""
 
-    def __init__(self, name: str, memory: Memory, outbox: Outbox) -> None:
+    def __init__(self, name: str, memory: Memory, outbox: Outbox, metrics: Metrics) -> None:
         self.name = name
         self._memory = memory
         self._outbox = outbox
+        self._metrics = metrics
 
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
         scope = Scope.of(kwargs.get("ctx")).key
         await self._outbox.settle(self.name, scope)
-        said = [message_of(value) for write in self._outbox.owed(self.name, scope) for value in write.messages]
-        owed = overlay(query, said, backend=self.name, recent=_RECENT)
-        found = await self._memory.retrieve(query, top_k=top_k, **kwargs)
+        owed = self._owed(query, scope)
+        with self._metrics.retrieving(self.name):
+            found = sound(await self._memory.retrieve(query, top_k=top_k, **kwargs), top_k)
         known = {message.content for message in found}
         return [*(message for message in owed if message.content not in known), *found][:top_k]
+
+    def at_hand(self, query: str, *, top_k: int, ctx: InvocationContext) -> list[Message]:
+        return self._owed(query, Scope.of(ctx).key)[:top_k]
+
+    def _owed(self, query: str, scope: str) -> list[Message]:
+        said = [message_of(value) for write in self._outbox.owed(self.name, scope) for value in write.messages]
+        return overlay(query, said, backend=self.name, recent=_RECENT)
 
     async def update(self, messages: list[Message], **kwargs: Any) -> None:
         run = CURRENT.get()
@@ -199,6 +293,15 @@ def _is_of(write: MemoryWrite, tenant: str, user: str) -> bool:
 
 def _key(write: MemoryWrite) -> tuple[str, str]:
     return write.memory, Scope.of(context_of(write.context)).key
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.exception()  # who tries next hears of it, if anybody does
+
+
+def _turn(write: MemoryWrite) -> tuple[str, object]:
+    return write.memory, write.context.get("turn_id")
 
 
 def context_json(context: InvocationContext) -> dict[str, Any]:

@@ -154,11 +154,22 @@ WHERE context_id = :context_id AND agent = :agent AND tenant = :tenant AND owner
 ORDER BY place DESC LIMIT :limit
 
 -- name: due_writes
-SELECT id, task_id, tries, memory, context, messages FROM memory_outbox
-WHERE dead = 0 AND memory = :memory AND due_at <= :now ORDER BY id LIMIT :limit
+-- A scope's are delivered in order: what comes after one that waits to be tried again waits too.
+SELECT id, task_id, tries, memory, context, messages FROM memory_outbox AS this
+WHERE dead = 0 AND memory = :memory AND due_at <= :now AND NOT EXISTS (
+    SELECT 1 FROM memory_outbox AS earlier
+    WHERE earlier.dead = 0 AND earlier.memory = this.memory AND earlier.scope = this.scope
+      AND earlier.id < this.id AND earlier.due_at > :now)
+ORDER BY id LIMIT :limit
 
 -- name: next_write
-SELECT min(due_at) FROM memory_outbox WHERE dead = 0 AND memory = ?
+-- Of those that can go: the first of each scope.
+SELECT (
+    SELECT due_at FROM memory_outbox AS this
+    WHERE dead = 0 AND memory = ? AND NOT EXISTS (
+        SELECT 1 FROM memory_outbox AS earlier
+        WHERE earlier.dead = 0 AND earlier.memory = this.memory AND earlier.scope = this.scope AND earlier.id < this.id)
+    ORDER BY due_at LIMIT 1)
 
 -- name: unconfirmed_writes
 SELECT memory, context, messages FROM memory_outbox WHERE dead = 0 ORDER BY id
@@ -179,6 +190,17 @@ UPDATE memory_outbox SET tries = tries + 1, dead = 1, problem = :problem WHERE i
 
 -- name: write_buried
 UPDATE tasks SET memory = 'failed' WHERE id = ?
+
+-- name: failed_writes
+SELECT task_id, tries, problem, memory, context, messages FROM memory_outbox WHERE dead = 1 ORDER BY id LIMIT ?
+
+-- name: tasks_of_failed_writes
+UPDATE tasks SET memory = 'pending' WHERE id IN (SELECT task_id FROM memory_outbox WHERE dead = 1 AND memory = ?)
+
+-- name: retry_failed_writes
+-- One try is kept: they may have been made before.
+UPDATE memory_outbox SET dead = 0, tries = 1, due_at = :now WHERE dead = 1 AND memory = :memory
+RETURNING memory, context, messages
 
 -- name: due_pushes
 -- A config's pushes go out in order: only the first that is not delivered may be due.

@@ -28,6 +28,7 @@ from .turn import (
     Continues,
     DuePush,
     DueWrite,
+    FailedWrite,
     MemoryWrite,
     Overtaken,
     Progress,
@@ -107,6 +108,17 @@ class SQLiteStore(Store):
 
     async def write_failed(self, due: DueWrite, problem: str, retry_at: int | None) -> None:
         await self._db.write(partial(_write_failed, due, problem, retry_at))
+
+    async def failed_writes(self, limit: int) -> list[FailedWrite]:
+        rows = await self._rows("failed_writes", (limit,))
+        return [FailedWrite(task_id, tries, problem, _write(*write)) for task_id, tries, problem, *write in rows]
+
+    async def retry_failed_writes(self, memory: str) -> list[MemoryWrite]:
+        def operation(db: sqlite3.Connection) -> list[MemoryWrite]:
+            db.execute(_SQL["tasks_of_failed_writes"], (memory,))
+            return [_write(*row) for row in db.execute(_SQL["retry_failed_writes"], {"memory": memory, "now": now()})]
+
+        return await self._db.write(operation)
 
     async def due_pushes(self, limit: int) -> list[DuePush]:
         rows = await self._rows("due_pushes", {"now": now(), "limit": limit})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from a2a.types import SendMessageRequest, Task, TaskPushNotificationConfig, TaskState
 
-from .turn import Accepted, Caller, DuePush, DueWrite, MemoryWrite, Progress, Turn, TurnState
+from .turn import Accepted, Caller, DuePush, DueWrite, FailedWrite, MemoryWrite, Progress, Turn, TurnState
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,14 @@ class Store(ABC):
     @abstractmethod
     async def write_failed(self, due: DueWrite, problem: str, retry_at: int | None) -> None:
         """Try again at `retry_at` (microseconds since the epoch); None: give up."""
+
+    @abstractmethod
+    async def failed_writes(self, limit: int) -> list[FailedWrite]:
+        """The memory writes that were given up, oldest first."""
+
+    @abstractmethod
+    async def retry_failed_writes(self, memory: str) -> list[MemoryWrite]:
+        """Have what was given up of a memory's writes be due again, as tried once; those writes, in no order."""
 
     @abstractmethod
     async def due_pushes(self, limit: int) -> list[DuePush]:

@@ -124,6 +124,16 @@ class DueWrite:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedWrite:
+    """A memory write that was given up, and why."""
+
+    task_id: str
+    tries: int
+    problem: str
+    write: MemoryWrite
+
+
+@dataclass(frozen=True, slots=True)
 class DuePush:
     """A push delivery that is due."""
 
