@@ -23,9 +23,9 @@ from .contract import (
     ToolSpec,
     Usage,
 )
-from .recall import Recall, RecallFailure, RecallResult
+from .recall import Recall, RecallFailure, RecallResult, provenance
 from .registry import open_memory
-from .rendering import render
+from .rendering import render, render_found
 
 __all__ = [
     "ChatModel",
@@ -55,5 +55,7 @@ __all__ = [
     "Usage",
     "as_memory",
     "open_memory",
+    "provenance",
     "render",
+    "render_found",
 ]

@@ -148,6 +148,11 @@ class Memory(ABC):
     async def aclose(self) -> None:
         """Release what the memory holds. Using it afterwards is an error. By default there is nothing to release."""
 
+    @property
+    def managed(self) -> ManagedMemory | None:
+        """The memory as its owner sees it; None where it offers no such thing. What wraps a memory says what that one is."""
+        return None
+
 
 class MemoryKind(StrEnum):
     """What a remembered thing is."""
@@ -259,6 +264,13 @@ class ManagedMemory(Memory):
     Every method names the whole scope, and reaches nothing outside it: the id of another's memory is not found. All raise
     MemoryBackendError or StoreError where the memory cannot be reached.
     """
+
+    space: str = "default"
+    """The space of its scopes: `Scope.of(ctx, memory.space)` is where `retrieve` and `update` of that turn look."""
+
+    @property
+    def managed(self) -> ManagedMemory:
+        return self
 
     @abstractmethod
     async def browse(
