@@ -122,6 +122,11 @@ class Agent:
             self.add_tool(one)
 
     @property
+    def remembers(self) -> bool:
+        """Whether its turns are recalled for, and written, by themselves."""
+        return bool(self.memories) and self.memory_mode != "tools"
+
+    @property
     def tools(self) -> tuple[Tool, ...]:
         """Those that were given to it; a memory's are offered beside them, as a turn may use them."""
         return tuple(self._tools.values())
@@ -183,7 +188,7 @@ class Agent:
             turn.tools = {**self._tools, **self._memory_tools.of_turn(turn, read=recall, write=remember)}
         asked = next((message for message in reversed(state.messages) if message.role == "user"), None)
         turn.prompt += self._system
-        told = asked is not None and bool(asked.content.strip()) and self._by_itself
+        told = asked is not None and bool(asked.content.strip()) and self.remembers
         if told and remember:
             turn.asked, turn.earlier = asked, earlier
         if told and recall and asked is not None:
@@ -228,8 +233,8 @@ class Agent:
                     questions.append(outcome["question"])
                     continue
                 if self._memory_tools is not None and "memory" in outcome:
-                    for event in self._memory_tools.done(turn, outcome["memory"]):
-                        yield event
+                    for done in self._memory_tools.done(turn, outcome["memory"]):
+                        yield done
                 yield ToolReturned(call, outcome["content"], outcome["failed"])
                 turn.prompt.append(Message("tool", outcome["content"], name=call.name, tool_call_id=call.id))
             if questions:
@@ -347,11 +352,6 @@ class Agent:
         return await turn.journal.step(key, use, repeatable=tool.retry != "never")
 
     # -- remembering --------------------------------------------------------------------------------------------------
-
-    @property
-    def _by_itself(self) -> bool:
-        """Whether turns are recalled for and remembered without the model asking for it."""
-        return bool(self.memories) and self.memory_mode != "tools"
 
     def _make_memory_tools(self) -> MemoryTools | None:
         if not self.memories:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -12,9 +11,10 @@ from typing import Annotated
 from pydantic import Field
 
 from recollect_memory import InvocationContext, ManagedMemory, Message, Recall, Scope, provenance, render_found
+from recollect_memory.contract import NOTE
 from recollect_memory.recall import same_text
 
-from .contract import Event, JSONObject, MemoryFailed, MemoryRetrieved, MemoryUpdated, NullJournal
+from .contract import Event, JSONObject, MemoryFailed, MemoryRetrieved, MemoryUpdated, NullJournal, ToolContext
 from .tools import Tool, ToolResult
 from .turn import Turn
 from .writes import Writes
@@ -47,10 +47,11 @@ class MemoryTools:
     def of_turn(self, turn: Turn, *, read: bool, write: bool) -> dict[str, Tool]:
         """The tools that a turn may use, by name. None to forget with where no memory can, or nothing may be read."""
         use = _Use(self._recall, self._writes, turn)
+        use.may_forget = read and write and bool(use.managed)
         tools = [self._search.done_by(use.search_memory)] if read else []
         if write:
             tools.append(self._add.done_by(use.add_memory))
-        if read and write and use.forgetful:
+        if use.may_forget:
             tools.append(self._forget.done_by(use.forget_memory))
         return {tool.name: tool for tool in tools}
 
@@ -66,6 +67,8 @@ class MemoryTools:
             messages = tuple(map(_message_of, did["retrieved"]))
             turn.known.update(same_text(message.content) for message in messages)
             yield MemoryRetrieved(messages)
+        if "added" in did:
+            turn.known.add(did["added"])
         if did.get("forgotten"):
             turn.asked = None
             turn.known.clear()
@@ -86,7 +89,8 @@ class _Use:
         self._recall = recall
         self._writes = writes
         self._turn = turn
-        self.forgetful = [one for one in (memory.managed for memory in recall.memories) if one is not None]
+        self.managed = [one for one in (memory.managed for memory in recall.memories) if one is not None]
+        self.may_forget = False
 
     async def search_memory(self, query: Annotated[str, Field(min_length=1, max_length=_LONGEST_QUERY)]) -> ToolResult:
         """Search what is remembered of this user from earlier conversations.
@@ -101,7 +105,7 @@ class _Use:
         await self._writes.settled(turn.ctx, self._recall.timeout)
         found = await self._recall.retrieve(query, turn.ctx, top_k=turn.top_k)
         if found.messages:
-            text = render_found(found.messages, shown=turn.prompt, ids=bool(self.forgetful))
+            text = render_found(found.messages, shown=turn.prompt, ids=self.may_forget)
         else:
             text = "Nothing is remembered of this."
         failures = [MemoryFailed("retrieve", failure.memory, failure.problem) for failure in found.failures]
@@ -110,7 +114,9 @@ class _Use:
         did: JSONObject = {"retrieved": [_message_json(message) for message in found.messages]}
         return self._result(text, did, failures, failed=len(failures) == len(self._recall.memories))
 
-    async def add_memory(self, text: Annotated[str, Field(min_length=1, max_length=_LONGEST_NOTE)]) -> ToolResult:
+    async def add_memory(
+        self, text: Annotated[str, Field(min_length=1, max_length=_LONGEST_NOTE)], *, context: ToolContext
+    ) -> ToolResult:
         """Remember something about this user for later conversations: a fact, a preference, a plan, a correction.
 
         Only what they told you; never what a page, a file or another tool says about them, and no passwords.
@@ -123,15 +129,18 @@ class _Use:
             return ToolResult("There is nothing to save: the text is empty.", failed=True)
         if turn.asked is not None and is_told(text, turn.asked.content):
             return ToolResult("Remembered already: what the user just wrote is kept as they wrote it.")
-        if same_text(text) in turn.known:
+        same = same_text(text)
+        if same in turn.known:
             return ToolResult("Remembered already.")
-        # by its words, so that the memory knows it when it is saved twice, by a turn that starts again for one
-        id_ = f"{turn.id}/note/{hashlib.sha256(same_text(text).encode('utf-8', 'replace')).hexdigest()[:16]}"
-        note = Message("user", text, id=id_, metadata={"origin": "note"})
-        ended = await self._writes.ended(self._writes.begin([note], replace(turn.ctx, turn_id=id_)))
+        turn.known.add(same)  # now: another call of this step may say the same
+        note = Message("user", text, id=context.key, metadata={"origin": NOTE})
+        # the call is a turn of its own to the memory, which knows it by its key if it is made again after a crash
+        ended = await self._writes.ended(self._writes.begin([note], replace(turn.ctx, turn_id=context.key)))
         failures = [event for event in ended if isinstance(event, MemoryFailed)]
-        failed = len(failures) == len(self._recall.memories)
-        return self._result("Not saved." if failed else "Saved.", {"updated": not failures}, failures, failed=failed)
+        if len(failures) < len(self._recall.memories):
+            return self._result("Saved.", {"updated": not failures, "added": same}, failures)
+        turn.known.discard(same)
+        return self._result("Not saved.", {}, failures, failed=True)
 
     async def forget_memory(self, ids: Annotated[list[str], Field(min_length=1, max_length=_MOST_IDS)]) -> ToolResult:
         """Delete memories of this user for good. Only when they ask for it, and only what they mean.
@@ -143,7 +152,7 @@ class _Use:
         found: set[str] = set()
         failures = [
             failure
-            for memory in self.forgetful
+            for memory in self.managed
             if (failure := await self._writes.attempt("forget", memory, partial(self._forget, memory, wanted, found)))
         ]
         text = f"Forgotten: {len(found)}."
@@ -160,7 +169,9 @@ class _Use:
             await memory.forget(scope, ids=there)
             found.update(there)
 
-    def _result(self, text: str, did: JSONObject, failures: Sequence[MemoryFailed], *, failed: bool) -> ToolResult:
+    def _result(
+        self, text: str, did: JSONObject, failures: Sequence[MemoryFailed], *, failed: bool = False
+    ) -> ToolResult:
         if failures:
             problems = "; ".join(f"{failure.memory}: {failure.problem}" for failure in failures)
             text = f"{text} What went wrong: {problems}"

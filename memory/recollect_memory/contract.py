@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Role = Literal["system", "user", "assistant", "tool"]
+NOTE = "note"
+"""The `metadata["origin"]` of a message that a model wrote down about the user: their meaning, not their words."""
 
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """What no id may hold: control characters, and halves of surrogate pairs, which no database can store."""

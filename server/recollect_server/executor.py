@@ -39,11 +39,12 @@ from recollect_agents.contract import (
     InputRequired,
     MemoryFailed,
     MemoryRetrieved,
+    MemoryUpdated,
     StepLimitReached,
     TextDelta,
     ToolCalled,
 )
-from recollect_memory import InvocationContext, Message
+from recollect_memory import InvocationContext, Message, provenance
 from recollect_memory.errors import RecollectError
 
 from .identity import user_of
@@ -151,7 +152,7 @@ class A2AExecutor(AgentExecutor):
         use = MemoryUse.of(metadata)
         task = context.current_task
         user = user_of(metadata, message.metadata, task.metadata if task else None)
-        publish = _Publisher(context, event_queue, use)
+        publish = _Publisher(context, event_queue)
         history = await self._history(context)
         if task is None:
             await publish.task(message, user)
@@ -181,6 +182,8 @@ class A2AExecutor(AgentExecutor):
                 async for event in events:
                     await publish.event(event)
                     if publish.ended and JOURNAL not in context.call_context.state:
+                        if use.remember and self.agent.remembers:
+                            await publish.event(MemoryUpdated())
                         break  # its memory write is under way and must not delay the answer
         except RecollectError as error:
             logger.warning("task %s failed: %s", message.task_id, error)
@@ -198,8 +201,7 @@ class A2AExecutor(AgentExecutor):
 class _Publisher:
     """Says in A2A what an agent does. A text delta waits for the next one, so that the last can be marked as such."""
 
-    def __init__(self, context: RequestContext, queue: EventQueue, use: MemoryUse | None = None) -> None:
-        self._use = use or MemoryUse()
+    def __init__(self, context: RequestContext, queue: EventQueue) -> None:
         self._task_id = context.task_id or ""
         self._context_id = context.context_id or ""
         self._artifact_id = answer_to(context.message.message_id) if context.message else "answer"
@@ -223,7 +225,11 @@ class _Publisher:
                 await self._flush()
                 self._begun = False  # what the model says next is another text, and takes the place of this one
             case MemoryRetrieved(messages):
-                self._memory["retrieved"] = [_provenance(message) for message in messages]
+                retrieved: list[Any] = self._memory.setdefault("retrieved", [])
+                known = {one["id"] for one in retrieved}
+                retrieved += [one for one in map(_provenance, messages) if one["id"] not in known]
+            case MemoryUpdated():
+                self._memory["update"] = "pending"
             case MemoryFailed(operation, memory, problem):
                 failures: list[Any] = self._memory.setdefault("failed", [])
                 failures.append({"operation": operation, "memory": memory, "problem": problem})
@@ -295,8 +301,7 @@ class _Publisher:
         if not self._memory:
             return None
         found = Struct()
-        update = {"update": "pending"} if self._use.remember else {}
-        found.update({MEMORY: update | self._memory})
+        found.update({MEMORY: self._memory})
         return found
 
 
@@ -312,8 +317,8 @@ def _message(message: A2AMessage) -> Message:
 
 
 def _provenance(message: Message) -> Mapping[str, Any]:
-    memory = message.metadata.get("memory", {})
-    return {key: memory.get(key) for key in ("id", "score", "kind", "sources")}
+    known = provenance(message)
+    return {"id": known["id"], "score": known["score"], "kind": known["kind"], "sources": known["sources"]}
 
 
 def _now() -> Timestamp:

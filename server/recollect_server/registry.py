@@ -20,7 +20,7 @@ from a2a.server.agent_execution import AgentExecutor
 from recollect_agents import Agent
 from recollect_agents.models import check_model, open_model
 from recollect_agents.tools import open_tool
-from recollect_memory import ChatModel, Embedder, Memory, Message
+from recollect_memory import ChatModel, Embedder, ManagedMemory, Memory, Message
 from recollect_memory.errors import ConfigError, MemoryBackendError, StoreError
 from recollect_memory.registry import import_from_string, open_memory
 from recollect_memory.sqlite import Database, hold, path_of
@@ -135,19 +135,22 @@ class Registry:
         names = self.config.memories_of(name)
         if len(self._problems) > before or model is None or not self.memories.keys() >= set(names):
             return None
-        return self._try(
-            lambda: Agent(
+        try:
+            return Agent(
                 model,
                 name=name,
                 description=entry.description,
                 system_prompt=entry.system_prompt,
                 memories=[OutboxMemory(memory, self.memories[memory], self.outbox) for memory in names],
+                memory_mode=entry.memory_mode,
+                memory_timeout=entry.memory_timeout,
+                top_k=entry.memory_top_k,
                 tools=[tool for tool in tools if tool is not None],
                 max_steps=entry.max_steps,
-            ),
-            *at,
-            "tools",
-        )
+            )
+        except ConfigError as error:
+            self._problems.append(self.config.locate(error, *at, error.key or "tools"))
+            return None
 
     def _model(self, name: str, entry: AgentConfig) -> ChatModel | None:
         assert entry.model is not None  # noqa: S101 - the schema wants a model or an executor
@@ -213,6 +216,11 @@ class LateMemory(Memory):
     async def aclose(self) -> None:
         if self._making.done() and self._making.exception() is None:
             await self._making.result().aclose()
+
+    @property
+    def managed(self) -> ManagedMemory | None:
+        ready = self._making.done() and self._making.exception() is None
+        return self._making.result().managed if ready else None
 
     def _made(self) -> Memory:
         if not self._making.done():

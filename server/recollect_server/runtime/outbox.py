@@ -12,10 +12,10 @@ from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any
 
-from recollect_memory import InvocationContext, Memory, Message, Scope, ToolCall
+from recollect_memory import InvocationContext, ManagedMemory, Memory, Message, Scope, ToolCall
 from recollect_memory.errors import RecollectError
 
-from .run import CURRENT
+from .run import CURRENT, STEP
 from .sqlite import now
 from .store import Store
 from .turn import DueWrite, MemoryWrite
@@ -158,7 +158,8 @@ class Outbox:
 
 
 class OutboxMemory(Memory):
-    """A memory as turns see it: a write is owed from the turn's last commit on, and a recall sees what is still owed."""
+    """A memory as turns see it: a write is owed from the commit of its step on, or else from the turn's last; a recall sees
+    what is still owed."""
 
     def __init__(self, name: str, memory: Memory, outbox: Outbox) -> None:
         self.name = name
@@ -179,9 +180,14 @@ class OutboxMemory(Memory):
             await self._memory.update(messages, **kwargs)
             return
         context: InvocationContext = kwargs["ctx"]
-        run.writes.append(
+        step = STEP.get()
+        (run.writes if step is None else step).append(
             MemoryWrite(self.name, context_json(context), [message_json(message) for message in messages])
         )
+
+    @property
+    def managed(self) -> ManagedMemory | None:
+        return self._memory.managed
 
 
 def overlay(query: str, owed: Iterable[MemoryWrite]) -> list[Message]:
