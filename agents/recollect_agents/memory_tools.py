@@ -104,15 +104,13 @@ class _Use:
         turn = self._turn
         await self._writes.settled(turn.ctx, self._recall.timeout)
         found = await self._recall.retrieve(query, turn.ctx, top_k=turn.top_k)
+        failures = [MemoryFailed("retrieve", failure.memory, failure.problem) for failure in found.failures]
+        failed = not found.messages and len(failures) == len(self._recall.memories)
+        text = "The memory cannot be searched now." if failed else "Nothing is remembered of this."
         if found.messages:
             text = render_found(found.messages, shown=turn.prompt, ids=self.may_forget)
-        else:
-            text = "Nothing is remembered of this."
-        failures = [MemoryFailed("retrieve", failure.memory, failure.problem) for failure in found.failures]
-        if len(failures) == len(self._recall.memories):
-            text = "The memory could not be searched."
         did: JSONObject = {"retrieved": [_message_json(message) for message in found.messages]}
-        return self._result(text, did, failures, failed=len(failures) == len(self._recall.memories))
+        return self._result(text, did, failures, failed=failed)
 
     async def add_memory(
         self, text: Annotated[str, Field(min_length=1, max_length=_LONGEST_NOTE)], *, context: ToolContext
@@ -173,8 +171,8 @@ class _Use:
         self, text: str, did: JSONObject, failures: Sequence[MemoryFailed], *, failed: bool = False
     ) -> ToolResult:
         if failures:
-            problems = "; ".join(f"{failure.memory}: {failure.problem}" for failure in failures)
-            text = f"{text} What went wrong: {problems}"
+            names = ", ".join(failure.memory for failure in failures)  # what went wrong there is no business of a model
+            text = f"{text} Out of order: {names}."
             did["failed"] = [[failure.operation, failure.memory, failure.problem] for failure in failures]
         result = MemoryResult(text, failed)
         result.did = did

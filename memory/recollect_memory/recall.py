@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import numbers
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -17,6 +16,15 @@ from .contract import InvocationContext, Memory, MemoryKind, Message, Provenance
 from .errors import RecollectError
 
 log = logging.getLogger(__name__)
+
+_KINDS: Mapping[str, Any] = {
+    "content": str,
+    "id": str,
+    "name": str | None,
+    "created_at": datetime,
+    "metadata": Mapping,
+}
+_LARGEST_SCORE = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +107,16 @@ def merge(answers: Sequence[Sequence[Message]], budget: int) -> list[Message]:
 def provenance(message: Message) -> Provenance:
     """What `metadata["memory"]` of a retrieved message says, in the types that it is to have, whatever stands there."""
     given = _given(message)
-    created_at: object = given.get("created_at")
-    sources: object = given.get("sources") or ()
+    sources, created_at = given.get("sources"), given.get("created_at")
     return Provenance(
-        id=str(given.get("id") or message.id),
-        kind=str(given.get("kind") or MemoryKind.RECENT_MESSAGE),
+        id=_storable(given.get("id") or message.id),
+        kind=_storable(given.get("kind") or MemoryKind.RECENT_MESSAGE),
         score=_score(message) or 0.0,
-        sources=[sources] if isinstance(sources, str) else [str(one) for one in cast("Iterable[object]", sources)],
-        created_at=created_at if isinstance(created_at, str) else moment(message).isoformat(),
-        backend=str(given.get("backend") or ""),
+        sources=[_storable(one) for one in cast("Iterable[object]", sources)]
+        if isinstance(sources, list | tuple)
+        else [],
+        created_at=_storable(created_at or moment(message).isoformat()),
+        backend=_storable(given.get("backend") or ""),
     )
 
 
@@ -123,8 +132,13 @@ def _given(message: Message) -> Mapping[str, Any]:
 
 
 def _score(message: Message) -> float | None:
-    score: object = _given(message).get("score")
-    return float(score) if isinstance(score, numbers.Real) and math.isfinite(score) else None
+    score = _given(message).get("score")
+    known = isinstance(score, numbers.Real) and abs(cast("Any", score)) < _LARGEST_SCORE
+    return float(cast("Any", score)) if known else None
+
+
+def _storable(value: object) -> str:
+    return str(value).encode(errors="replace").decode()
 
 
 def _standing(answer: Sequence[Message], place: int) -> tuple[float, datetime]:
@@ -150,8 +164,7 @@ def _joined(message: Message, *others: Message) -> Message:
 async def _ask(memory: Memory, query: str, top_k: int, ctx: InvocationContext) -> list[Message] | str:
     """What a memory answers, or what is wrong with it."""
     try:
-        answer: object = await memory.retrieve(query, top_k=top_k, ctx=ctx)
-        return list(islice(_messages(answer), top_k))
+        return sound(await memory.retrieve(query, top_k=top_k, ctx=ctx), top_k)
     except RecollectError as error:
         return str(error)
     except Exception as error:
@@ -159,17 +172,18 @@ async def _ask(memory: Memory, query: str, top_k: int, ctx: InvocationContext) -
         return f"{type(error).__name__}: {error}"
 
 
-def _messages(answer: object) -> Iterator[Message]:
-    """What a memory returned, once it is known that nothing in it will break what comes later."""
-    for item in cast("Iterable[object]", answer or ()):
+def sound(answer: object, top_k: int) -> list[Message]:
+    """The first `top_k` messages of what a memory returned. Raises TypeError, ValueError or OverflowError for what is none."""
+    found = list(islice(cast("Iterable[object]", answer if answer is not None else ()), top_k))
+    for item in found:
         if not isinstance(item, Message):
             raise TypeError(f"retrieve returned a {type(item).__name__} where a Message belongs")
-        told: list[Any] = [item.content, item.name or ""]
-        if not all(isinstance(text, str) for text in told):
-            raise TypeError(f"retrieve returned a message whose content or name is no text but {told!r:.100}")
-        provenance(item)
-        moment(item)
-        yield item
+        for name, kind in _KINDS.items():
+            if not isinstance(value := getattr(item, name), kind):
+                raise TypeError(f"retrieve returned a Message whose {name} is a {type(value).__name__}")
+        item.content.encode()  # half a surrogate pair can be sent nowhere
+        item.created_at.astimezone(UTC)  # the first and the last day of the calendar have no time elsewhere
+    return cast("list[Message]", found)
 
 
 def _forget(task: asyncio.Task[Any]) -> None:

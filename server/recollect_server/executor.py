@@ -44,7 +44,7 @@ from recollect_agents.contract import (
     TextDelta,
     ToolCalled,
 )
-from recollect_memory import InvocationContext, Message, provenance
+from recollect_memory import InvocationContext, Message
 from recollect_memory.errors import RecollectError
 
 from .identity import user_of
@@ -317,8 +317,8 @@ def _message(message: A2AMessage) -> Message:
 
 
 def _provenance(message: Message) -> Mapping[str, Any]:
-    known = provenance(message)
-    return {"id": known["id"], "score": known["score"], "kind": known["kind"], "sources": known["sources"]}
+    memory = message.metadata.get("memory", {})
+    return {key: memory.get(key) for key in ("id", "score", "kind", "sources")}
 
 
 def _now() -> Timestamp:

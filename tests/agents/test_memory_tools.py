@@ -238,8 +238,8 @@ async def test_failures_are_results_and_events() -> None:
     events = await events_of(agent)
     (found, failed), (saved, not_saved) = results(events)
     assert "I am from Italy" in found
-    assert found.endswith("What went wrong: broken: the disk is gone; slow: no answer within 0.05 s")
-    assert saved == "Saved. What went wrong: broken: ZeroDivisionError: a bug"
+    assert found.endswith("Out of order: broken, slow.")
+    assert saved == "Saved. Out of order: broken."
     assert not failed
     assert not not_saved
     assert [event for event in events if isinstance(event, MemoryFailed)] == [
@@ -250,8 +250,8 @@ async def test_failures_are_results_and_events() -> None:
     assert not any(isinstance(event, MemoryUpdated) for event in events)
     agent = Agent(ScriptedModel(script), memory=BrokenMemory(), memory_mode="tools")
     assert results(await events_of(agent)) == [
-        ("The memory could not be searched. What went wrong: broken: the disk is gone", True),
-        ("Not saved. What went wrong: broken: ZeroDivisionError: a bug", True),
+        ("The memory cannot be searched now. Out of order: broken.", True),
+        ("Not saved. Out of order: broken.", True),
     ]
 
 
@@ -441,7 +441,7 @@ async def test_a_memory_that_does_not_forget_in_time_is_said(native: ManagedMemo
     gone = NativeMemory("sqlite:////dev/null/none.db", name="gone")
     agent = Agent(ScriptedModel([forget(record.id), "-"]), memories=[Behind(), native], memory_mode="tools")
     events = await events_of(agent)
-    assert results(events)[0][0].startswith("Forgotten: 1. What went wrong: gone: ")
+    assert results(events)[0][0] == "Forgotten: 1. Out of order: gone."
     assert [event.operation for event in events if isinstance(event, MemoryFailed)] == ["forget"]
     await gone.aclose()
 
@@ -479,8 +479,8 @@ async def test_a_call_that_is_made_again_is_the_same_to_the_memory(native: Manag
     assert record.sources == ("t1/tool/1/0",)
 
 
-def test_the_model_is_told_why_a_memory_failed() -> None:
-    """Agents without an event loop have the same tools."""
+def test_the_tools_need_no_event_loop() -> None:
+    """`run_sync` has them too."""
 
     class Refusing(ListMemory):
         async def update(self, messages: list[Message], **kwargs: Any) -> None:
@@ -488,4 +488,4 @@ def test_the_model_is_told_why_a_memory_failed() -> None:
 
     agent = Agent(ScriptedModel([add("The user has a cat."), "-"]), memory=Refusing(), memory_mode="tools")
     steps = agent.run_sync("Remember the cat", user_id="alice").steps
-    assert results(steps) == [("Not saved. What went wrong: list: full", True)]
+    assert results(steps) == [("Not saved. Out of order: list.", True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -137,7 +138,7 @@ async def test_all_are_asked_at_the_same_time(limit: int) -> None:
         [Message("system", "x", created_at="yesterday")],  # type: ignore[arg-type]
         [Message("system", "x", created_at=datetime.max.replace(tzinfo=timezone(timedelta(hours=-1))))],
         [Message("system", "x", metadata=None)],  # type: ignore[arg-type]
-        [Message("system", "x", metadata={"memory": {"sources": 5}})],
+        [Message("system", "\ud83d")],
     ],
 )
 async def test_an_answer_that_makes_no_sense_is_a_failure_of_its_memory(nonsense: Any) -> None:
@@ -156,15 +157,24 @@ async def test_an_answer_without_end_is_cut() -> None:
     assert [message.content for message in result.messages] == ["0", "1", "2"]
 
 
-@pytest.mark.parametrize("given", [{}, {"memory": None}, {"memory": {"id": 7, "score": "high", "sources": "m1"}}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"memory": None},
+        {"memory": {"score": math.nan, "sources": 5, "kind": None}},
+        {"memory": {"id": 7, "score": 10**400, "sources": ["\ud83d", 2]}},
+    ],
+)
 def test_provenance_has_the_types_it_is_to_have(given: dict[str, Any]) -> None:
     """Whatever a memory says of where a message comes from: what is shown to callers is of one form."""
     said = provenance(Message("system", "x", id="i", created_at=WHEN, metadata=given))
+    odd = "id" in (given.get("memory") or ())
     assert said == {
-        "id": "7" if given.get("memory") else "i",
+        "id": "7" if odd else "i",
         "kind": "RecentMessage",
         "score": 0.0,
-        "sources": ["m1"] if given.get("memory") else [],
+        "sources": ["?", "2"] if odd else [],
         "created_at": "2024-01-01T00:00:00+00:00",
         "backend": "",
     }
