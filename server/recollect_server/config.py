@@ -427,7 +427,7 @@ def _problem(kind: str, at: document.Path, value: object, ctx: Mapping[str, Any]
         case "literal_error":
             return f"expected {ctx['expected'].replace(chr(39), '')}, got {got}"
         case "greater_than" | "greater_than_equal":
-            least = f"{ctx['ge']} or more" if "ge" in ctx else f"more than {ctx['gt']}"
+            least = f"{ctx['ge']:g} or more" if "ge" in ctx else f"more than {ctx['gt']:g}"
             return f"expected {least}, got {got}"
         case "less_than" | "less_than_equal":
             return f"expected {ctx.get('le', ctx.get('lt'))} or less, got {got}"
