@@ -16,7 +16,7 @@ import pytest
 
 from recollect_server import TaskClient
 
-from .brain import SECONDS, Brain, Call, Line, Script, eventually, text
+from .brain import SECONDS, Brain, Call, Line, Script, eventually
 from .conftest import Serve, Server
 from .test_recovery import Caller, kill
 
@@ -88,13 +88,16 @@ def use(tool: str, **arguments: Any) -> list[Line]:
     return [{"tool": tool, "arguments": arguments}]
 
 
-def steps(*lines: Iterable[Line]) -> Script:
+def say(words: str) -> list[Line]:
+    return [{"text": words}]
+
+
+def steps(*lines: list[Line]) -> Script:
     """A script: what is answered at each step of a turn."""
 
     def script(call: Call) -> Iterable[Line]:
-        if call.what == "ask":
-            return lines[call.body["step"] - 1]
-        return [{}]
+        step: int = call.body.get("step", 0)
+        return lines[step - 1] if step else [{}]
 
     return script
 
@@ -125,7 +128,7 @@ def shown(brain: Brain, role: str = "tool") -> str:
 def test_a_model_remembers_and_forgets_by_itself(server: Server, brain: Brain, user: str) -> None:
     """Saved in one turn, found in the same and in the next, never for another user, forgotten in the last."""
     brain.script = steps(
-        use("add_memory", text="The user's sister is called Ann."), use("search_memory", query="sister"), text("Ann!")
+        use("add_memory", text="The user's sister is called Ann."), use("search_memory", query="sister"), say("Ann!")
     )
     first = tell(server, user, "My sister is Ann.")
     assert "The user's sister is called Ann." in shown(brain)
@@ -133,14 +136,14 @@ def test_a_model_remembers_and_forgets_by_itself(server: Server, brain: Brain, u
     assert [source.partition("/tool/")[2] for source in retrieved["sources"]] == ["1/0"]
     assert first["metadata"]["memory"]["update"] in ("pending", "stored")
     eventually(lambda: known(server, user) == ["The user's sister is called Ann."], "the note is stored")
-    brain.script = steps(use("search_memory", query="sister"), text("Hm."))
+    brain.script = steps(use("search_memory", query="sister"), say("Hm."))
     other = tell(server, f"{user}-neighbour", "What is my sister called?")
     assert "Ann" not in shown(brain)
     assert other["metadata"]["memory"] == {"retrieved": []}
     again = tell(server, user, "What is my sister called?")
     (id_,) = re.findall(r"\(id (\w+)\)", shown(brain))
     assert [found["id"] for found in again["metadata"]["memory"]["retrieved"]] == [id_]
-    brain.script = steps(use("forget_memory", ids=[id_]), text("Done."))
+    brain.script = steps(use("forget_memory", ids=[id_]), say("Done."))
     tell(server, f"{user}-neighbour", "Forget her.")
     assert shown(brain) == f"Forgotten: 0. Not there, or not any more: {id_}."
     tell(server, user, "Forget her.")
@@ -150,18 +153,18 @@ def test_a_model_remembers_and_forgets_by_itself(server: Server, brain: Brain, u
 
 def test_both_ways_remember_once(server: Server, brain: Brain, user: str) -> None:
     """What the model saves of a message that is remembered anyway is one memory; so is a turn that forgets none."""
-    brain.script = steps(use("add_memory", text="The user lives in Bergen."), text("Noted."))
+    brain.script = steps(use("add_memory", text="The user lives in Bergen."), say("Noted."))
     tell(server, user, "I live in Bergen.", "both")
     eventually(lambda: "I live in Bergen." in known(server, user), "the turn is stored")
     assert [one for one in known(server, user) if "Bergen" in one] == ["I live in Bergen."]
-    brain.script = steps(use("search_memory", query="Bergen"), text("Well."))
+    brain.script = steps(use("search_memory", query="Bergen"), say("Well."))
     tell(server, user, "Where do I live?", "both")
     assert "(shown before)" in shown(brain)
     (id_,) = re.findall(r"\(id (\w+)\) \[[\d-]+\] user: I live in Bergen", shown(brain))
-    brain.script = steps(use("forget_memory", ids=[id_]), text("Forgot that you live in Bergen."))
+    brain.script = steps(use("forget_memory", ids=[id_]), say("Forgot that you live in Bergen."))
     forgot = tell(server, user, "Forget that I live in Bergen.", "both")
     assert "update" not in forgot["metadata"]["memory"]
-    brain.script = steps(text("Yes."))
+    brain.script = steps(say("Yes."))
     tell(server, user, "Do I have a name?", "both")
     eventually(lambda: "Do I have a name?" in known(server, user), "the last turn is stored")
     assert not any("Bergen" in one for one in known(server, user))
@@ -179,7 +182,7 @@ def test_a_request_binds_the_tools_too(
     wish: dict[str, Any], offered: list[str], server: Server, brain: Brain, user: str
 ) -> None:
     """The extension: read-only leaves the search, off nothing; what is called nevertheless is not there."""
-    brain.script = steps(use("add_memory", text="The user has a cat."), text("Well."))
+    brain.script = steps(use("add_memory", text="The user has a cat."), say("Well."))
     tell(server, user, "I have a cat.", memory=wish)
     assert brain.of("ask")[-1].body["tools"] == offered
     if "add_memory" in offered:
@@ -196,14 +199,14 @@ def test_a_search_brings_as_many_as_the_request_or_the_config_says(
     for name in ("Ann", "Bea", "Cleo", "Dora"):
         added = {"content": f"{name} is a cousin."}
         httpx.post(f"{server.url}/api/v1/memories", params={"user": user}, json=added).raise_for_status()
-    brain.script = steps(use("search_memory", query="cousin"), text("Well."))
+    brain.script = steps(use("search_memory", query="cousin"), say("Well."))
     tell(server, user, "My cousins?", memory=wish)
     assert shown(brain).count("is a cousin.") == most
 
 
 def test_several_memories_answer_as_one(server: Server, brain: Brain, user: str) -> None:
     """What two know is joined, one that hangs and one that fails are named, and the answer comes at the deadline."""
-    brain.script = steps(text("Noted."))
+    brain.script = steps(say("Noted."))
     tell(server, user, "My desk is on the fourth floor.", "worker")
     eventually(lambda: any("fourth floor" in one for one in known(server, user, "work")), "the desk is stored")
     tell(server, user, "My boat is called Ran.", "many")
@@ -228,7 +231,7 @@ def test_what_is_saved_is_found_although_the_memory_is_slow(server: Server, brai
     """By a search of the same turn, while the memory has not even taken it."""
     arrive = threading.Event()
     said = steps(
-        use("add_memory", text="The user's dog is called Rex."), use("search_memory", query="dog called"), text("Rex.")
+        use("add_memory", text="The user's dog is called Rex."), use("search_memory", query="dog called"), say("Rex.")
     )
 
     def script(call: Call) -> Iterable[Line]:
@@ -255,7 +258,7 @@ def test_what_a_killed_turn_had_saved_is_there_once(tmp_path: Path, serve: Serve
                 return brain.hang() if call.number == 1 else [{}]
             if call.body["step"] == 1:
                 return use("add_memory", text="The user's dog is called Rex.")
-            return brain.hang() if call.number == 2 else text("Noted.")
+            return brain.hang() if call.number == 2 else say("Noted.")
 
         brain.script = script
         with serve(tmp_path, CONFIG) as server:
