@@ -357,12 +357,12 @@ class Agent:
         if not self.memories:
             return None
         if not getattr(self.llm, "calls_tools", True):
-            problem = f"the model {self.llm.name} calls no tools, and so would never use its memory"
+            problem = f"the model {self.llm.name} calls no tools"
             if self.memory_mode == "tools":
-                raise ConfigError(f'{problem}: use "auto"', key="memory_mode", value=self.memory_mode)
-            log.warning(
-                "agent %s: the model %s calls no tools: its memory works by itself alone", self.name, self.llm.name
-            )
+                problem = f'{problem}, and would never use its memory: take "auto"'
+                raise ConfigError(problem, key="memory_mode", value=self.memory_mode)
+            log.warning("agent %s: %s: its memory works by itself alone", self.name, problem)
+            return None
         from .memory_tools import MemoryTools
 
         return MemoryTools(self._recall, self._writes, self.memory_mode)

@@ -133,7 +133,10 @@ class _Use:
         turn.known.add(same)  # now: another call of this step may say the same
         note = Message("user", text, id=context.key, metadata={"origin": NOTE})
         # the call is a turn of its own to the memory, which knows it by its key if it is made again after a crash
-        ended = await self._writes.ended(self._writes.begin([note], replace(turn.ctx, turn_id=context.key)))
+        write = self._writes.begin([note], replace(turn.ctx, turn_id=context.key))
+        ended = await self._writes.ended(write, self._recall.timeout)
+        if not ended:
+            return self._result("Being saved.", {"added": same}, ())
         failures = [event for event in ended if isinstance(event, MemoryFailed)]
         if len(failures) < len(self._recall.memories):
             return self._result("Saved.", {"updated": not failures, "added": same}, failures)

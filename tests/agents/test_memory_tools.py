@@ -146,7 +146,7 @@ def test_a_model_that_calls_no_tools_cannot_be_left_alone_with_a_memory(caplog: 
     class Plain(EchoModel):
         calls_tools = False
 
-    with pytest.raises(ConfigError, match=r'calls no tools.*use "auto"') as raised:
+    with pytest.raises(ConfigError, match=r'calls no tools.*take "auto"') as raised:
         Agent(Plain(), memory=ListMemory(), memory_mode="tools")
     assert raised.value.key == "memory_mode"
     Agent(Plain(), memory=ListMemory(), memory_mode="both")
@@ -270,6 +270,19 @@ async def test_what_is_added_is_found(native: ManagedMemory) -> None:
     assert "The user's sister is called Ann." in results(later)[0][0]
     (record,) = (await native.browse(SCOPE)).records
     assert (record.kind, record.sources, record.session_id) == ("Entity", ("t1/tool/1/0",), "s1")
+
+
+async def test_a_slow_memory_does_not_hold_up_the_turn() -> None:
+    """What takes longer than a recall may goes on by itself, and is there in the end."""
+    memory = ListMemory()
+    memory.may_write.clear()
+    model = ScriptedModel([add("The user has a cat."), "Nice."])
+    agent = Agent(model, memory=memory, memory_mode="tools", memory_timeout=0.02)
+    assert results(await events_of(agent)) == [("Being saved.", False)]
+    assert memory.kept == {}
+    memory.may_write.set()
+    await agent.settle()
+    assert [m.content for m in memory.kept["alice"]] == ["The user has a cat."]
 
 
 async def test_a_plain_memory_gets_a_turn_of_its_own() -> None:
