@@ -15,6 +15,8 @@ import httpx
 import pytest
 
 from recollect_server import TaskClient
+from recollect_server.config import InvalidConfig, parse_config
+from recollect_server.registry import Registry
 
 from .brain import SECONDS, Brain, Call, Line, Script, eventually
 from .conftest import Serve, Server
@@ -223,6 +225,7 @@ def test_several_memories_answer_as_one(server: Server, brain: Brain, user: str)
         ("retrieve", "hanging"),
         ("retrieve", "failing"),
     ]
+    assert memory["failed"][0]["problem"] == "no answer within 0.3 s"
     assert len({found["id"] for found in memory["retrieved"]}) == len(memory["retrieved"])
     assert memory["update"] in ("pending", "stored")
 
@@ -276,3 +279,17 @@ def test_what_a_killed_turn_had_saved_is_there_once(tmp_path: Path, serve: Serve
         assert [call.body for call in brain.of("remember")] == [
             {"turn": f"{task['id']}/m1/tool/1/0", "said": ["The user's dog is called Rex."]}
         ] * 2
+
+
+def test_a_model_that_calls_no_tools_is_refused_for_tools(tmp_path: Path) -> None:
+    """By the key and the line of the mode, before anything is served."""
+    config = parse_config(
+        f"database: sqlite:////{tmp_path.as_posix().lstrip('/')}/x.db\n"
+        "agents:\n  a:\n    model: local/smollm2-135m\n    memory_mode: tools\n"
+    )
+    with pytest.raises(InvalidConfig) as raised:
+        Registry(config)
+    assert str(raised.value) == (
+        "line 5: agents.a.memory_mode: the model local/smollm2-135m calls no tools, and would never use its memory: "
+        'take "auto"'
+    )
