@@ -150,25 +150,32 @@ class _Use:
             ids: Which, by the ids that search_memory gave with them.
         """
         turn, wanted = self._turn, list(dict.fromkeys(ids))
-        found: set[str] = set()
+        there: set[str] = set()
+        gone: set[str] = set()
         failures = [
             failure
             for memory in self.managed
-            if (failure := await self._writes.attempt("forget", memory, partial(self._forget, memory, wanted, found)))
+            if (
+                failure := await self._writes.attempt(
+                    "forget", memory, partial(self._forget, memory, wanted, there, gone)
+                )
+            )
         ]
-        text = f"Forgotten: {len(found)}."
-        if missing := [id for id in wanted if id not in found]:
+        text = f"Forgotten: {len(gone)}."
+        if unsure := [id for id in wanted if id in there - gone]:
+            text += f" Not confirmed: {', '.join(unsure)}."
+        if missing := [id for id in wanted if id not in there]:
             text += f" Not there, or not any more: {', '.join(missing)}."
-        if found and turn.asked is not None:
+        if there and turn.asked is not None:
             text += " What the user just wrote is not remembered by itself now: save what else of it matters."
-        return self._result(text, {"forgotten": len(found)}, failures, failed=not found)
+        return self._result(text, {"forgotten": len(there)}, failures, failed=not gone)
 
-    async def _forget(self, memory: ManagedMemory, wanted: Sequence[str], found: set[str]) -> None:
+    async def _forget(self, memory: ManagedMemory, wanted: Sequence[str], there: set[str], gone: set[str]) -> None:
         scope = Scope.of(self._turn.ctx, memory.space)
-        there = [id for id in wanted if await memory.get(scope, id) is not None]
-        if there:
-            await memory.forget(scope, ids=there)
-            found.update(there)
+        if ids := [id for id in wanted if await memory.get(scope, id) is not None]:
+            there.update(ids)
+            await memory.forget(scope, ids=ids)
+            gone.update(ids)
 
     def _result(
         self, text: str, did: JSONObject, failures: Sequence[MemoryFailed], *, failed: bool = False

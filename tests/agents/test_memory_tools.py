@@ -23,7 +23,7 @@ from recollect_agents import (
 )
 from recollect_agents.memory_tools import is_told
 from recollect_agents.testing import EchoModel, Line, ScriptedModel
-from recollect_memory import ManagedMemory, Memory, MemoryFilter, Scope, ToolSpec, open_memory
+from recollect_memory import ManagedMemory, Memory, MemoryFilter, Receipt, Scope, ToolSpec, open_memory
 from recollect_memory.errors import ConfigError, MemoryBackendError
 from recollect_memory.native.memory import NativeMemory
 
@@ -440,8 +440,28 @@ async def test_what_was_forgotten_can_be_said_again(native: ManagedMemory) -> No
     assert await contents(native) == ["The user lives in Bergen."]
 
 
-async def test_a_memory_that_does_not_forget_in_time_is_said(native: ManagedMemory) -> None:
-    """Nor does its failure hurt another memory: the model and the events say which failed."""
+async def test_a_deletion_that_takes_its_time_is_not_confirmed(tmp_path: Path) -> None:
+    """Neither told as done nor as not there, and the turn is not remembered in either case."""
+
+    class Thorough(NativeMemory):
+        async def forget(self, scope: Scope, **what: Any) -> Receipt:
+            await super().forget(scope, **what)
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    memory = Thorough(f"sqlite:///{tmp_path}/m.db")
+    home = await memory.add(SCOPE, "I live in Bergen.")
+    model = ScriptedModel([forget(home.id), "I will."])
+    agent = Agent(model, memory=memory, memory_mode="both", write_timeout=0.5)
+    ((text, failed),) = results(await events_of(agent, "Forget that I live in Bergen."))
+    assert text.startswith(f"Forgotten: 0. Not confirmed: {home.id}. What the user just wrote")
+    assert failed
+    assert await contents(memory) == []
+    await memory.aclose()
+
+
+async def test_a_memory_that_cannot_forget_is_said(native: ManagedMemory) -> None:
+    """Its failure hurts no other memory: the model and the events say which failed."""
     record = await native.add(SCOPE, "The user lives in Bergen.")
 
     class Behind(ListMemory):
