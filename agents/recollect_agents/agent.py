@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import uuid
-from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args, overload
 
 from recollect_memory import (
     ChatModel,
@@ -27,6 +24,7 @@ from recollect_memory import (
     render,
 )
 from recollect_memory.errors import ConfigError, ModelError, RecollectError
+from recollect_memory.recall import same_text
 
 from .contract import (
     Event,
@@ -36,7 +34,6 @@ from .contract import (
     JSONObject,
     MemoryFailed,
     MemoryRetrieved,
-    MemoryUpdated,
     NullJournal,
     State,
     StepLimitReached,
@@ -45,12 +42,19 @@ from .contract import (
     ToolContext,
     ToolReturned,
 )
+from .live import LiveStep
 from .models import open_model
-from .tools import NeedInput, Retry, Tool, ToolResult
+from .tools import NeedInput, Retry, Tool
+from .turn import Turn, new_id
+from .writes import Writes
+
+if TYPE_CHECKING:
+    from .memory_tools import MemoryTools
 
 log = logging.getLogger(__name__)
 
 AnyMemory = Memory | MemoryBackend | MemoryModule
+MemoryMode = Literal["auto", "tools", "both", "off"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 _NULL_JOURNAL = NullJournal()
@@ -67,11 +71,12 @@ class RunResult(NamedTuple):
 class Agent:
     """A model with a memory and tools.
 
-    `model` is a name as `open_model` takes it, or a `ChatModel`; `llm` is another word for it. What the user says is
-    looked up in `memory` (and `memories`: both count) before the first LLM step, and written with the answer after it;
-    `memory_mode="off"` leaves memory alone, as having none does. `memory_timeout` and `write_timeout`
-    bound the look-up and the write, in seconds.
-    `model_settings` go to the model with every request. Raises ConfigError for what cannot work.
+    `model` is a name as `open_model` takes it, or a `ChatModel`; `llm` is another word for it. `memory_mode` says how it uses
+    `memory` (and `memories`: both count). "auto": what the user says is looked up before the first LLM step, and written
+    with the answer after it. "tools": neither; the model is given tools to search, add and forget. "both": the two
+    together. "off": as without a memory. `memory_timeout` and `write_timeout` bound a look-up and a write, in seconds;
+    `top_k` is how many memories one look-up brings. `model_settings` go to the model with every request. Raises
+    ConfigError for what cannot work.
     """
 
     def __init__(
@@ -85,7 +90,7 @@ class Agent:
         instructions: str = "",
         memory: AnyMemory | Sequence[AnyMemory] | None = None,
         memories: Sequence[AnyMemory] = (),
-        memory_mode: Literal["auto", "off"] = "auto",
+        memory_mode: MemoryMode = "auto",
         memory_timeout: float = 2.0,
         write_timeout: float = 30.0,
         top_k: int = 5,
@@ -96,33 +101,40 @@ class Agent:
         chosen = model if model is not None else llm
         if chosen is None or (model is not None and llm is not None):
             raise ConfigError("an agent needs one model: give it as model or as llm", key="model")
-        if memory_mode not in ("auto", "off"):
-            raise ConfigError('"auto" or "off"', key="memory_mode", value=memory_mode)
+        if memory_mode not in get_args(MemoryMode):
+            raise ConfigError('"auto", "tools", "both" or "off"', key="memory_mode", value=memory_mode)
         if max_steps < 1:
             raise ConfigError("at least one step", key="max_steps", value=max_steps)
         self.name = name
         self.description = description
         self.llm = open_model(chosen)
-        self.memories = tuple(as_memory(one) for one in (*_several(memory), *memories)) if memory_mode == "auto" else ()
+        self.memory_mode = memory_mode
+        self.memories = tuple(as_memory(one) for one in (*_several(memory), *memories)) if memory_mode != "off" else ()
         self.max_steps = max_steps
         self._recall = Recall(self.memories, timeout=memory_timeout, top_k=top_k)
-        self._write_timeout = write_timeout
+        self._writes = Writes(self.memories, write_timeout)
+        self._memory_tools = self._make_memory_tools() if memory_mode in ("tools", "both") else None
         self._settings = dict(model_settings or {})
         prompt = "\n\n".join(part.strip() for part in (system_prompt, instructions) if part.strip())
         self._system = [Message("system", prompt)] if prompt else []
         self._tools: dict[str, Tool] = {}
-        self._writes: dict[asyncio.Task[list[MemoryFailed]], InvocationContext] = {}
         for one in tools:
             self.add_tool(one)
 
     @property
+    def remembers(self) -> bool:
+        """Whether its turns are recalled for, and written, by themselves."""
+        return bool(self.memories) and self.memory_mode != "tools"
+
+    @property
     def tools(self) -> tuple[Tool, ...]:
+        """Those that were given to it; a memory's are offered beside them, as a turn may use them."""
         return tuple(self._tools.values())
 
     def add_tool(self, thing: Tool | Callable[..., Any]) -> Tool:
         """Offer one more tool to the model. Raises ConfigError where its name is taken or no schema can be made."""
         tool = Tool.of(thing)
-        if tool.name in self._tools:
+        if tool.name in self._tools or (self._memory_tools is not None and tool.name in self._memory_tools.names):
             raise ConfigError(f"there are two tools named {tool.name!r}", key="tools", value=tool.name)
         if not self._tools and not getattr(self.llm, "calls_tools", True):
             log.warning("agent %s: the model %s calls no tools, they are ignored", self.name, self.llm.name)
@@ -164,48 +176,51 @@ class Agent:
         The memory write is under way before FinalAnswer is yielded: whoever stops there loses nothing, whoever goes on
         waits for it. The answer is added to `state`. Without `ctx` the turn is a session of its own. `response_schema`
         is a JSON Schema or a pydantic model that the answer must follow. `recall` and `remember` switch the two halves of
-        memory off for this turn; `top_k` memories are recalled instead of the agent's own number. `earlier` are messages that
-        ended in a question and are remembered with this turn.
+        memory off for this turn, also for tools; `top_k` memories are recalled at once instead of the agent's own number.
+        `earlier` are messages that ended in a question and are remembered with this turn.
 
         Raises ModelError where the model cannot answer (the user's message is remembered nevertheless) and what the journal
         raises.
         """
-        ctx = ctx or InvocationContext(_new_id())
-        turn = _Turn(ctx, journal or _NULL_JOURNAL, _schema(response_schema))
+        ctx = ctx or InvocationContext(new_id())
+        turn = Turn(ctx, journal or _NULL_JOURNAL, _schema(response_schema), top_k, tools=self._tools)
+        if self._memory_tools is not None:
+            turn.tools = {**self._tools, **self._memory_tools.of_turn(turn, read=recall, write=remember)}
         asked = next((message for message in reversed(state.messages) if message.role == "user"), None)
         turn.prompt += self._system
-        told = asked is not None and bool(asked.content.strip()) and bool(self.memories)
+        told = asked is not None and bool(asked.content.strip()) and self.remembers
         if told and remember:
             turn.asked, turn.earlier = asked, earlier
         if told and recall and asked is not None:
-            await self._settled(ctx, self._recall.timeout)
+            await self._writes.settled(ctx, self._recall.timeout)
             recalled = await self._recall.retrieve(asked.content, ctx, top_k=top_k)
             for failure in recalled.failures:
                 yield MemoryFailed("retrieve", failure.memory, failure.problem)
             yield MemoryRetrieved(recalled.messages)
             if block := render(recalled.messages):
                 turn.prompt.append(block)
+                turn.known.update(same_text(message.content) for message in recalled.messages)
         turn.prompt += state.messages
         before = len(turn.prompt)
         steps = self.max_steps if max_steps is None else max_steps
         for step in range(1, steps + 1):
-            live = _LiveStep()
+            live = LiveStep()
             running = turn.journal.step(f"llm/{step}", partial(self._ask, turn, live))
             try:
                 async with aclosing(live.follow(running)) as texts:
                     async for text in texts:
                         yield TextDelta(text)
             except ModelError:
-                for event in await self._written(self._write(turn), self._recall.timeout):
+                for event in await self._writes.ended(self._write(turn), self._recall.timeout):
                     yield event
                 raise
             calls = turn.take(live.result)
             if not calls:
-                answer = self._answer(turn, live.result)
+                answer = turn.answer(live.result)
                 state.messages += [*turn.prompt[before:], answer]
                 write = self._write(turn, answer)
                 yield FinalAnswer(answer.content, turn.usage)
-                for event in await self._written(write):
+                for event in await self._writes.ended(write):
                     yield event
                 return
             if step == steps:
@@ -213,12 +228,15 @@ class Agent:
             for call in calls:
                 yield ToolCalled(call)
             questions: list[str] = []
-            for call, result in zip(calls, await self._use_tools(turn, step, calls), strict=True):
-                if isinstance(result, NeedInput):
-                    questions.append(result.question)
+            for call, outcome in zip(calls, await self._use_tools(turn, step, calls), strict=True):
+                if "question" in outcome:
+                    questions.append(outcome["question"])
                     continue
-                yield ToolReturned(call, *result)
-                turn.prompt.append(Message("tool", result.content, name=call.name, tool_call_id=call.id))
+                if self._memory_tools is not None and "memory" in outcome:
+                    for done in self._memory_tools.done(turn, outcome["memory"]):
+                        yield done
+                yield ToolReturned(call, outcome["content"], outcome["failed"])
+                turn.prompt.append(Message("tool", outcome["content"], name=call.name, tool_call_id=call.id))
             if questions:
                 question = "\n".join(questions)
                 state.add_message(Message("assistant", question))
@@ -226,7 +244,7 @@ class Agent:
                 return
         write = self._write(turn)
         yield StepLimitReached(steps)
-        for event in await self._written(write):
+        for event in await self._writes.ended(write):
             yield event
 
     async def run(
@@ -258,7 +276,7 @@ class Agent:
 
     async def settle(self) -> None:
         """Wait until every memory write that this agent began in this event loop has ended."""
-        await self._settled()
+        await self._writes.settled()
 
     async def _run(
         self, state: State, ctx: InvocationContext | None, on_step: Callable[[Event], object] | None
@@ -280,13 +298,13 @@ class Agent:
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, turn: _Turn, live: _LiveStep) -> JSONObject:
+    async def _ask(self, turn: Turn, live: LiveStep) -> JSONObject:
         """One LLM step: its text is said as it comes, its whole result is what the journal keeps."""
         live.ran = True
         texts: list[str] = []
         calls: list[JSONObject] = []
         usage, finish = Usage(), None
-        specs = [tool.spec for tool in self._tools.values()]
+        specs = [tool.spec for tool in turn.tools.values()]
         try:
             async for delta in self.llm.stream(turn.prompt, tools=specs, schema=turn.schema, **self._settings):
                 if delta.text:
@@ -302,175 +320,61 @@ class Agent:
         used = [usage.input_tokens, usage.output_tokens]
         return {"text": "".join(texts), "tool_calls": calls, "usage": used, "finish": finish}
 
-    async def _use_tools(self, turn: _Turn, step: int, calls: Sequence[ToolCall]) -> list[ToolResult | NeedInput]:
-        """All calls of one step at once, their results in the order of the calls."""
+    async def _use_tools(self, turn: Turn, step: int, calls: Sequence[ToolCall]) -> list[JSONObject]:
+        """All calls of one step at once, their outcomes in the order of the calls."""
         uses = [self._use_tool(turn, f"tool/{step}/{i}", call) for i, call in enumerate(calls)]
         if len(uses) == 1:
             return [await uses[0]]
         outcomes = await asyncio.gather(*uses, return_exceptions=True)  # none is left running when one fails
-        results: list[ToolResult | NeedInput] = []
+        results: list[JSONObject] = []
         for outcome in outcomes:
-            if isinstance(outcome, BaseException) and not isinstance(outcome, NeedInput):
+            if isinstance(outcome, BaseException):
                 raise outcome
             results.append(outcome)
         return results
 
-    async def _use_tool(self, turn: _Turn, key: str, call: ToolCall) -> ToolResult | NeedInput:
-        tool = self._tools.get(call.name)
+    async def _use_tool(self, turn: Turn, key: str, call: ToolCall) -> JSONObject:
+        """What the journal keeps of a call: `content` and `failed`, and what was done to `memory`; or a `question`."""
+        tool = turn.tools.get(call.name)
         if tool is None:
-            known = ", ".join(sorted(self._tools)) or "none"
-            return ToolResult(f"There is no tool named {call.name!r}; there are: {known}.", failed=True)
+            known = ", ".join(sorted(turn.tools)) or "none"
+            return {"content": f"There is no tool named {call.name!r}; there are: {known}.", "failed": True}
         context = ToolContext(turn.ctx, call, f"{turn.id}/{key}")
 
         async def use() -> JSONObject:
             try:
-                content, failed = await tool(call.arguments, context)
+                result = await tool(call.arguments, context)
             except NeedInput as needed:
                 return {"question": needed.question}
-            return {"content": content, "failed": failed}
+            did = getattr(result, "did", None)
+            return {"content": result.content, "failed": result.failed} | ({"memory": did} if did else {})
 
-        outcome = await turn.journal.step(key, use, repeatable=tool.retry != "never")
-        if "question" in outcome:
-            return NeedInput(outcome["question"])
-        return ToolResult(outcome["content"], outcome["failed"])
-
-    def _answer(self, turn: _Turn, result: JSONObject) -> Message:
-        """The same id whenever the turn is run again, so that memory knows the answer when it sees it twice."""
-        id_ = f"{turn.ctx.turn_id}/answer" if turn.ctx.turn_id is not None else _new_id()
-        return Message("assistant", result["text"], id=id_)
+        return await turn.journal.step(key, use, repeatable=tool.retry != "never")
 
     # -- remembering --------------------------------------------------------------------------------------------------
 
-    def _write(self, turn: _Turn, answer: Message | None = None) -> asyncio.Task[list[MemoryFailed]] | None:
-        """Begin to write the turn, in a task that outlives the stream. None where nothing is to be remembered."""
+    def _make_memory_tools(self) -> MemoryTools | None:
+        if not self.memories:
+            return None
+        if not getattr(self.llm, "calls_tools", True):
+            problem = f"the model {self.llm.name} calls no tools"
+            if self.memory_mode == "tools":
+                problem = f'{problem}, and would never use its memory: take "auto"'
+                raise ConfigError(problem, key="memory_mode", value=self.memory_mode)
+            log.warning("agent %s: %s: its memory works by itself alone", self.name, problem)
+            return None
+        from .memory_tools import MemoryTools
+
+        return MemoryTools(self._recall, self._writes, self.memory_mode)
+
+    def _write(self, turn: Turn, answer: Message | None = None) -> asyncio.Task[list[MemoryFailed]] | None:
+        """Begin to write the turn. None where nothing is to be remembered."""
         if turn.asked is None:
             return None
         messages = [*turn.earlier, turn.asked]
         if answer is not None and answer.content:
             messages.append(answer)
-        task = asyncio.create_task(self._update(messages, turn.ctx))
-        self._writes[task] = turn.ctx
-        task.add_done_callback(self._writes.pop)
-        return task
-
-    async def _update(self, messages: list[Message], ctx: InvocationContext) -> list[MemoryFailed]:
-        if len(self.memories) == 1:
-            outcomes = [await self._update_one(self.memories[0], messages, ctx)]
-        else:
-            outcomes = await asyncio.gather(*(self._update_one(memory, messages, ctx) for memory in self.memories))
-        return [outcome for outcome in outcomes if outcome is not None]
-
-    async def _update_one(self, memory: Memory, messages: list[Message], ctx: InvocationContext) -> MemoryFailed | None:
-        limit = asyncio.timeout(self._write_timeout)
-        try:
-            async with limit:
-                await memory.update(list(messages), ctx=ctx)
-        except RecollectError as error:
-            log.warning("memory %s: update failed: %s", memory.name, error)
-            return MemoryFailed("update", memory.name, str(error))
-        except Exception as error:
-            if limit.expired():
-                log.warning("memory %s: update did not end within %g s", memory.name, self._write_timeout)
-                return MemoryFailed("update", memory.name, f"no answer within {self._write_timeout:g} s")
-            log.warning("memory %s: update raised", memory.name, exc_info=True)
-            return MemoryFailed("update", memory.name, f"{type(error).__name__}: {error}")
-        return None
-
-    async def _written(
-        self, write: asyncio.Task[list[MemoryFailed]] | None, at_most: float | None = None
-    ) -> Sequence[MemoryFailed | MemoryUpdated]:
-        """How a write ended, or nothing where it has not within `at_most` seconds. Being cancelled leaves it running."""
-        if write is None:
-            return ()
-        await asyncio.wait((write,), timeout=at_most)
-        return (write.result() or (MemoryUpdated(),)) if write.done() else ()
-
-    async def _settled(self, ctx: InvocationContext | None = None, at_most: float | None = None) -> None:
-        """Wait for this loop's pending writes, those of the same user or session where `ctx` is given.
-
-        A next turn that begins before the last one is written would not find it.
-        """
-        if not self._writes:
-            return
-        loop = asyncio.get_running_loop()
-        pending = [
-            task
-            for task, other in self._writes.items()
-            if task.get_loop() is loop and (ctx is None or _same_owner(ctx, other))
-        ]
-        if pending:
-            await asyncio.wait(pending, timeout=at_most)
-
-
-@dataclass(slots=True)
-class _Turn:
-    """What one run of `stream` carries along."""
-
-    ctx: InvocationContext
-    journal: Journal
-    schema: Mapping[str, Any] | None
-    prompt: list[Message] = field(default_factory=list[Message])
-    earlier: Sequence[Message] = ()
-    asked: Message | None = None
-    """The user's message, where it is to be remembered."""
-    usage: Usage = field(default_factory=Usage)
-    id: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.id = self.ctx.turn_id or _new_id()
-
-    def take(self, result: JSONObject) -> tuple[ToolCall, ...]:
-        """Count what an LLM step used; put the tool calls it ended with, if any, into the prompt and return them."""
-        read, written = result["usage"]
-        self.usage = Usage(self.usage.input_tokens + read, self.usage.output_tokens + written)
-        calls = tuple(ToolCall(call["id"], call["name"], call["arguments"]) for call in result["tool_calls"])
-        if calls:
-            self.prompt.append(Message("assistant", result["text"], tool_calls=calls))
-        return calls
-
-
-class _LiveStep:
-    """A step whose text is heard while it runs. The step has a task of its own, for a journal may use timeouts, and those
-    must not strike the consumer of the stream in between.
-    """
-
-    __slots__ = ("_said", "_waiter", "ran", "result")
-
-    def __init__(self) -> None:
-        self._said: deque[str] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        self.ran = False
-        self.result: JSONObject = {}
-
-    def say(self, text: str) -> None:
-        self._said.append(text)
-        self._wake()
-
-    def _wake(self, _: object = None) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def follow(self, running: Awaitable[JSONObject]) -> AsyncGenerator[str, None]:
-        """The texts as they are said; then `result` is there. One that was recorded earlier comes as one text."""
-        task = asyncio.ensure_future(running)
-        task.add_done_callback(self._wake)
-        try:
-            while True:
-                while self._said:
-                    yield self._said.popleft()
-                if task.done():
-                    break
-                self._waiter = task.get_loop().create_future()
-                await self._waiter
-            self.result = task.result()
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait((task,))
-            if not task.cancelled():
-                task.exception()  # seen: nobody is left to hear of it
-        if not self.ran and self.result["text"]:
-            yield self.result["text"]
+        return self._writes.begin(messages, turn.ctx)
 
 
 def _several(memory: AnyMemory | Sequence[AnyMemory] | None) -> Sequence[AnyMemory]:
@@ -480,13 +384,7 @@ def _several(memory: AnyMemory | Sequence[AnyMemory] | None) -> Sequence[AnyMemo
 
 
 def _context(session_id: str | None, user_id: str | None) -> InvocationContext:
-    return InvocationContext(session_id if session_id is not None else _new_id(), user_id)
-
-
-def _same_owner(one: InvocationContext, other: InvocationContext) -> bool:
-    if one.tenant != other.tenant or one.user_id != other.user_id:
-        return False
-    return one.user_id is not None or one.session_id == other.session_id
+    return InvocationContext(session_id if session_id is not None else new_id(), user_id)
 
 
 def _schema(schema: Mapping[str, Any] | type[Any] | None) -> Mapping[str, Any] | None:
@@ -497,7 +395,3 @@ def _schema(schema: Mapping[str, Any] | type[Any] | None) -> Mapping[str, Any] |
         raise ConfigError(f"{schema!r} is neither a JSON Schema nor a pydantic model", key="response_schema")
     described: Mapping[str, Any] = as_schema()
     return described
-
-
-def _new_id() -> str:
-    return uuid.uuid4().hex

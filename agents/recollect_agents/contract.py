@@ -32,7 +32,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class MemoryRetrieved:
-    """The memories that the model will see, in the order of the prompt. Not yielded where the agent has no memory."""
+    """The memories that the model will see, best first: before its first step, or because it searched for them."""
 
     messages: tuple[Message, ...]
     kind: Literal["memory_retrieved"] = "memory_retrieved"
@@ -40,9 +40,9 @@ class MemoryRetrieved:
 
 @dataclass(frozen=True, slots=True)
 class MemoryFailed:
-    """A memory could not be read or written. The answer goes on."""
+    """A memory could not be read or changed. The answer goes on."""
 
-    operation: Literal["retrieve", "update"]
+    operation: Literal["retrieve", "update", "forget"]
     memory: str
     problem: str
     kind: Literal["memory_failed"] = "memory_failed"
@@ -99,7 +99,7 @@ class FinalAnswer:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUpdated:
-    """The turn was accepted by every memory."""
+    """The turn, or what the model wanted to be remembered, was accepted by every memory."""
 
     kind: Literal["memory_updated"] = "memory_updated"
 

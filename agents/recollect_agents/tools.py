@@ -14,6 +14,7 @@ What a model sends is validated before the function runs; what the function retu
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import logging
 import re
@@ -49,7 +50,7 @@ class NeedInput(Exception):
 
 
 class ToolResult(NamedTuple):
-    """What the model is told of a call. `failed`: `content` says what went wrong."""
+    """What the model is told of a call; a tool may return one itself. `failed`: `content` says what went wrong."""
 
     content: str
     failed: bool = False
@@ -104,6 +105,12 @@ class Tool:
             property_.pop("title", None)
         return ToolSpec(self.name, self.description, schema)
 
+    def done_by(self, function: Function) -> Tool:
+        """The same tool, whose work another function of the same parameters does."""
+        other = copy.copy(self)
+        other.function = function
+        return other
+
     async def __call__(self, arguments: Mapping[str, Any], context: ToolContext) -> ToolResult:
         """Validate, run, and put the outcome into words. Lets `NeedInput` and cancellation through, nothing else."""
         import pydantic
@@ -121,7 +128,7 @@ class Tool:
                 result = await (self.function(**named) if self._async else asyncio.to_thread(self.function, **named))
                 if inspect.isawaitable(result):
                     result = await result
-            return ToolResult(_as_text(result))
+            return result if isinstance(result, ToolResult) else ToolResult(_as_text(result))
         except NeedInput:
             raise
         except ToolError as error:

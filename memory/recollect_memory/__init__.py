@@ -25,9 +25,9 @@ from .contract import (
     ToolSpec,
     Usage,
 )
-from .recall import Recall, RecallFailure, RecallResult
+from .recall import Recall, RecallFailure, RecallResult, provenance
 from .registry import open_memory
-from .rendering import render
+from .rendering import render, render_found
 
 if TYPE_CHECKING:
     from .mem0 import Mem0Local, Mem0Memory, Mem0Server
@@ -64,7 +64,9 @@ __all__ = [
     "as_memory",
     "as_module",
     "open_memory",
+    "provenance",
     "render",
+    "render_found",
 ]
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Role = Literal["system", "user", "assistant", "tool"]
+NOTE = "note"
+"""The `metadata["origin"]` of a message that a model wrote down about the user: their meaning, not their words."""
 
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """What no id may hold: control characters, and halves of surrogate pairs, which no database can store."""
@@ -159,6 +161,11 @@ class Memory(ABC):
     async def aclose(self) -> None:
         """Release what the memory holds. Using it afterwards is an error. By default there is nothing to release."""
 
+    @property
+    def managed(self) -> ManagedMemory | None:
+        """The memory as its owner sees it; None where it offers no such thing. What wraps a memory says what that one is."""
+        return None
+
 
 class MemoryKind(StrEnum):
     """What a remembered thing is."""
@@ -270,6 +277,13 @@ class ManagedMemory(Memory):
     Every method names the whole scope, and reaches nothing outside it: the id of another's memory is not found. All raise
     MemoryBackendError or StoreError where the memory cannot be reached.
     """
+
+    space: str = "default"
+    """The space of its scopes: `Scope.of(ctx, memory.space)` is where `retrieve` and `update` of that turn look."""
+
+    @property
+    def managed(self) -> ManagedMemory:
+        return self
 
     @abstractmethod
     async def browse(

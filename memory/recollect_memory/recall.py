@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import numbers
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, cast
 
-from .contract import InvocationContext, Memory, Message
+from .contract import InvocationContext, Memory, MemoryKind, Message, Provenance
 from .errors import RecollectError
 
 log = logging.getLogger(__name__)
 
-_KINDS: Mapping[str, type] = {"content": str, "id": str, "created_at": datetime, "metadata": Mapping}
 NO_ANSWER = "no answer within"
 """How the problem of a memory begins that did not answer in time."""
+_KINDS: Mapping[str, Any] = {
+    "content": str,
+    "id": str,
+    "name": str | None,
+    "created_at": datetime,
+    "metadata": Mapping,
+}
+_LARGEST_SCORE = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,33 +86,81 @@ def merge(answers: Sequence[Sequence[Message]], budget: int) -> list[Message]:
     """At most `budget` messages of several answers, each best first and kept in its own order.
 
     The next is always the head with the highest score; at equal scores, the newer, then the one of the earlier answer.
-    A text that was already taken is passed over. A message without a score has one by its place in its answer.
+    A text that was already taken joins the message that has it, which then names the sources of both. A message without a
+    score has one by its place in its answer.
     """
     heads = [(answer, 0) for answer in answers if answer]
-    taken: dict[str, Message] = {}
-    while heads and len(taken) < budget:
+    taken: dict[str, list[Message]] = {}
+    while heads:
         best = max(range(len(heads)), key=lambda i: (*_standing(*heads[i]), -i))
         answer, place = heads[best]
-        message = answer[place]
-        taken.setdefault(_same(message.content), message)
+        same = same_text(answer[place].content)
+        if same in taken:
+            taken[same].append(answer[place])
+        elif len(taken) < budget:
+            taken[same] = [answer[place]]
         if place + 1 < len(answer):
             heads[best] = answer, place + 1
         else:
             del heads[best]
-    return list(taken.values())
+    return [_joined(*messages) for messages in taken.values()]
 
 
-def _standing(answer: Sequence[Message], place: int) -> tuple[float, float]:
-    message = answer[place]
-    provenance = message.metadata.get("memory")
-    score: object = cast("dict[str, Any]", provenance).get("score") if isinstance(provenance, dict) else None
-    if not isinstance(score, int | float) or score != score:
-        score = 1.0 - place / len(answer)
-    return float(score), message.created_at.timestamp()
+def provenance(message: Message) -> Provenance:
+    """What `metadata["memory"]` of a retrieved message says, in the types that it is to have, whatever stands there."""
+    given = _given(message)
+    sources, created_at = given.get("sources"), given.get("created_at")
+    return Provenance(
+        id=_storable(given.get("id") or message.id),
+        kind=_storable(given.get("kind") or MemoryKind.RECENT_MESSAGE),
+        score=_score(message) or 0.0,
+        sources=[_storable(one) for one in cast("Iterable[object]", sources)]
+        if isinstance(sources, list | tuple)
+        else [],
+        created_at=_storable(created_at or moment(message).isoformat()),
+        backend=_storable(given.get("backend") or ""),
+    )
 
 
-def _same(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
+def moment(message: Message) -> datetime:
+    """When it was said, in UTC; a time without zone is taken as that."""
+    created = message.created_at
+    return created.replace(tzinfo=UTC) if created.tzinfo is None else created.astimezone(UTC)
+
+
+def _given(message: Message) -> Mapping[str, Any]:
+    found = message.metadata.get("memory")
+    return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
+
+
+def _score(message: Message) -> float | None:
+    score = _given(message).get("score")
+    known = isinstance(score, numbers.Real) and abs(cast("Any", score)) < _LARGEST_SCORE
+    return float(cast("Any", score)) if known else None
+
+
+def _storable(value: object) -> str:
+    return str(value).encode(errors="replace").decode()
+
+
+def _standing(answer: Sequence[Message], place: int) -> tuple[float, datetime]:
+    score = _score(answer[place])
+    return 1.0 - place / len(answer) if score is None else score, moment(answer[place])
+
+
+def same_text(text: str) -> str:
+    """What texts have in common that differ in white space, case, or the full stop at the end."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split()).rstrip(" .!")
+
+
+def _joined(message: Message, *others: Message) -> Message:
+    if not others:
+        return message
+    own = provenance(message)
+    sources = list(dict.fromkeys(source for one in (message, *others) for source in provenance(one)["sources"]))
+    if sources == own["sources"]:
+        return message
+    return replace(message, metadata={**message.metadata, "memory": {**own, "sources": sources}})
 
 
 async def _ask(memory: Memory, query: str, top_k: int, ctx: InvocationContext) -> list[Message] | str:

@@ -60,6 +60,11 @@ _Whole = Annotated[int, BeforeValidator(_no_boolean)]
 _Number = Annotated[float, BeforeValidator(_no_boolean)]
 
 
+def _mode(value: object) -> object:
+    """YAML reads off as false."""
+    return "off" if value is False else value
+
+
 def _names(value: object) -> object:
     """A name, a list of names, or off (which YAML reads as false) as a list of names."""
     if value is False or value is None or value == "off":
@@ -187,6 +192,22 @@ class ModelSettings(BaseModel):
         return cast(dict[str, Any], document.untyped(values))
 
 
+_OF_A_MODEL = frozenset(
+    [
+        "model",
+        "settings",
+        "system_prompt",
+        "max_steps",
+        "tools",
+        "memory",
+        "memory_mode",
+        "memory_timeout",
+        "memory_top_k",
+    ]
+)
+"""The keys of an agent that an executor takes the place of."""
+
+
 class AgentConfig(Section):
     """One agent: a model with what it needs, or an `executor` of your own instead."""
 
@@ -206,6 +227,16 @@ class AgentConfig(Section):
             {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"enum": [False, None]}]}
         ),
     ] = Field(default=("default",), description="A name from `memory`, a list of them, or off.")
+    memory_mode: Annotated[
+        Literal["auto", "tools", "both", "off"],
+        BeforeValidator(_mode),
+        WithJsonSchema({"enum": ["auto", "tools", "both", "off", False]}),
+    ] = Field(
+        default="auto",
+        description="auto: recalled before and written after each turn; tools: the model searches, adds and forgets.",
+    )
+    memory_timeout: _Number = Field(default=2, gt=0, description="Seconds that the answer waits for what is recalled.")
+    memory_top_k: _Whole = Field(default=5, ge=1, le=100, description="How many memories are recalled at once.")
     executor: str | None = Field(
         default=None, description='An a2a-sdk AgentExecutor as "module:attr", instead of a model.'
     )
@@ -220,7 +251,7 @@ class AgentConfig(Section):
     def _model_or_executor(self) -> AgentConfig:
         if self.model is None and self.executor is None:
             raise ValueError('name a model, like "model: local/smollm2-135m", or an executor')
-        both = {"model", "settings", "system_prompt", "max_steps", "tools", "memory"} & self.model_fields_set
+        both = _OF_A_MODEL & self.model_fields_set
         if self.executor is not None and both:
             raise ValueError(f"an executor does its own work: {', '.join(sorted(both))} cannot stand beside it")
         return self
@@ -272,8 +303,11 @@ class Config(Section):
         return next((name for name, agent in self.agents.items() if agent.default), next(iter(self.agents)))
 
     def memories_of(self, agent: str) -> tuple[str, ...]:
-        """The names of an agent's memories: those it names; where it says nothing, the one named default, if there is one."""
+        """The names of an agent's memories: those it names; where it says nothing, the one named default, if there is one. None
+        where its mode is off."""
         entry = self.agents[agent]
+        if entry.memory_mode == "off":
+            return ()
         if "memory" in entry.model_fields_set:
             return entry.memory
         return ("default",) if entry.executor is None and "default" in self.memory else ()
@@ -340,7 +374,10 @@ def _cross_check(config: Config) -> list[ConfigError]:
         config.error(f"{defaults[0]} is the default already: there can be one", "agents", extra, "default")
         for extra in defaults[1:]
     ]
-    for name in config.agents:
+    for name, agent in config.agents.items():
+        if agent.memory_mode in ("tools", "both") and not config.memories_of(name):
+            problem = f"{agent.memory_mode} needs a memory: name one as `memory`"
+            problems.append(config.error(problem, "agents", name, "memory_mode"))
         for index, memory in enumerate(config.memories_of(name)):
             if memory not in config.memory:
                 listed = isinstance(config._document.data["agents"][name].get("memory"), list)  # pyright: ignore[reportPrivateUsage]
@@ -394,7 +431,7 @@ def _problem(kind: str, at: document.Path, value: object, ctx: Mapping[str, Any]
         case "literal_error":
             return f"expected {ctx['expected'].replace(chr(39), '')}, got {got}"
         case "greater_than" | "greater_than_equal":
-            least = f"{ctx['ge']} or more" if "ge" in ctx else f"more than {ctx['gt']}"
+            least = f"{ctx['ge']:g} or more" if "ge" in ctx else f"more than {ctx['gt']:g}"
             return f"expected {least}, got {got}"
         case "less_than" | "less_than_equal":
             return f"expected {ctx.get('le', ctx.get('lt'))} or less, got {got}"

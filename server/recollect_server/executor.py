@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -39,11 +39,12 @@ from recollect_agents.contract import (
     InputRequired,
     MemoryFailed,
     MemoryRetrieved,
+    MemoryUpdated,
     StepLimitReached,
     TextDelta,
     ToolCalled,
 )
-from recollect_memory import InvocationContext, Message
+from recollect_memory import InvocationContext, Message, provenance
 from recollect_memory.errors import RecollectError
 from recollect_memory.recall import NO_ANSWER
 
@@ -60,7 +61,6 @@ MEMORY = "memory"
 """The metadata key of the memory extension, in requests and in finished tasks."""
 MEMORY_EXTENSION = "urn:recollect:a2a:memory:v1"
 _MOST_MEMORIES = 100
-_LARGEST_SCORE = 1e9
 TURN = "recollect.turn"
 """Where it puts the turn itself."""
 
@@ -153,7 +153,7 @@ class A2AExecutor(AgentExecutor):
         use = MemoryUse.of(metadata)
         task = context.current_task
         user = user_of(metadata, message.metadata, task.metadata if task else None)
-        publish = _Publisher(context, event_queue, use)
+        publish = _Publisher(context, event_queue)
         history = await self._history(context)
         if task is None:
             await publish.task(message, user)
@@ -183,6 +183,8 @@ class A2AExecutor(AgentExecutor):
                 async for event in events:
                     await publish.event(event)
                     if publish.ended and JOURNAL not in context.call_context.state:
+                        if use.remember and self.agent.remembers:
+                            await publish.event(MemoryUpdated())
                         break  # its memory write is under way and must not delay the answer
         except RecollectError as error:
             logger.warning("task %s failed: %s", message.task_id, error)
@@ -200,8 +202,7 @@ class A2AExecutor(AgentExecutor):
 class _Publisher:
     """Says in A2A what an agent does. A text delta waits for the next one, so that the last can be marked as such."""
 
-    def __init__(self, context: RequestContext, queue: EventQueue, use: MemoryUse | None = None) -> None:
-        self._use = use or MemoryUse()
+    def __init__(self, context: RequestContext, queue: EventQueue) -> None:
         self._task_id = context.task_id or ""
         self._context_id = context.context_id or ""
         self._artifact_id = answer_to(context.message.message_id) if context.message else "answer"
@@ -225,7 +226,11 @@ class _Publisher:
                 await self._flush()
                 self._begun = False  # what the model says next is another text, and takes the place of this one
             case MemoryRetrieved(messages):
-                self._memory["retrieved"] = [_provenance(message) for message in messages]
+                retrieved: list[Any] = self._memory.setdefault("retrieved", [])
+                known = {one["id"] for one in retrieved}
+                retrieved += [one for one in map(_provenance, messages) if one["id"] not in known]
+            case MemoryUpdated():
+                self._memory["update"] = "pending"
             case MemoryFailed(operation, memory, problem):
                 failures: list[Any] = self._memory.setdefault("failed", [])
                 late = problem.startswith(NO_ANSWER)  # what else went wrong is the log's: it may tell of the inside
@@ -299,8 +304,7 @@ class _Publisher:
         if not self._memory:
             return None
         found = Struct()
-        update = {"update": "pending"} if self._use.remember else {}
-        found.update({MEMORY: update | self._memory})
+        found.update({MEMORY: self._memory})
         return found
 
 
@@ -316,22 +320,8 @@ def _message(message: A2AMessage) -> Message:
 
 
 def _provenance(message: Message) -> Mapping[str, Any]:
-    """As much of a memory's provenance as JSON can say, whatever the memory put there."""
-    told: Any = message.metadata.get("memory")
-    memory: Mapping[str, Any] = cast("Mapping[str, Any]", told) if isinstance(told, Mapping) else {}
-    score, sources = memory.get("score"), memory.get("sources")
-    return {
-        "id": _said(memory.get("id")),
-        "score": float(score) if isinstance(score, int | float) and abs(score) < _LARGEST_SCORE else None,
-        "kind": _said(memory.get("kind")),
-        "sources": [_said(source) for source in cast("Iterable[object]", sources)]
-        if isinstance(sources, list | tuple)
-        else [],
-    }
-
-
-def _said(value: object) -> str | None:
-    return None if value is None else str(value).encode(errors="replace").decode()
+    known = provenance(message)
+    return {"id": known["id"], "score": known["score"], "kind": known["kind"], "sources": known["sources"]}
 
 
 def _now() -> Timestamp:

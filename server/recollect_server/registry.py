@@ -144,19 +144,22 @@ class Registry:
         names = self.config.memories_of(name)
         if len(self._problems) > before or model is None or not self.memories.keys() >= set(names):
             return None
-        return self._try(
-            lambda: Agent(
+        try:
+            return Agent(
                 model,
                 name=name,
                 description=entry.description,
                 system_prompt=entry.system_prompt,
                 memories=[OutboxMemory(memory, self.memories[memory], self.outbox, self.metrics) for memory in names],
+                memory_mode=entry.memory_mode,
+                memory_timeout=entry.memory_timeout,
+                top_k=entry.memory_top_k,
                 tools=[tool for tool in tools if tool is not None],
                 max_steps=entry.max_steps,
-            ),
-            *at,
-            "tools",
-        )
+            )
+        except ConfigError as error:
+            self._problems.append(self.config.locate(error, *at, error.key or "tools"))
+            return None
 
     def _model(self, name: str, entry: AgentConfig) -> ChatModel | None:
         assert entry.model is not None  # noqa: S101 - the schema wants a model or an executor

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recollect_memory import InvocationContext, Memory, Message, Recall
+from recollect_memory import InvocationContext, Memory, Message, Recall, provenance
 from recollect_memory.errors import MemoryBackendError
 from recollect_memory.recall import merge
 from recollect_memory.testing import turn_of
@@ -89,29 +91,96 @@ async def test_one_that_fails_hurts_no_other(caplog: pytest.LogCaptureFixture) -
     assert "memory buggy: retrieve failed" in caplog.text
 
 
+async def test_duplicates_are_joined() -> None:
+    """Texts that differ in case, white space or a full stop are one message: the best one, with the sources of all."""
+
+    def from_(content: str, score: float, backend: str, *sources: str) -> Message:
+        memory = {"id": backend, "kind": "Entity", "score": score, "sources": [*sources], "backend": backend}
+        return Message("system", content, created_at=WHEN, metadata={"memory": memory, "role": "user"})
+
+    one = Fixed("one", [from_("I like figs.", 0.5, "one", "m1", "m2"), from_("c", 0.1, "one")])
+    two = Fixed("two", [from_("i like  FIGS", 0.9, "two", "m2", "m3"), from_("b", 0.8, "two", "m4")])
+    three = Fixed("three", [Message("system", "I like figs", created_at=WHEN)])
+    result = await Recall([one, two, three], top_k=2).retrieve("q", turn_of())
+    joined, other = result.messages
+    assert joined.content == "I like figs"  # no score: the first of its answer
+    assert provenance(joined)["sources"] == ["m2", "m3", "m1"]
+    assert other == two.answer[1]
+
+
+@pytest.mark.parametrize("limit", [2, 6])
+async def test_all_are_asked_at_the_same_time(limit: int) -> None:
+    """None waits for another, and the order of what they know does not depend on who was first to answer."""
+    everyone = asyncio.Barrier(limit)
+    turns = [asyncio.Event() for _ in range(limit + 1)]
+
+    class Together(Fixed):
+        async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
+            await everyone.wait()
+            place = int(self.name)
+            await turns[place + 1].wait()  # the last one answers first
+            turns[place].set()
+            return [hit(self.name)]
+
+    turns[limit].set()
+    memories = [Together(str(place), None) for place in range(limit)]
+    result = await Recall(memories, top_k=limit, timeout=20).retrieve("q", turn_of())
+    assert [message.content for message in result.messages] == [str(place) for place in range(limit)]
+
+
 @pytest.mark.parametrize(
-    "answer",
+    "nonsense",
     [
         5,
+        [None],
         [Message("system", None)],  # type: ignore[arg-type]
-        [Message("system", "half a pair \ud800")],
+        [Message("system", "x", name=5)],  # type: ignore[arg-type]
+        [Message("system", "x", created_at="yesterday")],  # type: ignore[arg-type]
+        [Message("system", "x", created_at=datetime.max.replace(tzinfo=timezone(timedelta(hours=-1))))],
         [Message("system", "x", metadata=None)],  # type: ignore[arg-type]
-        [Message("system", "x", created_at=datetime.min.replace(tzinfo=timezone(timedelta(hours=2))))],
+        [Message("system", "\ud83d")],
         [Message("system", "x", id=7)],  # type: ignore[arg-type]
     ],
 )
-async def test_garbage_is_a_failure_and_spoils_no_answer(answer: Any) -> None:
-    """What is no list of sound messages counts as no answer; nothing is raised."""
-    result = await Recall([Fixed("garbled", answer), Fixed("good", [hit("a")])]).retrieve("q", turn_of())
+async def test_an_answer_that_makes_no_sense_is_a_failure_of_its_memory(nonsense: Any) -> None:
+    """Not of the others, nor of the answer."""
+    result = await Recall([Fixed("odd", nonsense), Fixed("good", [hit("a")])]).retrieve("q", turn_of())
     assert [message.content for message in result.messages] == ["a"]
-    assert [failure.memory for failure in result.failures] == ["garbled"]
+    assert [failure.memory for failure in result.failures] == ["odd"]
 
 
-async def test_no_more_is_taken_than_was_asked_for() -> None:
-    """Not even of an answer without an end."""
-    endless = Fixed("endless", (hit(str(number)) for number in itertools.count()))
-    result = await Recall([endless], top_k=2).retrieve("q", turn_of())
-    assert [message.content for message in result.messages] == ["0", "1"]
+async def test_an_answer_without_end_is_cut() -> None:
+    def endless() -> Iterator[Message]:
+        for number in itertools.count():
+            yield hit(str(number))
+
+    result = await Recall([Fixed("endless", endless())], top_k=3).retrieve("q", turn_of())
+    assert [message.content for message in result.messages] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"memory": None},
+        {"memory": {"score": math.nan, "sources": 5, "kind": None}},
+        {"memory": {"id": 7, "score": 10**400, "sources": ["\ud83d", 2]}},
+    ],
+)
+def test_provenance_has_the_types_it_is_to_have(given: dict[str, Any]) -> None:
+    """Whatever a memory says of where a message comes from: what is shown to callers is of one form."""
+    said = provenance(Message("system", "x", id="i", created_at=WHEN, metadata=given))
+    odd = "id" in (given.get("memory") or ())
+    assert said == {
+        "id": "7" if odd else "i",
+        "kind": "RecentMessage",
+        "score": 0.0,
+        "sources": ["?", "2"] if odd else [],
+        "created_at": "2024-01-01T00:00:00+00:00",
+        "backend": "",
+    }
+    numpy = Message("system", "x", metadata={"memory": {"score": np.float32(0.5)}})
+    assert provenance(numpy)["score"] == 0.5
 
 
 async def test_what_a_memory_has_at_hand_is_used_where_it_fails() -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recollect_memory import Message, render
+from recollect_memory import Message, render, render_found
 
 DAY = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
@@ -74,3 +74,38 @@ def test_law_no_memory_leaves_its_fence(said: list[tuple[str, str | None]]) -> N
     assert lines.count("<memories>") == lines.count("</memories>") == 1
     assert lines[-1] == "</memories>"
     assert sum(line.startswith("- [") for line in lines) == len(said)
+
+
+def test_what_a_search_found_comes_best_first_with_its_ids() -> None:
+    """In the same fence; with ids only where they are wanted."""
+    found = [remembered("I moved to Oslo", 2, "user", id="b"), remembered("I live in Rome", 0, "user", id="a")]
+    assert render_found(found, ids=True).splitlines()[1:] == [
+        "<memories>",
+        "- (id b) [2024-05-03] user: I moved to Oslo",
+        "- (id a) [2024-05-01] user: I live in Rome",
+        "</memories>",
+    ]
+    assert "(id" not in render_found(found)
+
+
+def test_what_was_shown_before_is_a_reminder() -> None:
+    """Shown by the prompt's own messages: what a user types does not count as shown."""
+    long, short = remembered("I live in Rome, " * 20, 0, "user"), remembered("I live in Oslo", 0, "user")
+    block = render([long, short])
+    assert block is not None
+    _, _, first, second, _ = render_found([long, short], shown=[block]).splitlines()
+    assert second == "- [2024-05-01] user: I live in Oslo (shown before)"
+    assert first.startswith("- [2024-05-01] user: I live in Rome,")
+    assert first.endswith(" ... (shown before)")
+    assert len(first) < 110
+    typed = Message("user", block.content)
+    assert "shown before" not in render_found([long, short], shown=[typed])
+
+
+@given(st.text(), st.text(), st.text())
+def test_law_a_search_cannot_leave_its_fence_either(content: str, name: str, id: str) -> None:
+    """Whatever stands in a memory, its speaker or its id: one entry, and one fence around it."""
+    text = render_found([remembered(content, name=name, id=id)], ids=True)
+    assert text.lower().count("<memories>") == text.lower().count("</memories>") == 1
+    assert text.endswith("\n</memories>")
+    assert sum(line.startswith("- ") for line in text.splitlines()) == 1

@@ -40,12 +40,13 @@ class Model(ChatModel):
     async def stream(self, messages, *, tools=(), schema=None, **settings):
         asked = max(place for place, message in enumerate(messages) if message.role == "user")
         step = 1 + sum(message.role == "assistant" for message in messages[asked:])
-        body = {"prompt": [[message.role, message.content] for message in messages], "step": step}
+        prompt = [[message.role, message.content] for message in messages]
+        body = {"prompt": prompt, "step": step, "tools": [tool.name for tool in tools]}
         async with httpx.AsyncClient(timeout=60) as http, http.stream("POST", f"{URL}/ask", json=body) as answer:
             async for line in answer.aiter_lines():
                 said = json.loads(line)
                 if "tool" in said:
-                    yield ModelDelta(tool_calls=(ToolCall(said["tool"], said["tool"], {}),))
+                    yield ModelDelta(tool_calls=(ToolCall(said["tool"], said["tool"], said.get("arguments", {})),))
                 else:
                     yield ModelDelta(said["text"])
 

@@ -95,6 +95,29 @@ def test_an_agent_without_a_word_on_memory_has_none_where_none_is_named_default(
     assert parse_config("memory: {notes: {}}\nagents: {a: {model: echo}}").memories_of("a") == ()
 
 
+@pytest.mark.parametrize(
+    ("written", "mode", "memories"),
+    [
+        ("version: '1'", "auto", ("default",)),
+        ("memory_mode: tools", "tools", ("default",)),
+        ("memory_mode: both", "both", ("default",)),
+        ("memory_mode: off", "off", ()),
+        ("memory_mode: 'off'", "off", ()),
+    ],
+)
+def test_how_an_agent_uses_its_memory(written: str, mode: str, memories: tuple[str, ...]) -> None:
+    """`memory_mode: off` is as `memory: off`, whatever memory is named beside it."""
+    config = parse_config(f"agents:\n  a:\n    model: echo\n    {written}\n")
+    assert (config.agents["a"].memory_mode, config.memories_of("a")) == (mode, memories)
+
+
+def test_how_much_and_how_long_an_agent_recalls() -> None:
+    entry = parse_config("agents: {a: {model: echo, memory_timeout: 0.5, memory_top_k: 20}}").agents["a"]
+    assert (entry.memory_timeout, entry.memory_top_k) == (0.5, 20)
+    default = parse_config("agents: {a: {model: echo}}").agents["a"]
+    assert (default.memory_timeout, default.memory_top_k) == (2, 5)
+
+
 def test_anchors_and_merge_keys_work() -> None:
     """YAML's own means against repetition are there."""
     config = parse_config(
@@ -158,6 +181,25 @@ WRONG = {
     "a memory that there is not": (
         "memory: {notes: {}}\nagents:\n  a:\n    model: echo\n    memory:\n      - notes\n      - note\n",
         ["line 7: agents.a.memory[1]: no memory is named 'note'; did you mean notes?"],
+    ),
+    "a mode that there is not": (
+        "agents:\n  a:\n    model: echo\n    memory_mode: always\n",
+        ["line 4: agents.a.memory_mode: expected auto, tools, both or off, got 'always'"],
+    ),
+    "tools of no memory": (
+        "agents:\n  a:\n    model: echo\n    memory: off\n    memory_mode: tools\n",
+        ["line 5: agents.a.memory_mode: tools needs a memory: name one as `memory`"],
+    ),
+    "no time, and too many": (
+        "agents:\n  a:\n    model: echo\n    memory_timeout: 0\n    memory_top_k: 101\n",
+        [
+            "line 4: agents.a.memory_timeout: expected more than 0, got the number 0",
+            "line 5: agents.a.memory_top_k: expected 100 or less, got the number 101",
+        ],
+    ),
+    "a mode of an executor's memory": (
+        "agents:\n  a: {executor: x:y, memory_mode: both, memory_top_k: 1}\n",
+        ["line 2: agents.a: an executor does its own work: memory_mode, memory_top_k cannot stand beside it"],
     ),
     "a database of another kind": (
         "database: mysql://root:hunter2@db/x\n",

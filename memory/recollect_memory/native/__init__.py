@@ -1,6 +1,7 @@
 """The built-in memory: rows in SQLite, an index of each scope in memory, ranked by words, meaning and what is around them.
 
-Nothing of this package is imported before a native memory is opened.
+Nothing of this package is imported before a native memory is opened; what reads texts (`reading`, `lasting`, `words`) may be,
+for it needs no database and no arrays.
 """
 
 import os

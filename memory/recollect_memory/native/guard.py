@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from recollect_memory.contract import NOTE
 from recollect_memory.errors import ConfigError
 
 from .reading import split
@@ -216,10 +217,11 @@ def screen(text: str, origin: str = OWN) -> Screened:
 
 
 def orders(text: str, origin: str) -> str | None:
-    """Why a text of foreign origin is not to reach a prompt; None: it may. An assistant's advice ("always rinse rice") may."""
+    """Why a text of foreign origin is not to reach a prompt; None: it may. An assistant's advice ("always rinse rice") may, and
+    what it noted that the user wants."""
     seen = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
     found = _TAKES_OVER.search(seen)
-    if found is None and origin != "assistant":
+    if found is None and origin not in ("assistant", NOTE):
         found = _ORDERS.search(seen)
     if found is None:
         hidden = _INVISIBLE.search(text) is not None and any("\U000e0000" <= c <= "\U000e007f" for c in text)

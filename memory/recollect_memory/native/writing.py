@@ -17,7 +17,7 @@ from importlib.resources import files
 
 import numpy as np
 
-from recollect_memory.contract import InvocationContext, MemoryKind, MemoryRecord, Message, Scope
+from recollect_memory.contract import NOTE, InvocationContext, MemoryKind, MemoryRecord, Message, Scope
 from recollect_memory.sqlite import named_queries
 
 from . import guard, lasting, lifecycle, store
@@ -80,7 +80,7 @@ def _drafts(message: Message, position: int, ctx: InvocationContext, redact: gua
     if screened.reason is not None:
         yield dataclasses.replace(new, content=screened.text[:_LONGEST_FOREIGN])
     elif message.role != "tool":
-        yield _sorted(new, own=origin == guard.OWN)
+        yield _sorted(new, origin)
     if screened.apart:
         quoted = screened.apart[:_LONGEST_FOREIGN]
         apart = dataclasses.replace(source, turn_id=None)
@@ -89,15 +89,16 @@ def _drafts(message: Message, position: int, ctx: InvocationContext, redact: gua
         )
 
 
-def _sorted(new: NewMemory, *, own: bool) -> NewMemory:
-    """With its kind, and when it ends: small talk soon, what names an end then, everything else never."""
+def _sorted(new: NewMemory, origin: str) -> NewMemory:
+    """With its kind, and when it ends: small talk soon, what names an end then, everything else never. A note is a fact, also
+    of what the user likes or wants: it must not become an instruction that comes with every recall."""
     if not lasting.is_lasting(new.role, new.content):
         kept_until = max(new.said_at, microseconds(datetime.now(UTC))) + RECENT // timedelta(microseconds=1)
         return dataclasses.replace(new, expires_at=kept_until)
-    if not own:
+    if origin not in (guard.OWN, NOTE):
         return new
     end = lasting.end_of(new.content, moment(new.said_at))
-    kind = kind_of(new.content)
+    kind = kind_of(new.content) if origin == guard.OWN else MemoryKind.ENTITY
     if end is None:
         return dataclasses.replace(new, kind=kind)
     kind = MemoryKind.ENTITY if kind == MemoryKind.RECENT_MESSAGE else kind  # of messages, only what passes has an end

@@ -13,13 +13,13 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from recollect_memory import InvocationContext, Memory, Message, Scope, ToolCall
+from recollect_memory import InvocationContext, ManagedMemory, Memory, Message, Scope, ToolCall
 from recollect_memory.errors import MemoryBackendError, RecollectError
 from recollect_memory.overlay import overlay
 from recollect_memory.recall import sound
 from recollect_server.metrics import Metrics
 
-from .run import CURRENT
+from .run import CURRENT, STEP
 from .sqlite import now
 from .store import Store
 from .turn import DueWrite, MemoryWrite
@@ -245,7 +245,8 @@ class Outbox:
 
 
 class OutboxMemory(Memory):
-    """A memory as turns see it: a write is owed from the turn's last commit on, and a recall sees what is still owed."""
+    """A memory as turns see it: a write is owed from the commit of its step on, or else from the turn's last; a recall sees
+    what is still owed."""
 
     def __init__(self, name: str, memory: Memory, outbox: Outbox, metrics: Metrics) -> None:
         self.name = name
@@ -275,9 +276,14 @@ class OutboxMemory(Memory):
             await self._memory.update(messages, **kwargs)
             return
         context: InvocationContext = kwargs["ctx"]
-        run.writes.append(
+        step = STEP.get()
+        (run.writes if step is None else step).append(
             MemoryWrite(self.name, context_json(context), [message_json(message) for message in messages])
         )
+
+    @property
+    def managed(self) -> ManagedMemory | None:
+        return self._memory.managed
 
 
 def backoff(tries: int, first: float = _FIRST_DELAY) -> float:

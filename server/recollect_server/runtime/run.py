@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 CURRENT: ContextVar[Run | None] = ContextVar("recollect_run", default=None)
 """The run that the code at hand works for; a memory write finds its turn by it."""
+STEP: ContextVar[list[MemoryWrite] | None] = ContextVar("recollect_step", default=None)
+"""Where the step at hand puts the memory writes that are committed with its result; None: no step is at hand."""
 
 _LOG_EVERY = 0.05
 """Seconds that an event waits for others before it is logged. A shorter turn logs its events in its finishing commit."""
@@ -74,6 +76,7 @@ class Run(EventQueue):
         self._spoke = False
         self._events: list[Event] = []
         self._steps: list[tuple[str, str | None]] = []
+        self._owed: list[MemoryWrite] = []
         self._timer: asyncio.TimerHandle | None = None
         self._recording: asyncio.Task[None] | None = None
 
@@ -147,7 +150,7 @@ class Run(EventQueue):
             self._events.append(event)
         self.finishing = True
         await self._recorded()
-        events, steps = self._events, self._steps
+        before = self._events, self._steps, self._owed
         try:
             await self._record(self._progress(done=True))
         except Continues:
@@ -156,10 +159,10 @@ class Run(EventQueue):
             self.snapshot.task.status.state = TaskState.TASK_STATE_WORKING
             if event is not None:
                 event.status.CopyFrom(self.snapshot.task.status)
-            self._events, self._steps = events, steps
+            self._events, self._steps, self._owed = before
             await self._record(self._progress(done=True))
         except RecollectError:
-            self._events, self._steps = events, steps  # whoever tries again must lose nothing of it
+            self._events, self._steps, self._owed = before  # whoever tries again must lose nothing of it
             raise
         self.ended = True
         self._status_before = None
@@ -212,8 +215,9 @@ class Run(EventQueue):
 
     # -- what is committed on the way ----------------------------------------------------------------------------------
 
-    def add_step(self, key: str, result: str | None) -> None:
+    def add_step(self, key: str, result: str | None, writes: Sequence[MemoryWrite] = ()) -> None:
         self._steps.append((key, result))
+        self._owed += writes
 
     def log_soon(self) -> None:
         if self._timer is None:
@@ -274,11 +278,11 @@ class Run(EventQueue):
             events=packed(payloads),
             pushes=payloads if self.pushes else [],
             steps=self._steps,
-            writes=self.writes if done and self.remembers else (),
+            writes=[*self._owed, *(self.writes if done else ())] if self.remembers else (),
             done=done,
             answer=self._answer,
         )
-        self._events, self._steps = [], []
+        self._events, self._steps, self._owed = [], [], []
         return progress
 
 
@@ -302,9 +306,14 @@ class TurnJournal(Journal):
         if not repeatable:
             self._run.add_step(key, None)
         await self._run.commit_steps()
-        result = await call()
+        writes: list[MemoryWrite] = []
+        outer = STEP.set(writes)
+        try:
+            result = await call()
+        finally:
+            STEP.reset(outer)
         self._recorded[key] = text = json.dumps(result)
-        self._run.add_step(key, text)
+        self._run.add_step(key, text, writes)
         self._run.log_soon()
         return result
 
