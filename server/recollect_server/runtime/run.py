@@ -54,6 +54,8 @@ class Run(EventQueue):
         self.settled.add_done_callback(_retrieve)
         self.subscribers: list[Subscriber] = []
         self.writes: list[MemoryWrite] = []
+        """What the turn owes from its end on; `_owed` is what its steps do, from the commit of each."""
+        self._owed: list[MemoryWrite] = []
         self.key: tuple[str, ...] | None = None
         """What the engine counts this run under."""
         self.work: asyncio.Task[None] | None = None
@@ -76,7 +78,6 @@ class Run(EventQueue):
         self._spoke = False
         self._events: list[Event] = []
         self._steps: list[tuple[str, str | None]] = []
-        self._owed: list[MemoryWrite] = []
         self._timer: asyncio.TimerHandle | None = None
         self._recording: asyncio.Task[None] | None = None
 
