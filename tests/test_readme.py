@@ -33,6 +33,7 @@ ENVIRONMENT = {
     **os.environ,
     "COLUMNS": "120",
     "NO_COLOR": "1",
+    "MEM0_API_KEY": "unused",
     "OPENAI_API_KEY": "unused",
     "PYTHONPATH": "",
 }

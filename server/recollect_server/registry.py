@@ -110,7 +110,7 @@ class Registry:
 
     def _make_memory(self, name: str, embedder: Callable[[], Embedder | None]) -> None:
         entry = self.config.memory[name].entry
-        if entry["backend"] == "native" and isinstance(entry.get("model"), str):
+        if entry["backend"] in ("native", "mem0-local") and isinstance(entry.get("model"), str):
             entry["model"] = self._try(partial(self._open_model, entry["model"]), "memory", name, "model")
             if entry["model"] is None:
                 return

@@ -78,7 +78,7 @@ class Cloud:
         self._history: dict[str, list[dict[str, Any]]] = {}
         self._events: dict[str, str] = {}
         self._waiting: list[tuple[str, dict[str, Any]]] = []
-        self._socket = socket.socket()
+        self._socket = socket.socket(proto=socket.IPPROTO_TCP)  # said outright, or asyncio leaves it Nagle's delays
         self._socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._server = uvicorn.Server(

@@ -24,6 +24,8 @@ from recollect_memory.errors import ConfigError, MemoryBackendError, ModelError
 from recollect_memory.mem0 import Mem0Local
 from recollect_memory.native.embedding import MiniLM
 from recollect_memory.testing import HashEmbedder, ManagedConformance, turn_of
+from recollect_server.config import load_config
+from recollect_server.registry import Registry
 
 MARK = "Zebrafish"
 """In everything that the erased user says, and in nothing else."""
@@ -392,6 +394,39 @@ async def test_it_comes_from_a_config(in_folder: Path) -> None:
     assert [hit.content for hit in await memory.retrieve("bees", ctx=turn_of())] == ["I keep bees"]
     await memory.aclose()
     assert (in_folder / "var" / "mem0" / "team" / "history.db").exists()
+
+
+DRAWING = """
+import json
+from recollect_memory import ChatModel, ModelDelta
+
+class Draws(ChatModel):
+    async def stream(self, messages, *, tools=(), schema=None, **settings):
+        assert schema is not None
+        yield ModelDelta(json.dumps({"memory": [{"id": "0", "text": "The user keeps bees"}]}))
+"""
+
+
+async def test_a_servers_config_names_its_model(in_folder: Path, minilm: MiniLM) -> None:
+    """`model` is what an agent's `model` is: a spec that the server knows."""
+    (in_folder / "drawing.py").write_text(DRAWING, encoding="utf-8")
+    (in_folder / "recollect.yaml").write_text(
+        """
+memory:
+  default: {backend: mem0-local, model: "drawing:Draws"}
+agents:
+  echo: {default: true, model: "recollect_agents.testing:EchoModel"}
+""",
+        encoding="utf-8",
+    )
+    registry = Registry(load_config(in_folder / "recollect.yaml"))
+    registry.open()
+    try:
+        memory = registry.memories["default"]
+        await memory.update([Message("user", "I have four hives")], ctx=turn_of())
+        assert [hit.content for hit in await memory.retrieve("bees", ctx=turn_of())] == ["The user keeps bees"]
+    finally:
+        await registry.aclose()
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ class Caller:
     """
 
     def __init__(
-        self, name: str, *, tries: int = 3, longest: float = 10.0, opens_after: int = 5, rest: float = 30.0
+        self, name: str, *, tries: int = 3, longest: float = 10.0, opens_after: int = 5, rest: float = 10.0
     ) -> None:
         self._name = name
         self._tries = tries

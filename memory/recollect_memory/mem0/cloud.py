@@ -35,7 +35,7 @@ class Mem0Memory(Mem0):
     """What is remembered lives in mem0's cloud. `Mem0Memory()` takes the key from MEM0_API_KEY.
 
     `timeout` seconds is what one request may take. What fails for the moment is asked again, as a Retry-After says where it is
-    not above 10 s; after 5 failures in a row nothing is asked for 30 s. `grace` is as in `Service`. Nothing is connected, and
+    not above 10 s; after 5 failures in a row nothing is asked for 10 s. `grace` is as in `Service`. Nothing is connected, and
     mem0 not imported, before the first use; it never phones home. The rest is as `Mem0` takes it. Raises ConfigError where
     there is no key, or no mem0.
     """
@@ -74,13 +74,14 @@ class Mem0Memory(Mem0):
         database: Database | None,
         embedder: Embedder | Callable[[], Embedder | None] | None,
     ) -> Self:
-        """From the keys `api_key`, `host`, `timeout`, and those of `settings`. Raises ConfigError."""
-        own = {"api_key": None, "host": HOST, "timeout": 10.0}
+        """From the keys `api_key`, `host`, `timeout`, `grace`, and those of `settings`. Raises ConfigError."""
+        own = {"api_key": None, "host": HOST, "timeout": 10.0, "grace": 30.0}
         settings = settings_of(entry, own, what="a memory in mem0's cloud", database=database)
         if settings["api_key"] is not None:
             text("api_key", settings["api_key"], "a key")
         text("host", settings["host"], "the host")
-        positive("timeout", settings["timeout"], "a number of seconds")
+        for key in ("timeout", "grace"):
+            positive(key, settings[key], "a number of seconds")
         return cls(**settings, space=name, name=name)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Coroutine
@@ -38,6 +40,7 @@ class OwnLoop:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._loop.run_forever, name=self._name, daemon=True)
                 self._thread.start()
+                atexit.register(self._abandon)
             under_way = asyncio.run_coroutine_threadsafe(work, self._loop)
         return await asyncio.wrap_future(under_way)
 
@@ -46,6 +49,7 @@ class OwnLoop:
         with self._lock:
             loop, thread, self._closed = self._loop, self._thread, True
             self._loop = None
+        atexit.unregister(self._abandon)
         if loop is None or thread is None:
             last.close()
             return
@@ -56,15 +60,28 @@ class OwnLoop:
             thread.join()
             loop.close()
 
+    def _abandon(self) -> None:
+        """The process ends and nobody has closed this: end quietly. (No thread can be started any more.)"""
+        loop, thread = self._loop, self._thread
+        if loop is not None and thread is not None:
+            with contextlib.suppress(TimeoutError):
+                asyncio.run_coroutine_threadsafe(_cancel_others(), loop).result(2.0)
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(2.0)
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
 
 async def _finish(last: Coroutine[Any, Any, None]) -> None:
     try:
         await last
     finally:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await _cancel_others()
         await asyncio.get_running_loop().shutdown_asyncgens()
         await asyncio.get_running_loop().shutdown_default_executor()
 

@@ -1,0 +1,93 @@
+"""A served agent whose memory is mem0's cloud: the second document's story, without its wait of ten seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from recollect_server import TaskClient
+
+from ..memory.mem0_cloud import KEY, Cloud, Fault, eventually  # noqa: TID252 - the one stand-in there is
+from .conftest import Serve
+
+COUNTRY = "What's the capital of my country?"
+
+
+@pytest.fixture
+def cloud() -> Iterator[Cloud]:
+    with Cloud().running() as cloud:
+        yield cloud
+
+
+def config(cloud: Cloud) -> str:
+    return f"""
+memory:
+  default: {{backend: mem0, host: "{cloud.url}", api_key: "{KEY}", grace: 2}}
+agents:
+  reciter: {{default: true, model: "parts:Recite"}}
+"""
+
+
+def ask(url: str, text: str, user: str = "alice") -> str:
+    with TaskClient(url) as task_client:
+        done = task_client.send_task(message=text, metadata={"user_id": user})
+    assert done.state == "completed"
+    return done.text
+
+
+def test_alice_is_known_at_once_and_across_a_crash(tmp_path: Path, serve: Serve, cloud: Cloud) -> None:
+    """She says where she is from; the next task knows, though mem0 has indexed nothing; so does the one after kill -9. Then
+    mem0 has everything she said, once; and nobody else knows of it."""
+    cloud.indexing.clear()
+    with serve(tmp_path, config(cloud)) as server:
+        ask(server.url, "I am from Italy")
+        assert "I am from Italy" in ask(server.url, COUNTRY)
+        assert "Italy" not in ask(server.url, COUNTRY, user="bob")
+        eventually(lambda: cloud.count("add") == 3)
+        server.process.kill()
+        server.process.wait(10)
+    with serve(tmp_path, config(cloud)) as server:
+        assert "I am from Italy" in ask(server.url, COUNTRY)
+        assert "Italy" not in ask(server.url, COUNTRY, user="bob")
+        cloud.indexing.set()
+        eventually(lambda: cloud.count("add") == 5)
+        assert "I am from Italy" in ask(server.url, COUNTRY)
+    turns = [call.body["metadata"]["recollect_turn"] for call in cloud.calls if call.operation == "add"]
+    assert len(turns) == len(set(turns))
+    assert cloud.texts().count("I am from Italy") == 1
+
+
+def test_a_kill_while_mem0_is_being_told_loses_and_doubles_nothing(tmp_path: Path, serve: Serve, cloud: Cloud) -> None:
+    """The server is killed while a request is under way. Whether mem0 has taken it or not: what was said is found by the next
+    process, and in the end mem0 has it once."""
+    for user, arrives in (("alice", True), ("bob", False)):
+        cloud.go_on.clear()
+        cloud.faults["add"] = [Fault(stall=True, drop=True, after=arrives)]
+        before = cloud.count("add")
+        with serve(tmp_path, config(cloud)) as server:
+            ask(server.url, "I am from Italy", user)
+            eventually(lambda before=before: cloud.count("add") == before + 1)  # type: ignore[misc]
+            server.process.kill()
+            server.process.wait(10)
+        cloud.go_on.set()
+        with serve(tmp_path, config(cloud)) as server:
+            assert "I am from Italy" in ask(server.url, COUNTRY, user)
+            eventually(lambda user=user: italy(cloud, user) == 1)  # type: ignore[misc]
+        assert italy(cloud, user) == 1
+
+
+def italy(cloud: Cloud, user: str) -> int:
+    return sum((one["user_id"], one["memory"]) == (user, "I am from Italy") for one in cloud.memories.values())
+
+
+def test_an_outage_costs_no_answer(tmp_path: Path, serve: Serve, cloud: Cloud) -> None:
+    """mem0 fails at everything: answers come, and what was said arrives when it is well again."""
+    cloud.faults = {"ping": [Fault(503)] * 1000}
+    with serve(tmp_path, config(cloud)) as server:
+        ask(server.url, "I am from Italy")
+        ask(server.url, COUNTRY)
+        assert cloud.count("add") == 0
+        cloud.faults.clear()
+        eventually(lambda: italy(cloud, "alice") == 1, 60)
