@@ -189,7 +189,7 @@ def export(
 def import_(
     file: Annotated[Path, typer.Argument(help="What `export` wrote, or mem0's get_all.", exists=True, dir_okay=False)],
     user: Annotated[str | None, typer.Option(help="Whose memory it becomes; of mem0's: whose alone is taken.")] = None,
-    space: Annotated[str, typer.Option(help="The memory that takes what mem0 gave out.")] = "default",
+    space: Annotated[str, typer.Option(help="The memory that takes what names none.")] = "default",
     tenant: Tenant = "",
     url: Url = URL,
     key: Key = None,
@@ -203,8 +203,8 @@ def import_(
         refuse("say whose it becomes: --user", 2)
     with _client(url, key) as client:
         if taken is None:
-            with file.open("rb") as exported:
-                _print(_answer(client.post(_importing(user), params={"tenant": tenant}, content=exported)))
+            exported = _exported(file, space)
+            _print(_answer(client.post(_importing(user), params={"tenant": tenant}, content=exported)))
             return
         counts: dict[str, int] = {}
         for owner, items in _by_user(taken, user).items():
@@ -267,7 +267,7 @@ def backends(json_: Json = False) -> None:
         )
 
 
-# -- from mem0 -----------------------------------------------------------------------------------------------------------
+# -- what is imported -----------------------------------------------------------------------------------------------------
 
 
 def _of_mem0(file: Path) -> list[Any] | None:
@@ -294,7 +294,17 @@ def _is_ours(line: str) -> bool:
         value: Any = json.loads(line)
     except ValueError:
         return False
-    return isinstance(value, dict) and "type" in value and "id" not in value
+    return isinstance(value, dict) and bool({"type", "format"} & value.keys()) and "id" not in value
+
+
+def _exported(file: Path, space: str) -> Generator[bytes]:
+    """The lines of an export; those that a memory itself exported, in a program, as of this space."""
+    head, tail = b"", b"\n"
+    with file.open("rb") as lines:
+        for number, line in enumerate(filter(bytes.strip, lines)):
+            if number == 0 and "format" in json.loads(line):
+                head, tail = b'{"type": "memory", "space": %b, "memory": ' % json.dumps(space).encode(), b"}\n"
+            yield head + line.strip() + tail
 
 
 def _by_user(items: list[Any], wanted: str | None) -> dict[str, list[Any]]:

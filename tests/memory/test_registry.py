@@ -10,7 +10,8 @@ import pytest
 
 from recollect_memory import Memory, Message, open_memory
 from recollect_memory.errors import ConfigError, ImportAttributeError, ImportFormatError, ImportModuleError
-from recollect_memory.registry import BUILT_IN, Backend, backends, import_from_string, shadows
+from recollect_memory.native.memory import NativeMemory
+from recollect_memory.registry import BUILT_IN, Backend, FromConfig, backends, import_from_string, shadows
 from recollect_memory.sqlite import Database
 from recollect_memory.testing import HashEmbedder, turn_of
 
@@ -124,6 +125,14 @@ async def test_a_class_may_ask_for_more_than_its_keys(folder: Path) -> None:
     native memory gets."""
     memory = open_memory({"backend": "foreign:Told", "b": 1, "a": 2}, name="team")
     assert [hit.content for hit in await memory.retrieve("tea", ctx=turn_of())] == ["['a', 'b'] team None None tea"]
+
+
+def test_the_built_in_ones_are_made_the_same_way() -> None:
+    """By the same importer, with the same hook as anybody's."""
+    hook: FromConfig = NativeMemory  # the type checker holds it to that too
+    assert callable(hook.from_config)
+    for target in BUILT_IN.values():
+        assert callable(import_from_string(target).from_config)
 
 
 def install(folder: Path, distribution: str, points: str) -> None:

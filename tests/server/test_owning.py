@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Generator
@@ -357,6 +358,31 @@ def test_a_file_that_is_wrong_is_refused_with_its_place(
     done = recollect(server, "import", str(tmp_path / "wrong.json"))
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr
+
+
+def test_what_a_program_exported_is_taken_too(server: Server, user: str, api: httpx.Client, tmp_path: Path) -> None:
+    """The values that `ManagedMemory.export` gives, a line each: into the space that is named."""
+    exported = """
+import asyncio, json, sys
+from recollect_memory import InvocationContext, Message, Scope, open_memory
+
+async def main():
+    memory = open_memory({"backend": "native", "database": "sqlite:///own.db", "embedder": False})
+    ctx = InvocationContext("s", "al")
+    await memory.update([Message("user", "I mend clocks")], ctx=ctx)
+    async for value in memory.export(Scope.of(ctx)):
+        print(json.dumps(value))
+    await memory.aclose()
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", exported], cwd=tmp_path, capture_output=True, text=True, check=True)
+    (tmp_path / "own.jsonl").write_text(done.stdout, encoding="utf-8")
+    taken = recollect(server, "import", str(tmp_path / "own.jsonl"), "--user", user, "--space", "work")
+    assert taken.returncode == 0, taken.stderr
+    assert json.loads(taken.stdout)["new"] == {"memory": 1, "task": 0}
+    assert [memory["content"] for memory in memories(api, user, space="work")] == ["I mend clocks"]
+    assert memories(api, user) == []
 
 
 def test_over_http_all_items_are_right_or_none_is_taken(api: httpx.Client, user: str) -> None:
