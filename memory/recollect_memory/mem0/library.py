@@ -66,7 +66,7 @@ class Llm:
 
 def import_mem0(folder: Path) -> Any:
     """The library. Its telemetry is off before it is imported, and what it would keep in the home folder is in `folder`."""
-    os.environ.setdefault("MEM0_TELEMETRY", "False")
+    os.environ["MEM0_TELEMETRY"] = "False"
     os.environ.setdefault("MEM0_DIR", str(folder))
     try:
         mem0 = importlib.import_module("mem0")
@@ -97,6 +97,8 @@ class Library:
         try:
             _check_embedder(folder, embedder)
             self.memory = self._open(embedder)
+            for connection in self.connections():
+                connection.execute("PRAGMA secure_delete = ON")
             self._undo()
             self._sweep()
         except BaseException:
@@ -128,8 +130,6 @@ class Library:
         memory.vector_store._has_bm25_slot = False  # its encoder would be fetched from a hub
         self._client = memory.vector_store.client
         memory.vector_store.client = _Locked(self._client, self._qdrant)
-        for connection in (memory.db.connection, *self._points()):
-            connection.execute("PRAGMA secure_delete = ON")
         return memory
 
     def closing(self) -> None:
@@ -264,14 +264,13 @@ class Library:
             self._blank()
 
     def delete_all(self, entity: Entity) -> None:
-        """Memories, entities, history, last messages: from the tables, from what is held in memory, from the files' bytes."""
+        """Memories, entities, history, last messages: from the tables and from what is held in memory."""
         with self._writing:
             self._erasures[entity] = self._erasures.get(entity, 0) + 1
             self._forget(json.dumps(self._ids(entity)), _session_scope(entity))
             for name in list(self._client._client.collections):
                 self.memory.vector_store.client.delete(name, points_selector=_selected(entity))
             self._blank()
-            self._scrub()
 
     # -- the files ----------------------------------------------------------------------------------------------------
 
@@ -311,26 +310,24 @@ class Library:
                         for vectors in collection.vectors.values():
                             vectors[place] = 0.0
 
-    def _scrub(self) -> None:
-        """Write the files anew, without what was deleted. Raises MemoryBackendError where that cannot be done."""
+    def scrub(self) -> str | None:
+        """Write the files anew, without what was deleted, which takes as much of the disk again; in words where that fails."""
         try:
-            with self._history_lock() as db:
-                db.execute("VACUUM")
-            with self._qdrant:
-                for connection in self._points():
+            with self._writing, self._history_lock(), self._qdrant:
+                for connection in self.connections():
                     connection.execute("VACUUM")
         except sqlite3.Error as error:
-            problem = f"mem0: deleted, but the bytes are still in files of {self.folder} ({error}): erase again"
-            raise MemoryBackendError(problem) from error
+            return f"unused space in files of {self.folder} ({error}): make room on the disk, and erase again"
+        return None
 
     @contextmanager
     def _history_lock(self) -> Generator[sqlite3.Connection]:
         with self.memory.db._lock:
             yield self.memory.db.connection
 
-    def _points(self) -> list[sqlite3.Connection]:
-        """The connections in which the vector store keeps its points."""
-        return [one.storage.storage for one in self._client._client.collections.values() if one.storage is not None]
+    def connections(self) -> list[sqlite3.Connection]:
+        """Of the files in which memories and their history are kept."""
+        return [self.memory.db.connection] + [one.storage.storage for one in self._client._client.collections.values()]
 
 
 def _always() -> bool:

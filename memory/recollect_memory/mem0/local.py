@@ -104,6 +104,8 @@ class LocalService(Service):
     """The library's calls, on threads; its model's, on the event loop of the memory."""
 
     name = "mem0-local"
+    elsewhere = "copies of the folder, snapshots and backups; the disk's own spare blocks"
+    knows_sessions = True
     grace = 1.0
 
     def __init__(self, folder: Path, model: ChatModel | None, embedder: FindEmbedder, *, model_timeout: float) -> None:
@@ -133,7 +135,8 @@ class LocalService(Service):
         at: datetime,
     ) -> Added:
         known = {**metadata, "created_at": at.isoformat()}
-        await self._run(self._writing, lambda mem0: mem0.add(messages, entity, known, infer=infer))
+        drawn = infer and self._model is not None
+        await self._run(self._writing, lambda mem0: mem0.add(messages, entity, known, infer=drawn))
         return Added()
 
     async def search(self, query: str, entity: Entity, *, top_k: int) -> list[Item]:
@@ -162,6 +165,9 @@ class LocalService(Service):
     async def remains(self, entity: Entity) -> Mapping[str, int]:
         return await self._run(self._reading, lambda mem0: mem0.beside(entity))
 
+    async def scrub(self) -> str | None:
+        return await self._run(self._writing, lambda mem0: mem0.scrub())
+
     async def aclose(self) -> None:
         with self._opening:
             library = self._opened_library
@@ -186,9 +192,9 @@ class LocalService(Service):
         except ServiceError:
             raise
         except MemoryBackendError as error:
-            raise ServiceError(str(error), applied=False) from error
-        except Exception as error:
-            raise ServiceError(f"{self.name}: {type(error).__name__}: {error}", applied=True) from error
+            raise ServiceError(str(error)) from error
+        except Exception as error:  # an `add` that fails leaves nothing: it was not applied
+            raise ServiceError(f"{self.name}: {type(error).__name__}: {error!s:.200}") from error
 
     def _opened(self) -> Library:
         with self._opening:

@@ -82,6 +82,8 @@ class ServerService(Service):
     """The server's calls. Nothing that is raised or logged holds the key, or the password that may be part of the address."""
 
     name = "mem0-server"
+    elsewhere = "the server's history and last messages, which no call of it deletes; its backups and logs"
+    knows_sessions = True
 
     def __init__(self, url: str, api_key: str | None, *, timeout: float, add_timeout: float, grace: float) -> None:
         self._at, self._login = _address(url)
