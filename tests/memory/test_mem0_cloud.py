@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -17,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import recollect_memory
 from recollect_memory import InvocationContext, MemoryFilter, MemoryKind, Message, Scope, open_memory
 from recollect_memory.errors import ConfigError, MemoryBackendError
 from recollect_memory.mem0 import Mem0Memory
 from recollect_memory.mem0.calling import Caller
-from recollect_memory.mem0.service import ServiceError
-from recollect_memory.testing import ManagedConformance, turn_of
+from recollect_memory.mem0.service import Entity, ServiceError
+from recollect_memory.testing import ManagedConformance, MemoryConformance, turn_of
 
 from .mem0_cloud import KEY, Cloud, Fault, eventually_so
 
@@ -46,6 +49,27 @@ class TestMem0Memory(ManagedConformance):
     """Everything that holds of any memory."""
 
     imports_exactly = False
+
+
+class TestMem0MemoryWordForWord(MemoryConformance):
+    """Where mem0's model draws no facts."""
+
+    @pytest.fixture
+    async def memory(self, cloud: Cloud) -> AsyncIterator[Mem0Memory]:
+        memory = Mem0Memory(KEY, host=cloud.url, infer=False)
+        yield memory
+        await memory.aclose()
+
+
+class TestMem0MemoryNeverIndexed(MemoryConformance):
+    """As long as mem0 has made nothing searchable."""
+
+    @pytest.fixture
+    async def memory(self, cloud: Cloud) -> AsyncIterator[Mem0Memory]:
+        cloud.indexing.clear()
+        memory = Mem0Memory(KEY, host=cloud.url)
+        yield memory
+        await memory.aclose()
 
 
 ALICE = Scope.of(turn_of())
@@ -70,9 +94,9 @@ async def test_what_mem0_has_not_indexed_is_found_all_the_same(cloud: Cloud, mem
     (hit,) = await memory.retrieve("What's the capital of my country?", ctx=turn_of())
     assert hit.content == "I am from Italy"
     assert hit.metadata["memory"]["kind"] == "RecentMessage"
-    assert not await memory.wait_indexed(turn_of(), seconds=0.3)
-    assert not await memory.wait_indexed(seconds=0.3)
-    assert await memory.wait_indexed(turn_of("bob"), seconds=0.3)
+    assert not await memory.wait_indexed(turn_of(), timeout=0.3)
+    assert not await memory.wait_indexed(timeout=0.3)
+    assert await memory.wait_indexed(turn_of("bob"), timeout=0.3)
     assert cloud.texts() == []
     cloud.indexing.set()
     assert await memory.wait_indexed(turn_of())
@@ -115,7 +139,7 @@ async def test_an_answer_that_is_lost_loses_and_doubles_nothing(cloud: Cloud, ar
     cloud.faults["add"] = [Fault(drop=True, after=arrived)]
     await memory.update(said("I keep bees"), ctx=turn_of())
     assert await found(memory, "bees") == ["I keep bees"]
-    assert await memory.wait_indexed(seconds=10)
+    assert await memory.wait_indexed(timeout=10)
     assert cloud.texts() == ["I keep bees"]
     assert cloud.count("add") == (1 if arrived else 2)
     await memory.aclose()
@@ -157,7 +181,7 @@ async def test_what_mem0_gives_up_is_kept_here(cloud: Cloud, tmp_path: Path, cap
         memory = Mem0Memory(KEY, host=cloud.url, database=f"sqlite:///{tmp_path}/rows.db")
         if number == 0:
             await memory.update(said("I keep bees"), ctx=turn_of())
-            assert await memory.wait_indexed(seconds=20)
+            assert await memory.wait_indexed(timeout=20)
         assert await found(memory, "bees") == ["I keep bees"]
         assert [record.content for record in (await memory.browse(ALICE)).records] == ["I keep bees"]
         if number == 1:
@@ -193,6 +217,34 @@ async def test_no_id_reaches_what_is_another_s(cloud: Cloud, memory: Mem0Memory)
         await memory.erase(Scope.of(turn_of(user)))
     assert await found(memory, "code word", turn_of("alice", tenant="acme")) == ["The code word is lagoon"]
     assert await found(memory, "code word") == ["The code word is heron"]
+
+
+_IDS = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=300) | st.sampled_from(
+    [
+        "*",
+        " a",
+        "a",
+        "a ",
+        "a\u00a0",
+        "jos\u00e9",
+        "jose\u0301",
+        "recollect/user//default/a",
+        "recollect/user/x/default/a",
+    ]
+)
+_SCOPES = st.builds(Scope, _IDS | st.just(""), _IDS | st.just("default"), st.sampled_from(["user", "session"]), _IDS)
+
+
+@given(_SCOPES, _SCOPES)
+def test_two_scopes_never_have_one_entity(one: Scope, other: Scope) -> None:
+    """Whatever their ids hold, also after mem0 has trimmed them; and no id is a wildcard or has blanks in it."""
+    first, second = Entity.of(one), Entity.of(other)
+    assert (one == other) == (first == second)
+    for entity in (first, second):
+        assert entity.id == entity.id.strip()
+        assert len(entity.id) <= 200
+        assert "*" not in entity.id
+        assert not re.search(r"\s", entity.id)
 
 
 async def test_what_mem0_answers_wrongly_is_dropped(cloud: Cloud, memory: Mem0Memory) -> None:
@@ -233,7 +285,7 @@ async def test_an_erasure_wins_over_what_is_under_way(cloud: Cloud, memory: Mem0
     receipt = await memory.erase(ALICE)
     assert any("2 turns that mem0 is working on" in left for left in receipt.left)
     assert await found(memory, "bees hens") == []
-    assert await memory.remains(ALICE) == {"turns": 2}
+    assert await memory.remains(ALICE) == {"mem0_turns": 2}
     cloud.go_on.set()
     cloud.indexing.set()
     await under_way
@@ -295,7 +347,7 @@ async def test_what_mem0_did_not_take_is_tried_again_without_a_caller(cloud: Clo
     with pytest.raises(MemoryBackendError, match="429"):
         await memory.update(said("I keep bees"), ctx=turn_of(turn="t"))
     assert await found(memory, "bees") == ["I keep bees"]
-    assert await memory.wait_indexed(seconds=10)
+    assert await memory.wait_indexed(timeout=10)
     assert cloud.texts() == ["I keep bees"]
     await memory.update(said("I keep bees"), ctx=turn_of(turn="t"))
     assert cloud.count("add") == 4
@@ -401,6 +453,18 @@ async def test_a_slow_search_ends_in_time_and_holds_up_no_update(cloud: Cloud) -
     cloud.go_on.set()
     cloud.faults.clear()
     await memory.aclose()
+
+
+async def test_a_caller_that_gives_up_loses_nothing(cloud: Cloud, memory: Mem0Memory) -> None:
+    """An update that is cancelled while mem0 is being told goes on by itself."""
+    cloud.faults["add"] = [Fault(stall=True)]
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await memory.update(said("I keep bees"), ctx=turn_of())
+    assert await found(memory, "bees") == ["I keep bees"]
+    cloud.go_on.set()
+    assert await memory.wait_indexed()
+    assert (cloud.texts(), cloud.count("add")) == (["I keep bees"], 1)
 
 
 async def longest_lag() -> float:

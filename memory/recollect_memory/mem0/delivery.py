@@ -70,7 +70,7 @@ class Delivery:
     async def wait(self, scope: str | None, seconds: float) -> bool:
         """Until mem0 has made searchable what was accepted, of a scope or of all. False: not within that time."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds), self._changed:
+            async with asyncio.timeout(max(0.0, seconds)), self._changed:
                 while await self._turns.waiting(scope):
                     await self._changed.wait()
                 return True

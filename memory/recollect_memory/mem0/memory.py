@@ -73,10 +73,10 @@ class Mem0(Owned):
             if not await self._accept(scope, clean(turn), said, about, self._infer, erasures):
                 log.info("memory %s: a turn was dropped: its scope was erased meanwhile", self.name)
 
-    async def wait_indexed(self, ctx: InvocationContext | None = None, *, seconds: float = 60.0) -> bool:
-        """Wait until mem0 has made searchable what was accepted: of a context's scope, or of all. Whether it has, within that
-        time. (What is not searchable is found all the same: by its words.)"""
-        return await self._wait(Scope.of(ctx, self.space).key if ctx is not None else None, seconds)
+    async def wait_indexed(self, ctx: InvocationContext | None = None, *, timeout: float = 60.0) -> bool:  # noqa: ASYNC109
+        """Wait until mem0 has made searchable what was accepted: of a context's scope, or of all. Whether it has, within
+        `timeout` seconds. (What is not searchable is found all the same: by its words.)"""
+        return await self._wait(Scope.of(ctx, self.space).key if ctx is not None else None, timeout)
 
     async def aclose(self) -> None:
         """Release everything. What mem0 has not taken stays in the database, and is sent by the next that opens it."""
