@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import re
 import subprocess
 import sys
@@ -378,6 +379,31 @@ async def test_a_failing_server_is_asked_again_and_then_left_alone(cloud: Cloud,
     ):
         await memory.retrieve("bees", ctx=turn_of())
     assert len(cloud.calls) == asked
+
+
+async def test_a_flapping_server_loses_and_doubles_nothing(cloud: Cloud, tmp_path: Path) -> None:
+    """Every second request but searches fails in one of six ways, events too, and the process is replaced halfway: each turn is
+    found at once where mem0 can be searched at all, and in the end mem0 has each exactly once."""
+    draw = random.Random(20261120)
+    ways = [Fault(500), Fault(503), Fault(429, {"Retry-After": "0"}), Fault(drop=True)]
+    ways += [Fault(500, after=True), Fault(drop=True, after=True)]
+    for operation in ("ping", "add", "page", "event"):
+        cloud.faults[operation] = [draw.choice([Fault(), draw.choice(ways)]) for _ in range(60)]
+    cloud.failing = 2
+    texts = [f"Box {number} is on shelf {number}" for number in range(24)]
+    for part in (texts[:12], texts[12:]):
+        memory = Mem0Memory(KEY, host=cloud.url, infer=False, grace=1.0, database=f"sqlite:///{tmp_path}/rows.db")
+        turns = [turn_of(f"user {number % 3}", turn=text) for number, text in enumerate(part)]
+        writes = [memory.update(said(text), ctx=ctx) for text, ctx in zip(part, turns, strict=True)]
+        refused = [one for one in await asyncio.gather(*writes, return_exceptions=True) if one is not None]
+        assert all(isinstance(one, MemoryBackendError) for one in refused)
+        for text, ctx in zip(part, turns, strict=True):
+            with contextlib.suppress(MemoryBackendError):
+                assert text in await found(memory, text, ctx, top_k=20)
+        if part[-1] == texts[-1]:
+            assert await memory.wait_indexed(timeout=60)
+        await memory.aclose()
+    assert sorted(cloud.texts()) == sorted(texts)
 
 
 async def test_an_open_circuit_lets_one_call_try(cloud: Cloud) -> None:
