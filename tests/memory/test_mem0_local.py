@@ -240,6 +240,19 @@ async def test_a_folder_is_one_memorys(opened: Opened) -> None:
     assert await found(second, "bees") == ["I keep bees"]
 
 
+async def test_a_damaged_folder_is_named(opened: Opened, tmp_path: Path) -> None:
+    """What is wrong and where; nothing stays open, and it works again once it is repaired."""
+    history = tmp_path / "mem0" / "history.db"
+    history.parent.mkdir()
+    history.write_text("This is no database, and long enough to be taken for one." * 20, encoding="utf-8")
+    with pytest.raises(MemoryBackendError, match=r"mem0 cannot be opened \(DatabaseError"):
+        await found(opened(), "bees")
+    history.unlink()
+    memory = opened()
+    await memory.update([Message("user", "I keep bees")], ctx=turn_of())
+    assert await found(memory, "bees") == ["I keep bees"]
+
+
 # -- erasure ------------------------------------------------------------------------------------------------------------
 
 

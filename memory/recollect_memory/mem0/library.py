@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,20 +93,26 @@ class Library:
         self._drawing = threading.local()
         self._erasures: dict[Entity, int] = {}
         self._closing = False
-        self._held = _hold(folder)
-        try:
+        mem0 = import_mem0(folder)
+        with ExitStack() as opened:
+            opened.callback(_hold(folder).close)
             _check_embedder(folder, embedder)
-            self.memory = self._open(embedder)
-            for connection in self.connections():
-                connection.execute("PRAGMA secure_delete = ON")
-            self._undo()
-            self._sweep()
-        except BaseException:
-            self._held.close()
-            raise
+            try:
+                self.memory = self._open(mem0, embedder)
+                opened.callback(self.memory.close)
+                opened.callback(self._client.close)
+                for connection in self.connections():
+                    connection.execute("PRAGMA secure_delete = ON")
+                self._undo()
+                self._sweep()
+            except Exception as error:
+                problem = (
+                    f"{folder} cannot be opened ({type(error).__name__}: {error}): repair it, or name another path"
+                )
+                raise MemoryBackendError(problem) from error
+            self._opened = opened.pop_all()
 
-    def _open(self, embedder: Embedder) -> Any:
-        mem0 = import_mem0(self.folder)
+    def _open(self, mem0: Any, embedder: Embedder) -> Any:
         factory: Any = importlib.import_module("mem0.utils.factory")
         config: Any = importlib.import_module("mem0.configs.base")
         embeddings: Any = importlib.import_module("mem0.embeddings.configs")
@@ -139,9 +145,7 @@ class Library:
     def close(self) -> None:
         """Waits for whoever writes."""
         with self._writing, self._qdrant:
-            self.memory.close()
-            self._client.close()
-            self._held.close()
+            self._opened.close()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -397,7 +401,9 @@ def _check_embedder(folder: Path, embedder: Embedder) -> None:
     path = folder / _EMBEDDER
     mine = {"name": embedder.name, "dimensions": embedder.dimensions}
     if not path.exists():
-        path.write_text(json.dumps(mine), encoding="utf-8")
+        half = path.with_suffix(".half")
+        half.write_text(json.dumps(mine), encoding="utf-8")
+        half.replace(path)
         return
     made = json.loads(path.read_text(encoding="utf-8"))
     if made != mine:
