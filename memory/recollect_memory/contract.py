@@ -145,6 +145,10 @@ class Memory(ABC):
         Returning means accepted: the messages survive the process. Raises MemoryBackendError or IdentityError.
         """
 
+    def open(self) -> None:
+        """Begin now what the first use would have to wait for; a server calls it at its start. It may read a database, and does
+        not wait for a network. By default there is nothing to do. Raises StoreError."""
+
     async def aclose(self) -> None:
         """Release what the memory holds. Using it afterwards is an error. By default there is nothing to release."""
 

@@ -119,6 +119,19 @@ async def test_what_waits_neither_is_pushed_out_nor_pushes_out(cloud: Cloud, mem
     assert sum("black" in text for text in texts) == 2
 
 
+async def test_what_waits_is_found_where_mem0_cannot_be_searched(cloud: Cloud, memory: Mem0Memory) -> None:
+    """What the user just said does not depend on mem0: not when it fails, and not when it takes longer than a recall waits. Where
+    nothing waits, an error is an error."""
+    cloud.indexing.clear()
+    await memory.update(said("I keep bees"), ctx=turn_of())
+    cloud.faults["search"] = [Fault(404), Fault(stall=True), Fault(404)]
+    for _ in range(2):
+        async with asyncio.timeout(2.0):
+            assert await found(memory, "bees") == ["I keep bees"]
+    with pytest.raises(MemoryBackendError, match="404"):
+        await memory.retrieve("bees", ctx=turn_of("bob"))
+
+
 async def test_a_turn_is_sent_once(cloud: Cloud, tmp_path: Path) -> None:
     """However often it is written, at once or later, by this process or the next."""
     ctx = turn_of(turn="t1")
@@ -450,7 +463,7 @@ async def test_a_stalled_first_call_holds_up_nobody(cloud: Cloud) -> None:
     assert await found(memory, "x") == []
     assert cloud.count("ping") == 1
     longest.cancel()
-    assert await longest < 0.25
+    assert await longest < 1.0
     await memory.aclose()
 
 
@@ -475,7 +488,7 @@ async def test_a_slow_search_ends_in_time_and_holds_up_no_update(cloud: Cloud) -
     with pytest.raises(MemoryBackendError, match=r"did not answer search within 0\.5 s"):
         await searching
     longest.cancel()
-    assert await longest < 0.25
+    assert await longest < 1.0
     cloud.go_on.set()
     cloud.faults.clear()
     await memory.aclose()

@@ -70,8 +70,8 @@ def pending(server: Server) -> int:
 
 
 def test_a_kill_while_mem0_is_being_told_loses_and_doubles_nothing(tmp_path: Path, serve: Serve, cloud: Cloud) -> None:
-    """The server is killed while a request is under way. Whether mem0 has taken it or not: what was said is found by the next
-    process, and in the end mem0 has it once."""
+    """The server is killed while a request is under way. Whether mem0 has taken it or not: the next process finds out without
+    being asked for anything, and in the end mem0 has it once."""
     for user, arrives in (("alice", True), ("bob", False)):
         cloud.go_on.clear()
         cloud.faults["add"] = [Fault(stall=True, drop=True, after=arrives)]
@@ -83,8 +83,8 @@ def test_a_kill_while_mem0_is_being_told_loses_and_doubles_nothing(tmp_path: Pat
             server.process.wait(10)
         cloud.go_on.set()
         with serve(tmp_path, config(cloud)) as server:
-            assert "I am from Italy" in ask(server.url, COUNTRY, user)
             eventually(lambda user=user: italy(cloud, user) == 1)  # type: ignore[misc]
+            assert "I am from Italy" in ask(server.url, COUNTRY, user)
         assert italy(cloud, user) == 1
 
 

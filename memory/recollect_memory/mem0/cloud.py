@@ -161,6 +161,9 @@ class CloudService(Service):
         if self._http is not None:
             await self._http.aclose()
 
+    async def connect(self) -> None:
+        await self._call(self._connected, again=True)
+
     # -- over HTTP ----------------------------------------------------------------------------------------------------
 
     async def _ask(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recollect_memory.contract import InvocationContext, MemoryKind, Message, Scope
+from recollect_memory.errors import RecollectError
 from recollect_memory.overlay import overlay
 from recollect_memory.sqlite import Database
 
@@ -16,7 +17,7 @@ from .delivery import Delivery
 from .loop import OwnLoop, on_own_loop
 from .managed import Owned
 from .records import clean, merged, message_of, worth_keeping
-from .service import TURN, Entity, Item, Service
+from .service import TURN, Entity, Item, Service, ServiceError
 from .turns import Turn, Turns
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 _LONGEST_QUERY = 4_000
 _RECENT = 3
 """Of what waits and shares no word with a query, so many are recalled all the same, the latest first."""
+_SEARCHED_WITHIN = 1.5
+"""Seconds after which what waits is returned without what mem0 finds: within the 2 s that a recall commonly has."""
 
 
 class Mem0(Owned):
@@ -56,7 +59,12 @@ class Mem0(Owned):
         self._delivery: Delivery | None = None
         self._erasures: dict[str, int] = {}
 
+    def open(self) -> None:
+        """Begin to connect, and to send what an earlier process has left. In the background: what fails is logged."""
+        self._loop.start(self._begin())
+
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
+        """As the contract says. Where mem0 fails or is slow, and has not confirmed something that may matter here: that alone."""
         scope = Scope.of(kwargs.get("ctx"), self.space)
         query = clean(query).strip()[:_LONGEST_QUERY]
         return await self._retrieve(scope, query, top_k) if query and top_k > 0 else []
@@ -92,6 +100,13 @@ class Mem0(Owned):
             await self._delivery.aclose()
         await self._service.aclose()
 
+    async def _begin(self) -> None:
+        try:
+            await self._open()
+            await self._service.connect()
+        except RecollectError as error:
+            log.warning("memory %s: %s", self.name, error)
+
     # -- on the own loop ----------------------------------------------------------------------------------------------
 
     async def _open(self) -> Delivery:
@@ -107,10 +122,17 @@ class Mem0(Owned):
         await self._open()
         # the rows first: what is confirmed in between is in both, rather than in neither
         turns = await self._turns.of_scope(scope.key)
-        items = await self._found(scope, query, top_k, turns)
         recent = _RECENT if any(turn.state != "failed" for turn in turns) else 0
         said = [message for turn in turns for message in turn.messages]
         waiting = overlay(query, said, backend=self._service.name, recent=recent)
+        try:
+            async with asyncio.timeout(_SEARCHED_WITHIN if waiting else None):
+                items = await self._found(scope, query, top_k, turns)
+        except (ServiceError, TimeoutError) as error:
+            if not waiting:
+                raise
+            log.warning("memory %s: without what mem0 knows: %s", self.name, error or "it takes too long")
+            items = []
         return merged(waiting, [message_of(item, self._service.name) for item in items], top_k)
 
     async def _found(self, scope: Scope, query: str, top_k: int, turns: list[Turn]) -> list[Item]:

@@ -214,6 +214,9 @@ class Service(ABC):
         to be known."""
         return {}
 
+    async def connect(self) -> None:
+        """Do now what the first call would have to wait for."""
+
     async def scrub(self) -> str | None:
         """Leave nothing in files of one's own of what was deleted: None, or in words what may still hold it."""
         return None
