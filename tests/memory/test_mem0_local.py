@@ -23,7 +23,7 @@ from recollect_memory import Embedder, Message, Scope, open_memory
 from recollect_memory.errors import ConfigError, MemoryBackendError, ModelError
 from recollect_memory.mem0 import Mem0Local
 from recollect_memory.native.embedding import MiniLM
-from recollect_memory.testing import HashEmbedder, ManagedConformance, turn_of
+from recollect_memory.testing import HashEmbedder, ManagedConformance, MemoryConformance, turn_of
 from recollect_server.config import load_config
 from recollect_server.registry import Registry
 
@@ -56,6 +56,14 @@ class TestMem0Local(ManagedConformance):
     @pytest.fixture
     async def memory(self, opened: Opened) -> Mem0Local:
         return opened()
+
+
+class TestMem0LocalWhoseModelFails(MemoryConformance):
+    """Nor does it matter whether the model that is to draw facts ever answers."""
+
+    @pytest.fixture
+    async def memory(self, opened: Opened) -> Mem0Local:
+        return opened(model=ScriptedModel())
 
 
 async def found(memory: Mem0Local, query: str, user: str = "alice", top_k: int = 100) -> list[str]:
