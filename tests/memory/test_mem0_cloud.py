@@ -343,6 +343,17 @@ async def test_a_wrong_key_is_said_and_not_shown(cloud: Cloud, caplog: pytest.Lo
     assert wrong not in caplog.text
 
 
+async def test_a_key_that_is_withdrawn_is_not_tried_all_the_time(cloud: Cloud, memory: Mem0Memory) -> None:
+    """What mem0 was working on is asked about ever more seldom, and is known to be there when the key works again."""
+    await memory.update(said("I keep bees"), ctx=turn_of())
+    cloud.faults = {"event": [Fault(401)], "page": [Fault(401)] * 1000}
+    assert not await memory.wait_indexed(timeout=2.0)
+    assert 1 <= cloud.count("page") < 8
+    cloud.faults.clear()
+    assert await memory.wait_indexed()
+    assert (cloud.texts(), cloud.count("add")) == (["I keep bees"], 1)
+
+
 async def test_too_many_requests_are_repeated_when_mem0_says(cloud: Cloud, memory: Mem0Memory) -> None:
     """A Retry-After is waited for, for an update too: it was not taken. One that is too long is an error at once."""
     cloud.faults["add"] = [Fault(429, {"Retry-After": "1"})]
