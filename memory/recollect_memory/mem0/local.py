@@ -124,9 +124,9 @@ class LocalService(Service):
         self._writing = ThreadPoolExecutor(_WRITERS if model else 1, thread_name_prefix="mem0-write")
 
     async def connect(self) -> None:
-        """Raises ServiceError where the folder is another's."""
+        """Import mem0 and load the embedder, which takes seconds. Raises ServiceError where the folder is another's."""
         if self._opened_library is None:
-            await self._run(self._writing, lambda _: None)
+            await self._run(self._writing, lambda mem0: mem0.memory.embedding_model.embed("ready"))
 
     async def add(
         self,
