@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ class TestMem0MemoryNeverIndexed(MemoryConformance):
 
 
 ALICE = Scope.of(turn_of())
+DAY = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 async def found(memory: Mem0Memory, query: str, ctx: InvocationContext | None = None, top_k: int = 10) -> list[str]:
@@ -324,7 +325,28 @@ async def test_what_mem0_cannot_tell_is_refused(memory: Mem0Memory) -> None:
     """What held at an earlier time is not guessed."""
     await memory.update(said("I keep bees"), ctx=turn_of())
     with pytest.raises(ValueError, match="leave out as_of"):
-        await memory.browse(ALICE, MemoryFilter(as_of=datetime(2024, 1, 1, tzinfo=UTC)))
+        await memory.browse(ALICE, MemoryFilter(as_of=DAY))
+    with pytest.raises(ValueError, match="leave out as_of"):
+        await memory.retrieve("bees", ctx=turn_of(), as_of=DAY)
+
+
+async def test_a_recall_may_be_narrowed(cloud: Cloud, memory: Mem0Memory) -> None:
+    """By kind, by when it was said, by a budget: what mem0 has, and what it does not have yet."""
+    await memory.add(ALICE, "Keeps bees", kind=MemoryKind.PREFERENCE)
+    await memory.update([Message("user", "I keep hens", created_at=DAY)], ctx=turn_of())
+    assert await memory.wait_indexed()
+    cloud.indexing.clear()
+    await memory.update([Message("user", "I keep geese", created_at=DAY)], ctx=turn_of())
+    cases: list[tuple[dict[str, Any], set[str]]] = [
+        ({}, {"Keeps bees", "I keep hens", "I keep geese"}),
+        ({"kinds": ["Preference"]}, {"Keeps bees"}),
+        ({"until": DAY + timedelta(days=1)}, {"I keep hens", "I keep geese"}),
+        ({"since": DAY, "until": DAY + timedelta(days=1), "kinds": ["RecentMessage"]}, {"I keep geese"}),
+        ({"budget": 5}, set()),
+    ]
+    for narrowed, texts in cases:
+        hits = await memory.retrieve("what do I keep", ctx=turn_of(), **narrowed)
+        assert {hit.content for hit in hits} == texts, narrowed
 
 
 # -- when it is not well ----------------------------------------------------------------------------------------------

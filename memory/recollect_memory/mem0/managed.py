@@ -35,9 +35,9 @@ from .records import (
     exported,
     meant,
     record_of,
-    tokens,
     versions,
     waiting_record,
+    within,
 )
 from .service import ABOUT, TURN, Entity, Item, Service
 from .turns import Turn, Turns, now
@@ -75,7 +75,9 @@ class Owned(ManagedMemory):
     ) -> bool: ...
 
     @abstractmethod
-    async def _found(self, scope: Scope, query: str, top_k: int, turns: list[Turn]) -> list[Item]: ...
+    async def _found(
+        self, scope: Scope, query: str, where: MemoryFilter, top_k: int, turns: list[Turn]
+    ) -> list[Item]: ...
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -119,21 +121,19 @@ class Owned(ManagedMemory):
             return []
         await self._settled(scope)
         turns = await self._turns.of_scope(scope.key)
-        most = top_k if where == ALL else min(LARGEST_PAGE, 10 * top_k)
-        found = [(record_of(item), item.score, "mem0") for item in await self._found(scope, query, most, turns)]
+        found = [(record_of(item), item.score, "mem0") for item in await self._found(scope, query, where, top_k, turns)]
         waiting = {record.id: record for turn in turns for record in _waiting(turn)}
         said = [message for turn in turns for message in turn.messages]
         found += [
             (waiting[message.id], message.metadata["memory"]["score"], "words")
             for message in overlay(query, said, backend=self.name)
         ]
-        hits: list[MemoryHit] = []
-        for record, score, signal in sorted(found, key=lambda one: -one[1]):
-            need = tokens(record.content)
-            if meant(record, where) and len(hits) < top_k and (budget is None or need <= budget):
-                budget = None if budget is None else budget - need
-                hits.append(MemoryHit(record, score, {signal: score}))
-        return hits
+        hits = [
+            MemoryHit(record, score, {signal: score})
+            for record, score, signal in sorted(found, key=lambda one: -one[1])
+            if meant(record, where)
+        ]
+        return list(within(budget, hits[:top_k], lambda hit: hit.record.content))
 
     @on_own_loop
     async def remains(self, scope: Scope) -> Mapping[str, int]:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from recollect_memory.contract import InvocationContext, MemoryKind, Message, Scope
+from recollect_memory.contract import ALL, InvocationContext, MemoryFilter, MemoryKind, Message, Scope
 from recollect_memory.errors import RecollectError
 from recollect_memory.overlay import overlay
 from recollect_memory.sqlite import Database
@@ -16,7 +16,7 @@ from recollect_memory.sqlite import Database
 from .delivery import Delivery
 from .loop import OwnLoop, on_own_loop
 from .managed import Owned
-from .records import clean, merged, message_of, worth_keeping
+from .records import clean, meant, merged, message_of, record_of, waiting_record, within, worth_keeping
 from .service import TURN, Entity, Item, Service, ServiceError
 from .turns import Turn, Turns
 
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 _LONGEST_QUERY = 4_000
 _RECENT = 3
 """Of what waits and shares no word with a query, so many are recalled all the same, the latest first."""
+_MORE, _MOST_FOUND = 10, 1000
+"""So many times as much is asked for where a filter leaves some out, and at most so much."""
 _SEARCHED_WITHIN = 1.5
 """Seconds after which what waits is returned without what mem0 finds: within the 2 s that a recall commonly has."""
 
@@ -64,10 +66,18 @@ class Mem0(Owned):
         self._loop.start(self._begin())
 
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
-        """As the contract says. Where mem0 fails or is slow, and has not confirmed something that may matter here: that alone."""
+        """As the contract says. Where mem0 fails or is slow, and has not confirmed something that may matter here: that alone.
+        `kinds`, `since` and `until` choose as `MemoryFilter` does; `budget` bounds the tokens of all that comes back."""
         scope = Scope.of(kwargs.get("ctx"), self.space)
+        where = MemoryFilter(
+            kinds=frozenset(map(MemoryKind, kwargs.get("kinds") or ())),
+            since=kwargs.get("since"),
+            until=kwargs.get("until"),
+            as_of=kwargs.get("as_of"),
+        )
         query = clean(query).strip()[:_LONGEST_QUERY]
-        return await self._retrieve(scope, query, top_k) if query and top_k > 0 else []
+        found = await self._retrieve(scope, query, top_k, where) if query and top_k > 0 else []
+        return list(within(kwargs.get("budget"), found, lambda message: message.content))
 
     async def update(self, messages: list[Message], **kwargs: Any) -> None:
         ctx: InvocationContext | None = kwargs.get("ctx")
@@ -118,16 +128,21 @@ class Mem0(Owned):
         return self._delivery
 
     @on_own_loop
-    async def _retrieve(self, scope: Scope, query: str, top_k: int) -> list[Message]:
+    async def _retrieve(self, scope: Scope, query: str, top_k: int, where: MemoryFilter) -> list[Message]:
         await self._open()
         # the rows first: what is confirmed in between is in both, rather than in neither
         turns = await self._turns.of_scope(scope.key)
         recent = _RECENT if any(turn.state != "failed" for turn in turns) else 0
-        said = [message for turn in turns for message in turn.messages]
+        said = [
+            message
+            for turn in turns
+            for message in turn.messages
+            if where == ALL or meant(waiting_record(message, turn.about), where)
+        ]
         waiting = overlay(query, said, backend=self._service.name, recent=recent)
         try:
             async with asyncio.timeout(_SEARCHED_WITHIN if waiting else None):
-                items = await self._found(scope, query, top_k, turns)
+                items = await self._found(scope, query, where, top_k, turns)
         except (ServiceError, TimeoutError) as error:
             if not waiting:
                 raise
@@ -135,13 +150,15 @@ class Mem0(Owned):
             items = []
         return merged(waiting, [message_of(item, self._service.name) for item in items], top_k)
 
-    async def _found(self, scope: Scope, query: str, top_k: int, turns: list[Turn]) -> list[Item]:
+    async def _found(self, scope: Scope, query: str, where: MemoryFilter, top_k: int, turns: list[Turn]) -> list[Item]:
+        """What mem0 finds of the scope, at most `top_k`; where not everything is meant, among the more that it is asked for."""
+        most = top_k if where == ALL else min(_MOST_FOUND, _MORE * top_k)
         entity, void = Entity.of(scope), {turn.id for turn in turns if turn.void}
         return [
             item
-            for item in await self._service.search(query, entity, top_k=top_k)
-            if item.belongs_to(entity) and item.metadata.get(TURN) not in void
-        ]
+            for item in await self._service.search(query, entity, top_k=most)
+            if item.belongs_to(entity) and item.metadata.get(TURN) not in void and meant(record_of(item), where)
+        ][:top_k]
 
     @on_own_loop
     async def _accept(
