@@ -80,12 +80,8 @@ class Registry:
         with self._opened:
             self._held = self._held or self._hold()
             self.store.migrate()
-            if any(self.config.memory[name].backend == "native" for name in self.memories):
-                from recollect_memory.native.memory import NativeMemory
-
-                for memory in self.memories.values():
-                    if isinstance(memory, NativeMemory):
-                        memory.open()
+            for memory in self.memories.values():
+                memory.open()
 
     async def aclose(self) -> None:
         """Let memory writes end, then close what the agents used, the database last."""

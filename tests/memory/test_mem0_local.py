@@ -23,7 +23,7 @@ from recollect_memory import Embedder, Message, Scope, open_memory
 from recollect_memory.errors import ConfigError, MemoryBackendError, ModelError
 from recollect_memory.mem0 import Mem0Local
 from recollect_memory.native.embedding import MiniLM
-from recollect_memory.testing import HashEmbedder, ManagedConformance, turn_of
+from recollect_memory.testing import HashEmbedder, ManagedConformance, MemoryConformance, turn_of
 from recollect_server.config import load_config
 from recollect_server.registry import Registry
 
@@ -56,6 +56,14 @@ class TestMem0Local(ManagedConformance):
     @pytest.fixture
     async def memory(self, opened: Opened) -> Mem0Local:
         return opened()
+
+
+class TestMem0LocalWhoseModelFails(MemoryConformance):
+    """Nor does it matter whether the model that is to draw facts ever answers."""
+
+    @pytest.fixture
+    async def memory(self, opened: Opened) -> Mem0Local:
+        return opened(model=ScriptedModel())
 
 
 async def found(memory: Mem0Local, query: str, user: str = "alice", top_k: int = 100) -> list[str]:
@@ -240,6 +248,19 @@ async def test_a_folder_is_one_memorys(opened: Opened) -> None:
     assert await found(second, "bees") == ["I keep bees"]
 
 
+async def test_a_damaged_folder_is_named(opened: Opened, tmp_path: Path) -> None:
+    """What is wrong and where; nothing stays open, and it works again once it is repaired."""
+    history = tmp_path / "mem0" / "history.db"
+    history.parent.mkdir()
+    history.write_text("This is no database, and long enough to be taken for one." * 20, encoding="utf-8")
+    with pytest.raises(MemoryBackendError, match=r"mem0 cannot be opened \(DatabaseError"):
+        await found(opened(), "bees")
+    history.unlink()
+    memory = opened()
+    await memory.update([Message("user", "I keep bees")], ctx=turn_of())
+    assert await found(memory, "bees") == ["I keep bees"]
+
+
 # -- erasure ------------------------------------------------------------------------------------------------------------
 
 
@@ -265,7 +286,7 @@ async def test_what_is_erased_is_gone_from_the_bytes(opened: Opened, tmp_path: P
     await memory.update([Message("user", f"{MARK} once more")], ctx=turn_of())
     kept = [await memory.add(BOB, f"Bob {number} {'word ' * number}") for number in range(20)]
     assert traces(tmp_path) != []
-    assert set(await memory.remains(ALICE)) == {"memories", "turns", "history", "messages"}
+    assert set(await memory.remains(ALICE)) == {"memories", "mem0_turns", "history", "messages"}
     receipt = await memory.erase(ALICE)
     assert receipt.deleted["memories"] == 31
     assert receipt.deleted["history"] >= 41
@@ -282,15 +303,17 @@ async def test_what_is_erased_is_gone_from_the_bytes(opened: Opened, tmp_path: P
 
 
 async def test_what_is_forgotten_has_no_history(opened: Opened, tmp_path: Path) -> None:
-    """A memory that is deleted is gone from mem0's history as well."""
+    """A memory that is deleted is gone from mem0's history as well, and from the bytes of the files."""
     memory = opened()
+    await memory.add(ALICE, "I keep bees")
     record = await memory.add(ALICE, f"I breed {MARK}")
     await memory.edit(ALICE, record.id, f"I breed many {MARK}")
     await memory.forget(ALICE, ids=[record.id])
     assert await memory.history(ALICE, record.id) == []
     with sqlite3.connect(tmp_path / "mem0" / "history.db") as db:
-        assert db.execute("SELECT count(*) FROM history").fetchone() == (0,)
+        assert db.execute("SELECT count(*) FROM history").fetchone() == (1,)
     db.close()
+    assert traces(tmp_path) == []
 
 
 # -- crashes ------------------------------------------------------------------------------------------------------------
@@ -325,7 +348,7 @@ async def test_a_crash_loses_and_doubles_nothing(opened: Opened, tmp_path: Path,
     acknowledged += (await process.stdout.read()).decode().split()
     await process.wait()
     memory = opened()
-    assert await memory.wait_indexed(seconds=60)
+    assert await memory.wait_indexed()
     contents = [record.content for record in (await memory.browse(ALICE, limit=1000)).records]
     assert len(contents) == len(set(contents))
     for turn in acknowledged:

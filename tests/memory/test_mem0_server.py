@@ -176,7 +176,7 @@ async def test_a_server_that_restarts_loses_nothing(rest: RestServer, opened: Ca
         await memory.update([Message("user", "Said while it was down")], ctx=turn_of(turn="t1"))
     rest.start()
     await memory.update([Message("user", "Said while it was down")], ctx=turn_of(turn="t1"))
-    assert await memory.wait_indexed(turn_of(), seconds=60)
+    assert await memory.wait_indexed(turn_of())
     assert sorted(await found(memory, "said")) == ["Said before", "Said while it was down"]
     assert sorted(kept(rest)) == ["Said before", "Said while it was down"]
 

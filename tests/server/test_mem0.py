@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 
 from recollect_server import TaskClient
 
 from ..memory.mem0_cloud import KEY, Cloud, Fault, eventually  # noqa: TID252 - the one stand-in there is
-from .conftest import Serve
+from .conftest import Serve, Server
 
 COUNTRY = "What's the capital of my country?"
 
@@ -45,23 +48,30 @@ def test_alice_is_known_at_once_and_across_a_crash(tmp_path: Path, serve: Serve,
         ask(server.url, "I am from Italy")
         assert "I am from Italy" in ask(server.url, COUNTRY)
         assert "Italy" not in ask(server.url, COUNTRY, user="bob")
-        eventually(lambda: cloud.count("add") == 3)
+        eventually(lambda: pending(server) == 3)
         server.process.kill()
         server.process.wait(10)
     with serve(tmp_path, config(cloud)) as server:
         assert "I am from Italy" in ask(server.url, COUNTRY)
         assert "Italy" not in ask(server.url, COUNTRY, user="bob")
         cloud.indexing.set()
-        eventually(lambda: cloud.count("add") == 5)
+        eventually(lambda: pending(server) == 0)
         assert "I am from Italy" in ask(server.url, COUNTRY)
     turns = [call.body["metadata"]["recollect_turn"] for call in cloud.calls if call.operation == "add"]
     assert len(turns) == len(set(turns))
     assert cloud.texts().count("I am from Italy") == 1
 
 
+def pending(server: Server) -> int:
+    """Turns that mem0 is working on, as the file has it."""
+    with closing(sqlite3.connect(server.folder / "var" / "recollect.db")) as db:
+        count: int = db.execute("SELECT count(*) FROM mem0_turns WHERE state = 'pending'").fetchone()[0]
+        return count
+
+
 def test_a_kill_while_mem0_is_being_told_loses_and_doubles_nothing(tmp_path: Path, serve: Serve, cloud: Cloud) -> None:
-    """The server is killed while a request is under way. Whether mem0 has taken it or not: what was said is found by the next
-    process, and in the end mem0 has it once."""
+    """The server is killed while a request is under way. Whether mem0 has taken it or not: the next process finds out without
+    being asked for anything, and in the end mem0 has it once."""
     for user, arrives in (("alice", True), ("bob", False)):
         cloud.go_on.clear()
         cloud.faults["add"] = [Fault(stall=True, drop=True, after=arrives)]
@@ -73,13 +83,29 @@ def test_a_kill_while_mem0_is_being_told_loses_and_doubles_nothing(tmp_path: Pat
             server.process.wait(10)
         cloud.go_on.set()
         with serve(tmp_path, config(cloud)) as server:
-            assert "I am from Italy" in ask(server.url, COUNTRY, user)
             eventually(lambda user=user: italy(cloud, user) == 1)  # type: ignore[misc]
+            assert "I am from Italy" in ask(server.url, COUNTRY, user)
         assert italy(cloud, user) == 1
 
 
 def italy(cloud: Cloud, user: str) -> int:
     return sum((one["user_id"], one["memory"]) == (user, "I am from Italy") for one in cloud.memories.values())
+
+
+def test_its_owner_sees_and_erases_it(tmp_path: Path, serve: Serve, cloud: Cloud) -> None:
+    """Over the server's API: what mem0 is still working on is listed; after the erasure nothing remains, here or there."""
+    with serve(tmp_path, config(cloud)) as server, httpx.Client(base_url=f"{server.url}/api/v1") as api:
+        cloud.indexing.clear()
+        ask(server.url, "I am from Italy")
+        eventually(lambda: cloud.count("add") == 1)
+        (listed,) = api.get("/memories", params={"user": "alice"}).json()["memories"]
+        assert listed["content"] == "I am from Italy"
+        cloud.indexing.set()
+        eventually(lambda: api.get("/memories", params={"user": "alice"}).json()["memories"][0]["id"] in cloud.memories)
+        receipt = api.delete("/users/alice", params={"tasks": "true"}).json()
+        assert receipt["deleted"]["memories"] == 1
+        assert api.get("/users/alice").json()["remains"] == {}
+        assert cloud.memories == {}
 
 
 def test_an_outage_costs_no_answer(tmp_path: Path, serve: Serve, cloud: Cloud) -> None:

@@ -6,7 +6,8 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from time import monotonic
+from email.utils import parsedate_to_datetime
+from time import monotonic, time
 from typing import TypeVar
 
 from .service import ServiceError
@@ -96,3 +97,16 @@ class Caller:
     def _works(self) -> None:
         self._failures = 0
         self._open_until = self._last = None
+
+
+def retry_after(header: str | None) -> float | None:
+    """Seconds from now that a Retry-After header asks for: a number or an HTTP date (RFC 9110, 10.2.3); None: neither."""
+    try:
+        if header is None:
+            return None
+        if header.strip()[:1].isdigit():
+            return float(header)
+        at = parsedate_to_datetime(header)
+        return max(0.0, at.replace(tzinfo=at.tzinfo or UTC).timestamp() - time())
+    except (ValueError, TypeError, OverflowError):
+        return None

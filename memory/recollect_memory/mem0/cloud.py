@@ -9,8 +9,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 from importlib.util import find_spec
 from typing import Any, Self, TypeVar, cast
 from urllib.parse import quote, urlsplit
@@ -19,7 +18,7 @@ from recollect_memory.contract import Embedder
 from recollect_memory.errors import ConfigError
 from recollect_memory.sqlite import Database
 
-from .calling import Caller
+from .calling import Caller, retry_after
 from .memory import Mem0
 from .service import PAGE, Added, Change, Entity, Item, Progress, Refused, Service, ServiceError, moment
 from .settings import positive, settings_of, text
@@ -161,6 +160,9 @@ class CloudService(Service):
         if self._http is not None:
             await self._http.aclose()
 
+    async def connect(self) -> None:
+        await self._call(self._connected, again=True)
+
     # -- over HTTP ----------------------------------------------------------------------------------------------------
 
     async def _ask(
@@ -236,12 +238,12 @@ class CloudService(Service):
         if status in (401, 403):
             return ServiceError(f"{at}: the key was refused ({status}): check MEM0_API_KEY or api_key", retry=False)
         if status == 429:
-            after = _retry_after(response.headers.get("Retry-After"))
+            after = retry_after(response.headers.get("Retry-After"))
             problem = f"{at}: too many requests (429){f', again in {after:g} s' if after is not None else ''}"
             return ServiceError(problem, after=after if after is not None else 1.0)
         if status >= 500 or status == 408:
             problem = f"{at}: mem0 itself failed ({status}): it is tried again"
-            return ServiceError(problem, applied=not read_only, after=_retry_after(response.headers.get("Retry-After")))
+            return ServiceError(problem, applied=not read_only, after=retry_after(response.headers.get("Retry-After")))
         if status == 404:
             return ServiceError(f"{at}: not found (404): {detail}", retry=False)
         return Refused(f"{at}: refused ({status}): {detail}")
@@ -294,18 +296,3 @@ def _unreached(error: BaseException) -> bool:
 def _name(error: BaseException) -> str:
     """The innermost error's name: its text may hold what was sent."""
     return type(_chain(error)[-1]).__name__
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds, from a number of them or an HTTP date; None: it says nothing."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            at = parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        seconds = ((at if at.tzinfo is not None else at.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
-    return max(0.0, seconds) if seconds == seconds else None

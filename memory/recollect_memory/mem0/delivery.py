@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE = 8
 _MOST_PAGES = 10_000
+_PAUSE = 0.5
+"""Seconds after something failed before it is looked for what is to be done."""
 _EVENTS = 3
 """Events of one turn that may fail before it is given up: the later ones are asked to keep it as it was said."""
 _LONGEST_EVENT = 3600.0
@@ -70,7 +72,7 @@ class Delivery:
     async def wait(self, scope: str | None, seconds: float) -> bool:
         """Until mem0 has made searchable what was accepted, of a scope or of all. False: not within that time."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds), self._changed:
+            async with asyncio.timeout(max(0.0, seconds)), self._changed:
                 while await self._turns.waiting(scope):
                     await self._changed.wait()
                 return True
@@ -101,9 +103,11 @@ class Delivery:
 
     def _ended(self, turn: Turn, task: asyncio.Task[None]) -> None:
         del self._at_work[turn.key]
-        self._wake.set()
         error = None if task.cancelled() else task.exception()
-        if error is not None:
+        if error is None:
+            self._wake.set()
+        else:  # not at once: it may be the database that fails
+            asyncio.get_running_loop().call_later(_PAUSE, self._wake.set)
             level = logging.WARNING if isinstance(error, RecollectError) else logging.ERROR
             log.log(
                 level, "memory %s: a turn is not with mem0 yet: %s", self._name, error, exc_info=level > logging.WARNING
@@ -153,19 +157,27 @@ class Delivery:
 
     async def _step(self, turn: Turn) -> None:
         async with self._gate:
-            if turn.state == "new":
-                await self._send(turn)
-            elif turn.state == "pending":
-                await self._ask(turn)
-            elif await self.of_turn(turn.entity, turn.id):
-                await self._done(turn)
-            elif now() - turn.since < self._service.grace * 1e6:
-                await self._turns.again(turn, _delay(turn.tries, _LOOK))
-            elif turn.void:
-                await self._turns.drop(turn)
-                await self._note()
-            else:
-                await self._send(turn)
+            try:
+                await self._go_on(turn)
+            except Exception as error:
+                after = error.after if isinstance(error, ServiceError) else None
+                await self._turns.again(turn, max(after or 0.0, _delay(turn.tries, _SEND)))
+                raise
+
+    async def _go_on(self, turn: Turn) -> None:
+        if turn.state == "new":
+            await self._send(turn)
+        elif turn.state == "pending":
+            await self._ask(turn)
+        elif await self.of_turn(turn.entity, turn.id):
+            await self._done(turn)
+        elif now() - turn.since < self._service.grace * 1e6:
+            await self._turns.again(turn, _delay(turn.tries, _LOOK))
+        elif turn.void:
+            await self._turns.drop(turn)
+            await self._note()
+        else:
+            await self._send(turn)
 
     async def _ask(self, turn: Turn) -> None:
         """How far mem0 is with a turn. What it does not know, or never ends, is as unclear as a lost answer."""

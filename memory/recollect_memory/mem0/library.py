@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class Llm:
 
 def import_mem0(folder: Path) -> Any:
     """The library. Its telemetry is off before it is imported, and what it would keep in the home folder is in `folder`."""
-    os.environ.setdefault("MEM0_TELEMETRY", "False")
+    os.environ["MEM0_TELEMETRY"] = "False"
     os.environ.setdefault("MEM0_DIR", str(folder))
     try:
         mem0 = importlib.import_module("mem0")
@@ -93,18 +93,26 @@ class Library:
         self._drawing = threading.local()
         self._erasures: dict[Entity, int] = {}
         self._closing = False
-        self._held = _hold(folder)
-        try:
+        mem0 = import_mem0(folder)
+        with ExitStack() as opened:
+            opened.callback(_hold(folder).close)
             _check_embedder(folder, embedder)
-            self.memory = self._open(embedder)
-            self._undo()
-            self._sweep()
-        except BaseException:
-            self._held.close()
-            raise
+            try:
+                self.memory = self._open(mem0, embedder)
+                opened.callback(self.memory.close)
+                opened.callback(self._client.close)
+                for connection in self.connections():
+                    connection.execute("PRAGMA secure_delete = ON")
+                self._undo()
+                self._sweep()
+            except Exception as error:
+                problem = (
+                    f"{folder} cannot be opened ({type(error).__name__}: {error}): repair it, or name another path"
+                )
+                raise MemoryBackendError(problem) from error
+            self._opened = opened.pop_all()
 
-    def _open(self, embedder: Embedder) -> Any:
-        mem0 = import_mem0(self.folder)
+    def _open(self, mem0: Any, embedder: Embedder) -> Any:
         factory: Any = importlib.import_module("mem0.utils.factory")
         config: Any = importlib.import_module("mem0.configs.base")
         embeddings: Any = importlib.import_module("mem0.embeddings.configs")
@@ -128,8 +136,6 @@ class Library:
         memory.vector_store._has_bm25_slot = False  # its encoder would be fetched from a hub
         self._client = memory.vector_store.client
         memory.vector_store.client = _Locked(self._client, self._qdrant)
-        for connection in (memory.db.connection, *self._points()):
-            connection.execute("PRAGMA secure_delete = ON")
         return memory
 
     def closing(self) -> None:
@@ -139,9 +145,7 @@ class Library:
     def close(self) -> None:
         """Waits for whoever writes."""
         with self._writing, self._qdrant:
-            self.memory.close()
-            self._client.close()
-            self._held.close()
+            self._opened.close()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -264,14 +268,13 @@ class Library:
             self._blank()
 
     def delete_all(self, entity: Entity) -> None:
-        """Memories, entities, history, last messages: from the tables, from what is held in memory, from the files' bytes."""
+        """Memories, entities, history, last messages: from the tables and from what is held in memory."""
         with self._writing:
             self._erasures[entity] = self._erasures.get(entity, 0) + 1
             self._forget(json.dumps(self._ids(entity)), _session_scope(entity))
             for name in list(self._client._client.collections):
                 self.memory.vector_store.client.delete(name, points_selector=_selected(entity))
             self._blank()
-            self._scrub()
 
     # -- the files ----------------------------------------------------------------------------------------------------
 
@@ -311,26 +314,24 @@ class Library:
                         for vectors in collection.vectors.values():
                             vectors[place] = 0.0
 
-    def _scrub(self) -> None:
-        """Write the files anew, without what was deleted. Raises MemoryBackendError where that cannot be done."""
+    def scrub(self) -> str | None:
+        """Write the files anew, without what was deleted, which takes as much of the disk again; in words where that fails."""
         try:
-            with self._history_lock() as db:
-                db.execute("VACUUM")
-            with self._qdrant:
-                for connection in self._points():
+            with self._writing, self._history_lock(), self._qdrant:
+                for connection in self.connections():
                     connection.execute("VACUUM")
         except sqlite3.Error as error:
-            problem = f"mem0: deleted, but the bytes are still in files of {self.folder} ({error}): erase again"
-            raise MemoryBackendError(problem) from error
+            return f"unused space in files of {self.folder} ({error}): make room on the disk, and erase again"
+        return None
 
     @contextmanager
     def _history_lock(self) -> Generator[sqlite3.Connection]:
         with self.memory.db._lock:
             yield self.memory.db.connection
 
-    def _points(self) -> list[sqlite3.Connection]:
-        """The connections in which the vector store keeps its points."""
-        return [one.storage.storage for one in self._client._client.collections.values() if one.storage is not None]
+    def connections(self) -> list[sqlite3.Connection]:
+        """Of the files in which memories and their history are kept."""
+        return [self.memory.db.connection] + [one.storage.storage for one in self._client._client.collections.values()]
 
 
 def _always() -> bool:
@@ -400,7 +401,9 @@ def _check_embedder(folder: Path, embedder: Embedder) -> None:
     path = folder / _EMBEDDER
     mine = {"name": embedder.name, "dimensions": embedder.dimensions}
     if not path.exists():
-        path.write_text(json.dumps(mine), encoding="utf-8")
+        half = path.with_suffix(".half")
+        half.write_text(json.dumps(mine), encoding="utf-8")
+        half.replace(path)
         return
     made = json.loads(path.read_text(encoding="utf-8"))
     if made != mine:

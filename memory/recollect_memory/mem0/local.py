@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
@@ -58,7 +59,7 @@ class Mem0Local(Mem0):
     `model` draws facts from what was said (`infer`); None: what was said is kept word for word, and so it is where the model
     fails or takes more than `model_timeout` seconds. The caller closes it. `embedder` is an embedder or a function that finds
     one; None: the built-in MiniLM. A folder belongs to one process at a time, and to the embedder that it was made with. The
-    rest is as `Mem0` takes it.
+    rest is as `Mem0` takes it. Raises ConfigError where mem0 is not installed.
     """
 
     def __init__(
@@ -74,6 +75,8 @@ class Mem0Local(Mem0):
         database: Database | str | None = None,
         patience: float = 2.0,
     ) -> None:
+        if find_spec("mem0") is None:
+            raise ConfigError("mem0 is not installed: pip install 'recollect[mem0]'", key="backend", value="mem0-local")
         service = LocalService(Path(path), model, embedder, model_timeout=model_timeout)
         if database is None:  # its rows belong beside it: what is under way when the process dies is in them
             database = f"sqlite:///{(Path(path) / 'recollect.db').as_posix()}"
@@ -96,7 +99,7 @@ class Mem0Local(Mem0):
 
     async def _open(self) -> Delivery:
         """The folder first: where another process has it, its rows are that one's too."""
-        await self._library.open()
+        await self._library.connect()
         return await super()._open()
 
 
@@ -104,6 +107,8 @@ class LocalService(Service):
     """The library's calls, on threads; its model's, on the event loop of the memory."""
 
     name = "mem0-local"
+    elsewhere = "copies of the folder, snapshots and backups; the disk's own spare blocks"
+    knows_sessions = True
     grace = 1.0
 
     def __init__(self, folder: Path, model: ChatModel | None, embedder: FindEmbedder, *, model_timeout: float) -> None:
@@ -118,10 +123,10 @@ class LocalService(Service):
         self._reading = ThreadPoolExecutor(_READERS, thread_name_prefix="mem0-read")
         self._writing = ThreadPoolExecutor(_WRITERS if model else 1, thread_name_prefix="mem0-write")
 
-    async def open(self) -> None:
-        """Raises ServiceError where the folder is another's."""
+    async def connect(self) -> None:
+        """Import mem0 and load the embedder, which takes seconds. Raises ServiceError where the folder is another's."""
         if self._opened_library is None:
-            await self._run(self._writing, lambda _: None)
+            await self._run(self._writing, lambda mem0: mem0.memory.embedding_model.embed("ready"))
 
     async def add(
         self,
@@ -133,7 +138,8 @@ class LocalService(Service):
         at: datetime,
     ) -> Added:
         known = {**metadata, "created_at": at.isoformat()}
-        await self._run(self._writing, lambda mem0: mem0.add(messages, entity, known, infer=infer))
+        drawn = infer and self._model is not None
+        await self._run(self._writing, lambda mem0: mem0.add(messages, entity, known, infer=drawn))
         return Added()
 
     async def search(self, query: str, entity: Entity, *, top_k: int) -> list[Item]:
@@ -162,6 +168,9 @@ class LocalService(Service):
     async def remains(self, entity: Entity) -> Mapping[str, int]:
         return await self._run(self._reading, lambda mem0: mem0.beside(entity))
 
+    async def scrub(self) -> str | None:
+        return await self._run(self._writing, lambda mem0: mem0.scrub())
+
     async def aclose(self) -> None:
         with self._opening:
             library = self._opened_library
@@ -169,13 +178,13 @@ class LocalService(Service):
             library.closing()
         for answer in list(self._answering):
             answer.cancel()
-        await asyncio.to_thread(self._close, library)
+        await asyncio.to_thread(self._close)
 
-    def _close(self, library: Library | None) -> None:
+    def _close(self) -> None:
         self._writing.shutdown()
         self._reading.shutdown()
-        if library is not None:
-            library.close()
+        if self._opened_library is not None:
+            self._opened_library.close()
 
     # -- on threads ---------------------------------------------------------------------------------------------------
 
@@ -186,9 +195,9 @@ class LocalService(Service):
         except ServiceError:
             raise
         except MemoryBackendError as error:
-            raise ServiceError(str(error), applied=False) from error
-        except Exception as error:
-            raise ServiceError(f"{self.name}: {type(error).__name__}: {error}", applied=True) from error
+            raise ServiceError(str(error)) from error
+        except Exception as error:  # an `add` that fails leaves nothing: it was not applied
+            raise ServiceError(f"{self.name}: {type(error).__name__}: {error!s:.200}") from error
 
     def _opened(self) -> Library:
         with self._opening:

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from types import CoroutineType
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
@@ -32,6 +33,10 @@ class OwnLoop:
         """The result of `work`; cancelling this cancels it. Raises MemoryBackendError once closed."""
         if asyncio.get_running_loop() is self._loop:
             return await work
+        return await asyncio.wrap_future(self.start(work))
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin `work`, from any thread. Raises MemoryBackendError once closed."""
         with self._lock:
             if self._closed:
                 work.close()
@@ -41,8 +46,7 @@ class OwnLoop:
                 self._thread = threading.Thread(target=self._loop.run_forever, name=self._name, daemon=True)
                 self._thread.start()
                 atexit.register(self._abandon)
-            under_way = asyncio.run_coroutine_threadsafe(work, self._loop)
-        return await asyncio.wrap_future(under_way)
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self, last: Coroutine[Any, Any, None]) -> None:
         """Run `last`, cancel what is still under way and end the thread. Blocks. Closing twice is fine."""

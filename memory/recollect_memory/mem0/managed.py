@@ -35,12 +35,12 @@ from .records import (
     exported,
     meant,
     record_of,
-    tokens,
     versions,
     waiting_record,
+    within,
 )
 from .service import ABOUT, TURN, Entity, Item, Service
-from .turns import Turn, Turns
+from .turns import Turn, Turns, now
 
 HEADER: Mapping[str, Any] = {"format": "recollect-mem0", "version": 1}
 LARGEST_PAGE = 1000
@@ -48,7 +48,6 @@ PROFILE = 20
 _FOCUS = 5
 _ADDED_WITHIN = 30.0
 """Seconds that `add` waits for mem0 to give the memory an id."""
-_ELSEWHERE = "mem0's own backups and logs"
 
 
 class Owned(ManagedMemory):
@@ -76,7 +75,9 @@ class Owned(ManagedMemory):
     ) -> bool: ...
 
     @abstractmethod
-    async def _found(self, scope: Scope, query: str, top_k: int, turns: list[Turn]) -> list[Item]: ...
+    async def _found(
+        self, scope: Scope, query: str, where: MemoryFilter, top_k: int, turns: list[Turn]
+    ) -> list[Item]: ...
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -120,21 +121,19 @@ class Owned(ManagedMemory):
             return []
         await self._settled(scope)
         turns = await self._turns.of_scope(scope.key)
-        most = top_k if where == ALL else min(LARGEST_PAGE, 10 * top_k)
-        found = [(record_of(item), item.score, "mem0") for item in await self._found(scope, query, most, turns)]
+        found = [(record_of(item), item.score, "mem0") for item in await self._found(scope, query, where, top_k, turns)]
         waiting = {record.id: record for turn in turns for record in _waiting(turn)}
         said = [message for turn in turns for message in turn.messages]
         found += [
             (waiting[message.id], message.metadata["memory"]["score"], "words")
             for message in overlay(query, said, backend=self.name)
         ]
-        hits: list[MemoryHit] = []
-        for record, score, signal in sorted(found, key=lambda one: -one[1]):
-            need = tokens(record.content)
-            if meant(record, where) and len(hits) < top_k and (budget is None or need <= budget):
-                budget = None if budget is None else budget - need
-                hits.append(MemoryHit(record, score, {signal: score}))
-        return hits
+        hits = [
+            MemoryHit(record, score, {signal: score})
+            for record, score, signal in sorted(found, key=lambda one: -one[1])
+            if meant(record, where)
+        ]
+        return list(within(budget, hits[:top_k], lambda hit: hit.record.content))
 
     @on_own_loop
     async def remains(self, scope: Scope) -> Mapping[str, int]:
@@ -142,7 +141,7 @@ class Owned(ManagedMemory):
         entity = Entity.of(scope)
         counts = {
             "memories": len(await delivery.everything(entity)),
-            "turns": await self._turns.count(scope.key),
+            "mem0_turns": await self._turns.count(scope.key),
             **await self._service.remains(entity),
         }
         return {table: count for table, count in counts.items() if count}
@@ -250,8 +249,8 @@ class Owned(ManagedMemory):
         gone = [item for item in await delivery.everything(Entity.of(scope)) if goes(record_of(item))]
         for item in gone:
             await self._service.delete(item.id)
-        left = (await self._turns.scrub(),) if forgotten else ()
-        return _receipt(scope, {"memories": len(gone), "turns": len(forgotten)}, *left)
+        left = await self._scrub(rows=len(forgotten)) if gone or forgotten else (self._service.elsewhere,)
+        return Receipt(scope.key, datetime.now(UTC), {"memories": len(gone), "mem0_turns": len(forgotten)}, left)
 
     async def erase(self, scope: Scope) -> Receipt:
         """As the contract says. What began before it is not there after it: what mem0 is still working on is deleted as soon
@@ -266,21 +265,32 @@ class Owned(ManagedMemory):
         await self._turns.make_void(scope.key)
         await delivery.finish(scope.key, self._patience)
         items = await delivery.everything(entity)
-        deleted = {"memories": len(items), "turns": turns}
+        deleted = {"memories": len(items), "mem0_turns": turns}
         deleted |= await self._service.remains(entity)
         await self._delete_all(entity)
-        await self._settled(scope)
+        await delivery.wait(scope.key, self._patience)
         await self._turns.drop_settled(scope.key)
         still = [item.id for item in await delivery.everything(entity)]
         for id in still:  # made while the rest was deleted
             await self._service.delete(id)
         waiting = await self._turns.count(scope.key)
-        left = f"{waiting} turns that mem0 is working on: what it makes of them is deleted when it is there"
-        return _receipt(scope, deleted, await self._turns.scrub() if turns else None, left if waiting else None)
+        left = await self._scrub(rows=turns)
+        if waiting:
+            left = (
+                f"{waiting} turns that mem0 is working on: what it makes of them is deleted when it is there",
+                *left,
+            )
+        return Receipt(scope.key, datetime.now(UTC), deleted, left)
+
+    async def _scrub(self, *, rows: int) -> tuple[str, ...]:
+        """Take what was deleted, so many rows of ours among it, out of the files, too: what could not be reached, in words."""
+        ours, theirs = await self._turns.scrub(rows), await self._service.scrub()
+        return (*filter(None, (ours, theirs)), self._service.elsewhere)
 
     async def _delete_all(self, entity: Entity) -> None:
         """All at once, unless others' memories would go too: mem0 finds a session's also where they name a user."""
-        strangers = entity.field == "run_id" and await self._has_strangers(entity)
+        apart = entity.field == "user_id" or self._service.knows_sessions
+        strangers = not apart and await self._has_strangers(entity)
         if not strangers:
             await self._service.delete_all(entity)
             return
@@ -326,8 +336,12 @@ class Owned(ManagedMemory):
     # -- the rim ------------------------------------------------------------------------------------------------------
 
     async def _settled(self, scope: Scope) -> None:
-        """Wait a moment for what mem0 is working on, so that an owner sees memories with lasting ids."""
-        await (await self._open()).wait(scope.key, self._patience)
+        """Wait a moment for what mem0 has just begun to work on, so that an owner sees memories with lasting ids."""
+        delivery = await self._open()
+        waiting = [turn for turn in await self._turns.of_scope(scope.key) if turn.state in ("new", "sent", "pending")]
+        if waiting:
+            youngest = (now() - max(turn.since for turn in waiting)) / 1e6
+            await delivery.wait(scope.key, self._patience - youngest)
 
     async def _records(self, scope: Scope) -> list[MemoryRecord]:
         await self._settled(scope)
@@ -370,10 +384,6 @@ def _place_of(cursor: str) -> tuple[datetime, str]:
         return datetime.fromisoformat(at), id
     except ValueError:
         raise ValueError(f"{cursor!r} is no cursor that a page gave") from None
-
-
-def _receipt(scope: Scope, deleted: Mapping[str, int], *left: str | None) -> Receipt:
-    return Receipt(scope.key, datetime.now(UTC), deleted, (*filter(None, left), _ELSEWHERE))
 
 
 def _text_of(content: str) -> str:

@@ -8,15 +8,16 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from recollect_memory.contract import InvocationContext, MemoryKind, Message, Scope
+from recollect_memory.contract import ALL, InvocationContext, MemoryFilter, MemoryKind, Message, Scope
+from recollect_memory.errors import RecollectError
 from recollect_memory.overlay import overlay
 from recollect_memory.sqlite import Database
 
 from .delivery import Delivery
 from .loop import OwnLoop, on_own_loop
 from .managed import Owned
-from .records import clean, merged, message_of, worth_keeping
-from .service import TURN, Entity, Item, Service
+from .records import clean, meant, merged, message_of, record_of, waiting_record, within, worth_keeping
+from .service import TURN, Entity, Item, Service, ServiceError
 from .turns import Turn, Turns
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,10 @@ log = logging.getLogger(__name__)
 _LONGEST_QUERY = 4_000
 _RECENT = 3
 """Of what waits and shares no word with a query, so many are recalled all the same, the latest first."""
+_MORE, _MOST_FOUND = 10, 1000
+"""So many times as much is asked for where a filter leaves some out, and at most so much."""
+_SEARCHED_WITHIN = 1.5
+"""Seconds after which what waits is returned without what mem0 finds: within the 2 s that a recall commonly has."""
 
 
 class Mem0(Owned):
@@ -56,10 +61,23 @@ class Mem0(Owned):
         self._delivery: Delivery | None = None
         self._erasures: dict[str, int] = {}
 
+    def open(self) -> None:
+        """Begin to connect, and to send what an earlier process has left. In the background: what fails is logged."""
+        self._loop.start(self._begin())
+
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
+        """As the contract says. Where mem0 fails or is slow, and has not confirmed something that may matter here: that alone.
+        `kinds`, `since` and `until` choose as `MemoryFilter` does; `budget` bounds the tokens of all that comes back."""
         scope = Scope.of(kwargs.get("ctx"), self.space)
+        where = MemoryFilter(
+            kinds=frozenset(map(MemoryKind, kwargs.get("kinds") or ())),
+            since=kwargs.get("since"),
+            until=kwargs.get("until"),
+            as_of=kwargs.get("as_of"),
+        )
         query = clean(query).strip()[:_LONGEST_QUERY]
-        return await self._retrieve(scope, query, top_k) if query and top_k > 0 else []
+        found = await self._retrieve(scope, query, top_k, where) if query and top_k > 0 else []
+        return list(within(kwargs.get("budget"), found, lambda message: message.content))
 
     async def update(self, messages: list[Message], **kwargs: Any) -> None:
         ctx: InvocationContext | None = kwargs.get("ctx")
@@ -73,10 +91,10 @@ class Mem0(Owned):
             if not await self._accept(scope, clean(turn), said, about, self._infer, erasures):
                 log.info("memory %s: a turn was dropped: its scope was erased meanwhile", self.name)
 
-    async def wait_indexed(self, ctx: InvocationContext | None = None, *, seconds: float = 60.0) -> bool:
-        """Wait until mem0 has made searchable what was accepted: of a context's scope, or of all. Whether it has, within that
-        time. (What is not searchable is found all the same: by its words.)"""
-        return await self._wait(Scope.of(ctx, self.space).key if ctx is not None else None, seconds)
+    async def wait_indexed(self, ctx: InvocationContext | None = None, *, timeout: float = 60.0) -> bool:  # noqa: ASYNC109
+        """Wait until mem0 has made searchable what was accepted: of a context's scope, or of all. Whether it has, within
+        `timeout` seconds. (What is not searchable is found all the same: by its words.)"""
+        return await self._wait(Scope.of(ctx, self.space).key if ctx is not None else None, timeout)
 
     async def aclose(self) -> None:
         """Release everything. What mem0 has not taken stays in the database, and is sent by the next that opens it."""
@@ -92,6 +110,13 @@ class Mem0(Owned):
             await self._delivery.aclose()
         await self._service.aclose()
 
+    async def _begin(self) -> None:
+        try:
+            await self._open()
+            await self._service.connect()
+        except RecollectError as error:
+            log.warning("memory %s: %s", self.name, error)
+
     # -- on the own loop ----------------------------------------------------------------------------------------------
 
     async def _open(self) -> Delivery:
@@ -103,23 +128,37 @@ class Mem0(Owned):
         return self._delivery
 
     @on_own_loop
-    async def _retrieve(self, scope: Scope, query: str, top_k: int) -> list[Message]:
+    async def _retrieve(self, scope: Scope, query: str, top_k: int, where: MemoryFilter) -> list[Message]:
         await self._open()
         # the rows first: what is confirmed in between is in both, rather than in neither
         turns = await self._turns.of_scope(scope.key)
-        items = await self._found(scope, query, top_k, turns)
         recent = _RECENT if any(turn.state != "failed" for turn in turns) else 0
-        said = [message for turn in turns for message in turn.messages]
+        said = [
+            message
+            for turn in turns
+            for message in turn.messages
+            if where == ALL or meant(waiting_record(message, turn.about), where)
+        ]
         waiting = overlay(query, said, backend=self._service.name, recent=recent)
+        try:
+            async with asyncio.timeout(_SEARCHED_WITHIN if waiting else None):
+                items = await self._found(scope, query, where, top_k, turns)
+        except (ServiceError, TimeoutError) as error:
+            if not waiting:
+                raise
+            log.warning("memory %s: without what mem0 knows: %s", self.name, error or "it takes too long")
+            items = []
         return merged(waiting, [message_of(item, self._service.name) for item in items], top_k)
 
-    async def _found(self, scope: Scope, query: str, top_k: int, turns: list[Turn]) -> list[Item]:
+    async def _found(self, scope: Scope, query: str, where: MemoryFilter, top_k: int, turns: list[Turn]) -> list[Item]:
+        """What mem0 finds of the scope, at most `top_k`; where not everything is meant, among the more that it is asked for."""
+        most = top_k if where == ALL else min(_MOST_FOUND, _MORE * top_k)
         entity, void = Entity.of(scope), {turn.id for turn in turns if turn.void}
         return [
             item
-            for item in await self._service.search(query, entity, top_k=top_k)
-            if item.belongs_to(entity) and item.metadata.get(TURN) not in void
-        ]
+            for item in await self._service.search(query, entity, top_k=most)
+            if item.belongs_to(entity) and item.metadata.get(TURN) not in void and meant(record_of(item), where)
+        ][:top_k]
 
     @on_own_loop
     async def _accept(

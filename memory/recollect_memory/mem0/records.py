@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from recollect_memory.contract import (
     MemoryFilter,
@@ -17,6 +17,8 @@ from recollect_memory.contract import (
 from recollect_memory.overlay import words
 
 from .service import ABOUT, TURN, Change, Item, moment
+
+T = TypeVar("T")
 
 _SOURCES = 20
 """Message ids that a memory names at most: mem0 bounds its metadata."""
@@ -149,9 +151,15 @@ def contains(record: MemoryRecord, query: str) -> bool:
     return asked <= words(record.content) if asked else query.strip() in record.content
 
 
-def tokens(text: str) -> int:
-    """About how many tokens of a prompt a memory takes; rather more than fewer."""
-    return _TOKENS_A_MEMORY + -(-len(text.encode("utf-8", "replace")) // _BYTES_A_TOKEN)
+def within(budget: int | None, found: Iterable[T], text: Callable[[T], str]) -> Iterator[T]:
+    """As many of the found, best first, as fit into `budget` tokens, about; None: all."""
+    for one in found:
+        if budget is not None:
+            need = _TOKENS_A_MEMORY + -(-len(text(one).encode("utf-8", "replace")) // _BYTES_A_TOKEN)
+            if need > budget:
+                continue
+            budget -= need
+        yield one
 
 
 def versions(record: MemoryRecord, changes: Sequence[Change]) -> list[MemoryRecord]:

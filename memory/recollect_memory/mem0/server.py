@@ -7,11 +7,9 @@ stand in `filters` for a search and in the query elsewhere, and one listing give
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, unquote, urlsplit
 
@@ -19,7 +17,7 @@ from recollect_memory.contract import Embedder
 from recollect_memory.errors import ConfigError
 from recollect_memory.sqlite import Database
 
-from .calling import Caller
+from .calling import Caller, retry_after
 from .memory import Mem0
 from .service import PAGE, Added, Change, Entity, Item, Refused, Service, ServiceError, moment
 from .settings import positive, settings_of, text
@@ -82,6 +80,8 @@ class ServerService(Service):
     """The server's calls. Nothing that is raised or logged holds the key, or the password that may be part of the address."""
 
     name = "mem0-server"
+    elsewhere = "the server's history and last messages, which no call of it deletes; its backups and logs"
+    knows_sessions = True
 
     def __init__(self, url: str, api_key: str | None, *, timeout: float, add_timeout: float, grace: float) -> None:
         self._at, self._login = _address(url)
@@ -248,18 +248,6 @@ def _refusal(doing: str, response: httpx.Response) -> ServiceError:
         error = Answered(f"{doing}: refused ({status}{said}): {advice}", retry=False)
     error.status = status
     return error
-
-
-def retry_after(header: str | None) -> float | None:
-    """Seconds from now that a Retry-After header asks for: a number or an HTTP date (RFC 9110, 10.2.3); None: neither."""
-    try:
-        if header is None:
-            return None
-        header = header.strip()
-        seconds = float(header) if header[:1].isdigit() else parsedate_to_datetime(header).timestamp() - time.time()
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return max(0.0, seconds)
 
 
 def _detail(response: httpx.Response) -> str:

@@ -157,6 +157,10 @@ class Service(ABC):
 
     name: str
     """For messages and provenance: "mem0", "mem0-server", "mem0-local"."""
+    elsewhere: str = "mem0's own backups and logs"
+    """What no call of mem0 deletes, for the receipts of those that delete."""
+    knows_sessions: bool = False
+    """Whether `delete_all` of a session leaves what is a user's, though it was said in that session."""
     grace: float = 30.0
     """Seconds in which what came of an `add` that ended without an answer may still show: as long it is looked for."""
 
@@ -209,6 +213,13 @@ class Service(ABC):
         """What mem0 still holds of the entity beside its memories (history, messages), by table; empty: nothing, or not
         to be known."""
         return {}
+
+    async def connect(self) -> None:
+        """Do now what the first call would have to wait for."""
+
+    async def scrub(self) -> str | None:
+        """Leave nothing in files of one's own of what was deleted: None, or in words what may still hold it."""
+        return None
 
     async def aclose(self) -> None:
         """Release what is held. Using it afterwards is an error."""

@@ -8,7 +8,7 @@ from typing import Any
 from recollect_memory.errors import ConfigError, StoreError
 from recollect_memory.sqlite import Database, path_of
 
-COMMON: Mapping[str, Any] = {"database": None, "infer": True, "patience": 5.0}
+COMMON: Mapping[str, Any] = {"database": None, "infer": True, "patience": 2.0}
 """`database`: where what mem0 has not confirmed is kept; `infer` and `patience` as `Mem0` takes them."""
 
 

@@ -155,9 +155,11 @@ class Turns:
     async def count(self, scope: str) -> int:
         return await self._read(lambda db: int(db.execute(_SQL["count"], self._of(scope)).fetchone()[0]))
 
-    async def scrub(self) -> str | None:
-        """Leave nothing in the file of what was deleted; in words what may still hold it."""
-        return None if self._one_connection else await self._database.scrub()
+    async def scrub(self, deleted: int) -> str | None:
+        """Leave nothing in the file of the rows that were deleted, now or before; in words what may still hold it."""
+        if self._one_connection or (not deleted and self._database.scrubbed):
+            return None
+        return await self._database.scrub()
 
     def _of(self, scope: str) -> dict[str, Any]:
         return {"space": self._space, "scope": scope}
