@@ -26,7 +26,7 @@ _NOISE = re.compile(r"^litellm\.\w+: (\w+: )?(\w+Exception - )?| ssl:<[^>]*>")
 
 
 class LiteLLMChat(ChatModel):
-    """A model by its LiteLLM name: "openai/gpt-5-mini", "ollama/qwen3.5:latest", "anthropic/...".
+    """A model by its LiteLLM name: "openai/gpt-5-mini", "ollama_chat/qwen3.5:latest", "anthropic/...".
 
     Keys come from `api_key` or from the provider's environment variable. `timeout` bounds, in seconds, the wait for the
     connection and for each further piece of the answer. Before its first piece a request is tried again up to `retries`

@@ -7,7 +7,7 @@
     my_package.models:MyModel     a `ChatModel`: an instance, or a class that is called without arguments
 
 A single ":" is also part of many model names. What has a "/" before it, or a "::" in it, is a model's name; the rest is
-"module:attr". So an Ollama tag needs its provider: "ollama/qwen3.5:latest".
+"module:attr". So an Ollama tag needs its provider: "ollama_chat/qwen3.5:latest".
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 from recollect_memory import ChatModel
 from recollect_memory.errors import ConfigError
 
-_PROVIDERS = {"azure-openai": "azure", "x.ai": "xai", "google": "gemini"}
-"""Names of providers that LiteLLM calls differently."""
+_PROVIDERS = {"azure-openai": "azure", "x.ai": "xai", "google": "gemini", "ollama": "ollama_chat"}
+"""Names of providers that LiteLLM calls differently. (Its "ollama" makes one text of a conversation, and has no tools.)"""
 _PROVIDER = re.compile(r"[\w.-]+")
 
 

@@ -12,11 +12,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any, cast
+from urllib.parse import unquote
 
 from a2a.utils.errors import A2AError, InvalidParamsError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, Router
+from starlette.types import Receive, Send
+from starlette.types import Scope as Connection
 
 from recollect_memory import ManagedMemory, Memory, MemoryFilter, MemoryHit, MemoryKind, MemoryRecord, Scope
 from recollect_memory.errors import RecollectError
@@ -35,9 +38,18 @@ class Missing(Exception):
     """There is no such memory, as far as this caller can know."""
 
 
-def api_routes(memories: Mapping[str, Memory], users: Users) -> list[Route]:
+class AsSent(Router):
+    """Finds a route by the path as it was sent: a "/" that is quoted is part of an id."""
+
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
+        if raw := scope.get("raw_path"):
+            scope = {**scope, "path": raw.decode("ascii", "replace")}
+        await super().__call__(scope, receive, send)
+
+
+def api_routes(memories: Mapping[str, Memory], users: Users) -> Router:
     api = _Api(memories, users)
-    return [
+    routes = [
         Route("/memories", _answering(api.browse), methods=["GET"]),
         Route("/memories", _answering(api.add), methods=["POST"]),
         Route("/memories/search", _answering(api.search), methods=["GET"]),
@@ -53,6 +65,7 @@ def api_routes(memories: Mapping[str, Memory], users: Users) -> list[Route]:
         Route("/users/{user}/export", _answering(api.export), methods=["GET"]),
         Route("/users/{user}/import", _answering(api.import_), methods=["POST"]),
     ]
+    return AsSent(routes, redirect_slashes=False)
 
 
 class _Api:
@@ -75,7 +88,7 @@ class _Api:
 
     async def get(self, request: Request) -> Response:
         memory, scope = self._scope(request)
-        history = await memory.history(scope, request.path_params["id"])
+        history = await memory.history(scope, _in_path(request, "id"))
         if not history:
             raise Missing
         return _json(record_json(history[-1]) | {"history": [record_json(record) for record in history[:-1]]})
@@ -89,7 +102,7 @@ class _Api:
     async def change(self, request: Request) -> Response:
         memory, scope = self._scope(request)
         body = await _body(request, {"content", "pinned"})
-        id_, record = request.path_params["id"], None
+        id_, record = _in_path(request, "id"), None
         if "pinned" in body:
             if not isinstance(body["pinned"], bool):
                 raise InvalidParamsError("pinned: must be true or false")
@@ -102,7 +115,7 @@ class _Api:
 
     async def delete(self, request: Request) -> Response:
         memory, scope = self._scope(request)
-        id_ = request.path_params["id"]
+        id_ = _in_path(request, "id")
         if await memory.get(scope, id_) is None:
             raise Missing
         return _json(_receipt(await memory.forget(scope, ids=[id_])))
@@ -209,7 +222,11 @@ def _receipt(receipt: Any) -> dict[str, Any]:
 
 def _user(request: Request) -> tuple[str, str]:
     tenant = checked_id(request.query_params.get("tenant", ""), "tenant")
-    return tenant, checked_id(request.path_params["user"], "user")
+    return tenant, checked_id(_in_path(request, "user"), "user")
+
+
+def _in_path(request: Request, name: str) -> str:
+    return unquote(request.path_params[name])
 
 
 def _filter(request: Request) -> MemoryFilter:

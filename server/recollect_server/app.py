@@ -115,7 +115,7 @@ def create_app(config: Config | Path | str | None = None, *, registry: Registry 
             Route("/metrics", registry.metrics.show),
             Route("/agents", agents),
             Route("/agents/", agents),
-            Mount("/api/v1", Router(api_routes(registry.memories, users), redirect_slashes=False)),
+            Mount("/api/v1", api_routes(registry.memories, users)),
             Mount("/agents", _ByName({name: site(name, f"/agents/{name}") for name in config.agents})),
             Mount("/", site(config.default_agent, "")),
         ],

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Ollama(ThreadingHTTPServer):
-    """Speaks /api/generate. `prompts` are those that came, `models` what was asked for."""
+    """Speaks /api/chat. `prompts` are those that came, a message a line; `models` what was asked for."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -24,18 +24,20 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         assert isinstance(server, Ollama)
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        if self.path != "/api/generate":
+        if self.path != "/api/chat":
             self.send_error(404)
             return
-        server.prompts.append(asked["prompt"])
+        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in asked["messages"])
+        server.prompts.append(prompt)
         server.models.append(asked["model"])
         self.send_response(200)
         self.send_header("content-type", "application/x-ndjson")
         self.end_headers()
-        half = len(asked["prompt"]) // 2
-        for piece in (asked["prompt"][:half], asked["prompt"][half:]):
-            self._line({"response": piece, "done": False})
-        self._line({"response": "", "done": True, "done_reason": "stop", "prompt_eval_count": 9, "eval_count": 9})
+        half = len(prompt) // 2
+        for piece in (prompt[:half], prompt[half:]):
+            self._line({"message": {"role": "assistant", "content": piece}, "done": False})
+        end = {"role": "assistant", "content": ""}
+        self._line({"message": end, "done": True, "done_reason": "stop", "prompt_eval_count": 9, "eval_count": 9})
 
     def _line(self, value: dict[str, object]) -> None:
         self.wfile.write(json.dumps({"model": "any", **value}).encode() + b"\n")

@@ -286,7 +286,7 @@ asyncio.run(main())
 NATIVE = 'open_memory({"backend": "native", "database": "sqlite:///memory.db"})'
 IN_THE_CLOUD = 'Mem0Memory(host=os.environ["CLOUD"])'
 SMALL = 'Agent("local/smollm2-135m").llm'
-OF_OLLAMA = 'LiteLLMChat("ollama/qwen3.5:latest")'
+OF_OLLAMA = 'LiteLLMChat("ollama_chat/qwen3.5:latest")'
 
 
 def test_a_whole_program_on_what_is_built_in(tmp_path: Path, weights: Weights) -> None:

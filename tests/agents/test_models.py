@@ -37,7 +37,7 @@ class Own(ChatModel):
         ("openai/gpt-5-mini", "openai/gpt-5-mini"),
         ("gpt-5-mini", "gpt-5-mini"),
         ("ollama/qwen3.5:latest", "ollama/qwen3.5:latest"),
-        ("ollama::qwen3.5:latest", "ollama/qwen3.5:latest"),
+        ("ollama::qwen3.5:latest", "ollama_chat/qwen3.5:latest"),
         ("anthropic::claude", "anthropic/claude"),
         ("azure-openai::my-deployment", "azure/my-deployment"),
         ("x.ai::grok-4", "xai/grok-4"),

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -169,6 +170,21 @@ def test_forgetting_is_for_good(server: Server, api: httpx.Client, user: str) ->
     tea = stored(api, user, "My favourite tea is oolong.")
     assert api.delete(f"/memories/{tea['id']}", params={"user": user}).json()["deleted"]["memories"] == 1
     assert api.delete(f"/memories/{tea['id']}", params={"user": user}).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["team/alice", "a%2Fb", "/", "..", "user?x=1", "zoë", "x/export"])
+def test_an_id_may_hold_what_paths_are_made_of(server: Server, api: httpx.Client, user: str, name: str) -> None:
+    """Whoever is called so can be listed, exported and erased like everyone, and no neighbour is meant."""
+    owner = f"{user}/{name}"
+    tell(server, owner, "I play the cello.")
+    stored(api, owner, "I play the cello.")
+    path = f"/users/{quote(owner, safe='')}"
+    assert api.get(path).json()["remains"]["memories"] >= 1
+    exported = api.get(f"{path}/export").text
+    assert "cello" in exported
+    assert api.delete(path, params={"tasks": "true"}).json()["deleted"]["memories"] >= 1
+    assert api.get(path).json()["remains"] == {}
+    assert api.post(f"{path}/import", content=exported).json()["new"]["memory"] >= 1
 
 
 def test_a_user_leaves_with_everything_and_comes_back(server: Server, api: httpx.Client, user: str) -> None:
