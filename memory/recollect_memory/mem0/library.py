@@ -155,11 +155,10 @@ class Library:
         )
         return found["results"]
 
-    def listed(self, entity: Entity, most: int) -> list[dict[str, Any]]:
-        """By id, which never changes."""
-        found: dict[str, list[dict[str, Any]]] = self.memory.get_all(
-            filters=entity.filter, top_k=most, show_expired=True
-        )
+    def listed(self, entity: Entity, *, most: int = _ALL, turn: str | None = None) -> list[dict[str, Any]]:
+        """By id, which never changes; those of one turn where it is given."""
+        filters = entity.filter if turn is None else {**entity.filter, TURN: {"eq": turn}}
+        found: dict[str, list[dict[str, Any]]] = self.memory.get_all(filters=filters, top_k=most, show_expired=True)
         return found["results"]
 
     def get(self, id: str) -> dict[str, Any] | None:
