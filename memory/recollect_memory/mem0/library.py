@@ -95,6 +95,7 @@ class Library:
         self._erasures: dict[Entity, int] = {}
         self._closing = False
         mem0 = import_mem0(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as opened:
             _check_embedder(folder, embedder)
             try:
