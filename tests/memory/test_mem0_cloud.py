@@ -383,6 +383,7 @@ async def test_too_many_requests_are_repeated_when_mem0_says(cloud: Cloud, memor
     await memory.update(said("I keep bees"), ctx=turn_of())
     assert time.monotonic() - before >= 1.0
     assert cloud.count("add") == 2
+    assert await memory.wait_indexed()
     cloud.faults["search"] = [Fault(429, {"Retry-After": "3600"})]
     with pytest.raises(MemoryBackendError, match=r"too many requests \(429\), again in 3600 s"):
         await memory.retrieve("bees", ctx=turn_of())

@@ -91,8 +91,10 @@ async def test_a_folder_belongs_to_its_embedder(opened: Opened) -> None:
     memory = opened()
     await memory.update([Message("user", "I keep bees")], ctx=turn_of())
     await memory.aclose()
+    other = opened(embedder=HashEmbedder(32))
     with pytest.raises(MemoryBackendError, match="made with the embedder 'hash-1024', not 'hash-32'"):
-        await found(opened(embedder=HashEmbedder(32)), "bees")
+        await found(other, "bees")
+    await other.aclose()
     assert await found(opened(), "bees") == ["I keep bees"]
 
 
@@ -253,10 +255,10 @@ async def test_a_damaged_folder_is_named(opened: Opened, tmp_path: Path) -> None
     history = tmp_path / "mem0" / "history.db"
     history.parent.mkdir()
     history.write_text("This is no database, and long enough to be taken for one." * 20, encoding="utf-8")
-    with pytest.raises(MemoryBackendError, match=r"mem0 cannot be opened \(DatabaseError"):
-        await found(opened(), "bees")
-    history.unlink()
     memory = opened()
+    with pytest.raises(MemoryBackendError, match=r"mem0 cannot be opened \(DatabaseError"):
+        await found(memory, "bees")
+    history.unlink()
     await memory.update([Message("user", "I keep bees")], ctx=turn_of())
     assert await found(memory, "bees") == ["I keep bees"]
 

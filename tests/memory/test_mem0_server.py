@@ -222,11 +222,27 @@ async def test_a_session_is_erased_without_its_users(rest: RestServer, opened: C
     assert kept(rest) == ["I sail"]
 
 
-async def test_more_than_the_server_lists_is_an_error(rest: RestServer, opened: Callable[..., Mem0Server]) -> None:
-    """Nothing is left out in silence: a user with more memories than the server lists is told of."""
+async def test_more_than_the_server_lists_is_said(rest: RestServer, opened: Callable[..., Mem0Server]) -> None:
+    """Nothing is left out in silence: of a user with more memories than the server lists there is no export."""
     put(rest, *(f"Note {number}" for number in range(1001)), user_id="alice")
+    memory = opened(rest.url, grace=1.0)
     with pytest.raises(MemoryBackendError, match="lists no more than 1000"):
-        _ = [value async for value in opened(rest.url).export(ALICE)]
+        _ = [value async for value in memory.export(ALICE)]
+    for fault in (Fault(), Fault(after=True)):  # nor are they hard to write to, to search, or to erase
+        rest.faults_of["POST"] = [fault]
+        await memory.update([Message("user", f"I keep bees, {fault.after}")], ctx=turn_of())
+        rest.faults_of.clear()
+        assert await memory.wait_indexed(turn_of())
+        assert f"I keep bees, {fault.after}" in await found(memory, f"I keep bees, {fault.after}")
+    said = [
+        body["messages"][0]["content"]
+        for method, path, body in rest.requests
+        if (method, path) == ("POST", "/memories")
+    ]
+    assert said[1:] == ["I keep bees, False", "I keep bees, False", "I keep bees, True"]
+    assert (await memory.remains(ALICE))["memories"] == 1000
+    await memory.erase(ALICE)
+    assert await memory.remains(ALICE) == {}
 
 
 async def test_it_comes_from_a_config(rest: RestServer) -> None:

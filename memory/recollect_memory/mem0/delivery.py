@@ -13,7 +13,7 @@ from recollect_memory.errors import RecollectError
 from recollect_memory.sqlite import Operation
 
 from .records import metadata_of
-from .service import PAGE, TURN, Entity, Item, Progress, Refused, Service, ServiceError
+from .service import PAGE, TURN, Entity, Item, Progress, Refused, Service, ServiceError, TooMany
 from .turns import Turn, Turns, now
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ _EVENTS = 3
 """Events of one turn that may fail before it is given up: the later ones are asked to keep it as it was said."""
 _LONGEST_EVENT = 3600.0
 """Seconds after which an event that has not ended is not asked about any more."""
-_SEND, _POLL, _LOOK = (1.0, 2.0, 300.0), (0.2, 1.5, 5.0), (1.0, 1.5, 10.0)
+_SEND, _POLL, _LOOK = (1.0, 2.0, 300.0), (0.2, 1.5, 5.0), (1.0, 2.0, 10.0)
 """First delay in seconds, factor, longest: of sending again, of asking about an event, of looking whether something arrived."""
 
 
@@ -150,7 +150,7 @@ class Delivery:
 
     async def _undo(self, turn: Turn) -> None:
         """It was erased or forgotten meanwhile: delete what mem0 has made of it."""
-        for item in await self.of_turn(turn.entity, turn.id):
+        for item in await self.of_turn(turn.entity, turn.id, turn.said):
             await self._service.delete(item.id)
         await self._turns.drop(turn)
         await self._note()
@@ -169,7 +169,7 @@ class Delivery:
             await self._send(turn)
         elif turn.state == "pending":
             await self._ask(turn)
-        elif await self.of_turn(turn.entity, turn.id):
+        elif await self.of_turn(turn.entity, turn.id, turn.said):
             await self._done(turn)
         elif now() - turn.since < self._service.grace * 1e6:
             await self._turns.again(turn, _delay(turn.tries, _LOOK))
@@ -219,9 +219,18 @@ class Delivery:
 
     # -- all of them --------------------------------------------------------------------------------------------------
 
-    async def of_turn(self, entity: Entity, turn: str) -> list[Item]:
-        """What mem0 has made of a turn."""
-        return [item for item in await self.everything(entity) if item.metadata.get(TURN) == turn]
+    async def of_turn(self, entity: Entity, turn: str, said: str) -> list[Item]:
+        """What mem0 has made of a turn, in which this was said."""
+        found = await self._service.of_turn(entity, turn, said)
+        found = await self.everything(entity) if found is None else found
+        return [item for item in found if item.belongs_to(entity) and item.metadata.get(TURN) == turn]
+
+    async def count(self, entity: Entity) -> int:
+        """How many memories of an entity there are; where those are more than mem0 lists, how many it lists."""
+        try:
+            return len(await self.everything(entity))
+        except TooMany as error:
+            return error.listed
 
     async def everything(self, entity: Entity) -> list[Item]:
         """All memories of an entity, and no one else's."""

@@ -81,7 +81,8 @@ def import_mem0(folder: Path) -> Any:
 class Library:
     """One folder's memories. `generate` answers for a model where facts are to be drawn; None: nothing is ever drawn.
 
-    Raises MemoryBackendError where the folder is in use by another process or memory, or was made with another embedder.
+    The folder is the caller's alone: see `held`. Raises MemoryBackendError where it was made with another embedder, or is
+    damaged.
     """
 
     def __init__(self, folder: Path, embedder: Embedder, generate: Generate | None = None) -> None:
@@ -94,8 +95,8 @@ class Library:
         self._erasures: dict[Entity, int] = {}
         self._closing = False
         mem0 = import_mem0(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as opened:
-            opened.callback(_hold(folder).close)
             _check_embedder(folder, embedder)
             try:
                 self.memory = self._open(mem0, embedder)
@@ -155,11 +156,10 @@ class Library:
         )
         return found["results"]
 
-    def listed(self, entity: Entity, most: int) -> list[dict[str, Any]]:
-        """By id, which never changes."""
-        found: dict[str, list[dict[str, Any]]] = self.memory.get_all(
-            filters=entity.filter, top_k=most, show_expired=True
-        )
+    def listed(self, entity: Entity, *, most: int = _ALL, turn: str | None = None) -> list[dict[str, Any]]:
+        """By id, which never changes; those of one turn where it is given."""
+        filters = entity.filter if turn is None else {**entity.filter, TURN: {"eq": turn}}
+        found: dict[str, list[dict[str, Any]]] = self.memory.get_all(filters=filters, top_k=most, show_expired=True)
         return found["results"]
 
     def get(self, id: str) -> dict[str, Any] | None:
@@ -386,7 +386,8 @@ def _scope_of(ids: Mapping[str, str]) -> str:
     return scope
 
 
-def _hold(folder: Path) -> sqlite3.Connection:
+def held(folder: Path) -> sqlite3.Connection:
+    """The lock of a folder, made where it is not there, until it is closed. Raises MemoryBackendError: another has it."""
     try:
         return hold(folder / "recollect.lock")
     except (sqlite3.Error, OSError) as error:

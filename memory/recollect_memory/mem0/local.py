@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 from recollect_memory.contract import ChatModel, Embedder, Message
 from recollect_memory.errors import ConfigError, MemoryBackendError, ModelError
 from recollect_memory.sqlite import Database
 
 from .delivery import Delivery
+from .library import Library, held
 from .memory import Mem0
 from .server import changes
 from .service import PAGE, Added, Change, Entity, Item, Service, ServiceError
 from .settings import positive, settings_of, text
-
-if TYPE_CHECKING:
-    from .library import Library
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -98,8 +97,8 @@ class Mem0Local(Mem0):
         return cls(**settings, embedder=embedder, space=name, name=name)
 
     async def _open(self) -> Delivery:
-        """The folder first: where another process has it, its rows are that one's too."""
-        await self._library.connect()
+        """The folder first: where another process has it, its rows are that one's too. mem0 itself may be loading meanwhile."""
+        await self._library.hold()
         return await super()._open()
 
 
@@ -116,17 +115,27 @@ class LocalService(Service):
         self._model = model
         self._embedder = embedder
         self._model_timeout = model_timeout
-        self._opening = threading.Lock()
+        self._holding, self._opening = threading.Lock(), threading.Lock()
         self._opened_library: Library | None = None
+        self._held: sqlite3.Connection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._answering: set[Future[str]] = set()
         self._reading = ThreadPoolExecutor(_READERS, thread_name_prefix="mem0-read")
         self._writing = ThreadPoolExecutor(_WRITERS if model else 1, thread_name_prefix="mem0-write")
 
+    async def hold(self) -> None:
+        """Take the folder, which is no matter of time. Raises ServiceError where it is another's."""
+        if self._held is None:
+            await self._in_thread(self._reading, self._hold)
+
+    def _hold(self) -> None:
+        with self._holding:
+            self._held = self._held or held(self._folder)
+
     async def connect(self) -> None:
-        """Import mem0 and load the embedder, which takes seconds. Raises ServiceError where the folder is another's."""
-        if self._opened_library is None:
-            await self._run(self._writing, lambda mem0: mem0.memory.embedding_model.embed("ready"))
+        """Import mem0 and load the embedder, which takes seconds."""
+        await self.hold()
+        await self._run(self._writing, lambda mem0: mem0.memory.embedding_model.embed("ready"))
 
     async def add(
         self,
@@ -146,8 +155,11 @@ class LocalService(Service):
         return list(map(Item.of, await self._run(self._reading, lambda mem0: mem0.search(query, entity, top_k))))
 
     async def page(self, entity: Entity, number: int) -> list[Item]:
-        rows = await self._run(self._reading, lambda mem0: mem0.listed(entity, number * PAGE))
+        rows = await self._run(self._reading, lambda mem0: mem0.listed(entity, most=number * PAGE))
         return list(map(Item.of, rows[(number - 1) * PAGE :]))
+
+    async def of_turn(self, entity: Entity, turn: str, said: str) -> list[Item] | None:
+        return list(map(Item.of, await self._run(self._reading, lambda mem0: mem0.listed(entity, turn=turn))))
 
     async def get(self, id: str) -> Item | None:
         found = await self._run(self._reading, lambda mem0: mem0.get(id))
@@ -185,13 +197,18 @@ class LocalService(Service):
         self._reading.shutdown()
         if self._opened_library is not None:
             self._opened_library.close()
+        if self._held is not None:
+            self._held.close()
 
     # -- on threads ---------------------------------------------------------------------------------------------------
 
     async def _run(self, pool: ThreadPoolExecutor, work: Callable[[Library], R]) -> R:
+        return await self._in_thread(pool, lambda: work(self._opened()))
+
+    async def _in_thread(self, pool: ThreadPoolExecutor, work: Callable[[], R]) -> R:
         self._loop = asyncio.get_running_loop()
         try:
-            return await self._loop.run_in_executor(pool, lambda: work(self._opened()))
+            return await self._loop.run_in_executor(pool, work)
         except ServiceError:
             raise
         except MemoryBackendError as error:
@@ -202,8 +219,6 @@ class LocalService(Service):
     def _opened(self) -> Library:
         with self._opening:
             if self._opened_library is None:
-                from .library import Library
-
                 generate = self._answer if self._model is not None else None
                 self._opened_library = Library(self._folder, self._found_embedder(), generate)
             return self._opened_library

@@ -140,7 +140,7 @@ class Owned(ManagedMemory):
         delivery = await self._open()
         entity = Entity.of(scope)
         counts = {
-            "memories": len(await delivery.everything(entity)),
+            "memories": await delivery.count(entity),
             "mem0_turns": await self._turns.count(scope.key),
             **await self._service.remains(entity),
         }
@@ -191,7 +191,7 @@ class Owned(ManagedMemory):
             raise MemoryBackendError(f"{self.name}: not added: everything of this scope was erased meanwhile")
         delivery = await self._open()
         await delivery.wait(scope.key, _ADDED_WITHIN)
-        made = await delivery.of_turn(Entity.of(scope), turn)
+        made = await delivery.of_turn(Entity.of(scope), turn, text)
         return record_of(made[0]) if made else waiting_record(message, about)
 
     @on_own_loop
@@ -264,8 +264,7 @@ class Owned(ManagedMemory):
         turns = await self._turns.count(scope.key)
         await self._turns.make_void(scope.key)
         await delivery.finish(scope.key, self._patience)
-        items = await delivery.everything(entity)
-        deleted = {"memories": len(items), "mem0_turns": turns}
+        deleted = {"memories": await delivery.count(entity), "mem0_turns": turns}
         deleted |= await self._service.remains(entity)
         await self._delete_all(entity)
         await delivery.wait(scope.key, self._patience)

@@ -19,7 +19,7 @@ from recollect_memory.sqlite import Database
 
 from .calling import Caller, retry_after
 from .memory import Mem0
-from .service import PAGE, Added, Change, Entity, Item, Refused, Service, ServiceError, moment
+from .service import PAGE, TURN, Added, Change, Entity, Item, Refused, Service, ServiceError, TooMany, moment
 from .settings import positive, settings_of, text
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LISTED = 1000
 """Memories that the server lists at most; it has no pages."""
+_LONGEST_QUERY = 1000
 _ADVICE = {401: "set api_key to a key of that server", 403: "use a key that may do this"}
 _SLOW = {502: "its model or its vector store failed", 503: "it is not ready", 504: "it did not answer its proxy"}
 
@@ -116,8 +117,16 @@ class ServerService(Service):
 
     async def page(self, entity: Entity, number: int) -> list[Item]:
         if number * PAGE > LISTED:
-            raise ServiceError(f"{self._at} lists no more than {LISTED} memories of one user", retry=False)
+            raise TooMany(f"{self._at} lists no more than {LISTED} memories of one user", LISTED)
         return (await self._listed(entity, number * PAGE))[(number - 1) * PAGE :]
+
+    async def of_turn(self, entity: Entity, turn: str, said: str) -> list[Item] | None:
+        """Searched for by its id and its words where the server has more than it lists: such a listing would not tell."""
+        listed = await self._listed(entity, LISTED)
+        if len(listed) < LISTED:
+            return listed
+        body = {"query": said[:_LONGEST_QUERY] or turn, "filters": {**entity.filter, TURN: turn}, "top_k": PAGE}
+        return _items(await self._ask("POST", "/search", json={**body, "threshold": 0.0}))
 
     async def get(self, id: str) -> Item | None:
         if not _is_id(id):

@@ -150,6 +150,14 @@ class Refused(ServiceError):
         super().__init__(problem, retry=False)
 
 
+class TooMany(ServiceError):
+    """mem0 has more memories of one user than it lists, which are `listed`."""
+
+    def __init__(self, problem: str, listed: int) -> None:
+        super().__init__(problem, retry=False)
+        self.listed = listed
+
+
 class Service(ABC):
     """One mem0. All methods run on one event loop, that of `Mem0`, and may be called concurrently; none may block it for
     long. They raise ServiceError and nothing else on purpose. Nothing is connected, and mem0 not imported, before the
@@ -183,7 +191,11 @@ class Service(ABC):
 
     @abstractmethod
     async def page(self, entity: Entity, number: int) -> list[Item]:
-        """Page `number` (from 1) of `PAGE` memories of the entity, in one lasting order; fewer: the last one."""
+        """Page `number` (from 1) of `PAGE` memories of the entity, in one lasting order; fewer: the last one. Raises TooMany."""
+
+    async def of_turn(self, entity: Entity, turn: str, said: str) -> list[Item] | None:
+        """What was made of a turn, in which this was said; more does no harm. None: only a look through all can tell."""
+        return None
 
     @abstractmethod
     async def get(self, id: str) -> Item | None:

@@ -44,6 +44,10 @@ class Turn:
     since: int = 0
 
     @property
+    def said(self) -> str:
+        return "\n".join(message.content for message in self.messages)
+
+    @property
     def key(self) -> tuple[str, str]:
         return self.scope, self.id
 
