@@ -89,6 +89,11 @@ class Apart(Memory):
         if loop is not None:
             try:
                 loop.run_forever()
+                left = asyncio.all_tasks(loop)
+                for task in left:
+                    task.cancel()
+                if left:
+                    loop.run_until_complete(asyncio.wait(left, timeout=_AGAIN_AFTER))
             finally:
                 loop.close()
 
