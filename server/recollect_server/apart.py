@@ -27,14 +27,14 @@ class Apart(Memory):
     """A memory in a daemon thread of its own: made there by `make`, and called there, on an event loop of its own.
 
     Until it is made, a search is refused at once, and a write waits; where it could not be, a call some seconds later makes it
-    once more. A `ManagedMemory` is only made there, and called where the requests of its owner are: `managed` is told of one
+    once more. A `ManagedMemory` is only made there, and called where the requests of its owner are: `came` is told of one
     that comes after nobody waited for it any more, from the thread.
     """
 
-    def __init__(self, name: str, make: Callable[[], Memory], managed: Callable[[ManagedMemory], None]) -> None:
+    def __init__(self, name: str, make: Callable[[], Memory], came: Callable[[ManagedMemory], None]) -> None:
         self.name = name
         self._make = make
-        self._managed = managed
+        self._came = came
         self._late = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._begin()
@@ -57,6 +57,12 @@ class Apart(Memory):
     async def already_written(self, messages: list[Message], *, ctx: InvocationContext) -> bool:
         await self._over()
         return await self._there(lambda memory: memory.already_written(messages, ctx=ctx))
+
+    @property
+    def managed(self) -> ManagedMemory | None:
+        """The memory itself, where it is a `ManagedMemory` and made by now."""
+        made = self._made.result() if self._made.done() and self._made.exception() is None else None
+        return made if isinstance(made, ManagedMemory) else None
 
     async def aclose(self) -> None:
         if not self._made.done() or self._made.exception() is not None:
@@ -87,7 +93,7 @@ class Apart(Memory):
         if self._late:
             log.info("memory %s: ready at last", self.name)
             if isinstance(memory, ManagedMemory):
-                self._managed(memory)
+                self._came(memory)
         if loop is not None:
             try:
                 loop.run_forever()
