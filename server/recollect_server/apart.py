@@ -26,15 +26,15 @@ _AGAIN_AFTER = 5.0
 class Apart(Memory):
     """A memory in a daemon thread of its own: made there by `make`, and called there, on an event loop of its own.
 
-    Until it is made, every call is refused at once; where it could not be, a call some seconds later tries again. A
-    `ManagedMemory` is only made there, and called where the requests of its owner are: `managed` is told of one that comes
-    after nobody waited for it any more, from the thread.
+    Until it is made, a search is refused at once, and a write waits; where it could not be, a call some seconds later makes it
+    once more. A `ManagedMemory` is only made there, and called where the requests of its owner are: `came` is told of one
+    that comes after nobody waited for it any more, from the thread.
     """
 
-    def __init__(self, name: str, make: Callable[[], Memory], managed: Callable[[ManagedMemory], None]) -> None:
+    def __init__(self, name: str, make: Callable[[], Memory], came: Callable[[ManagedMemory], None]) -> None:
         self.name = name
         self._make = make
-        self._managed = managed
+        self._came = came
         self._late = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._begin()
@@ -56,10 +56,18 @@ class Apart(Memory):
         return await self._there(lambda memory: memory.retrieve(query, top_k=top_k, **kwargs))
 
     async def update(self, messages: list[Message], **kwargs: Any) -> None:
+        await self._over()
         await self._there(lambda memory: memory.update(messages, **kwargs))
 
     async def already_written(self, messages: list[Message], *, ctx: InvocationContext) -> bool:
+        await self._over()
         return await self._there(lambda memory: memory.already_written(messages, ctx=ctx))
+
+    @property
+    def managed(self) -> ManagedMemory | None:
+        """The memory itself, where it is a `ManagedMemory` and made by now."""
+        made = self._made.result() if self._made.done() and self._made.exception() is None else None
+        return made if isinstance(made, ManagedMemory) else None
 
     async def aclose(self) -> None:
         if not self._made.done() or self._made.exception() is not None:
@@ -90,23 +98,41 @@ class Apart(Memory):
         if self._late:
             log.info("memory %s: ready at last", self.name)
             if isinstance(memory, ManagedMemory):
-                self._managed(memory)
+                self._came(memory)
         if loop is not None:
             try:
                 loop.run_forever()
+                left = asyncio.all_tasks(loop)
+                for task in left:
+                    task.cancel()
+                if left:
+                    loop.run_until_complete(asyncio.wait(left, timeout=_AGAIN_AFTER))
             finally:
                 loop.close()
 
+    async def _over(self) -> None:
+        """Wait until its constructor has ended, and let it begin again where that is due."""
+        self._make_again()
+        if self._made.done():
+            return
+        over = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._made.add_done_callback(lambda _: loop.is_closed() or loop.call_soon_threadsafe(over.set))
+        await over.wait()
+
     def _ready(self) -> Memory:
+        self._make_again()
         if not self._made.done():
             raise MemoryBackendError(f"{self.name}: not ready: its constructor has not returned")
-        error = self._made.exception()
-        if error is None:
-            return self._made.result()
-        if time.monotonic() >= self._again_at:
+        if (error := self._made.exception()) is not None:
+            raise MemoryBackendError(f"{self.name}: could not be made: {error}") from error
+        return self._made.result()
+
+    def _make_again(self) -> None:
+        failed = self._made.done() and self._made.exception() is not None
+        if failed and time.monotonic() >= self._again_at:
             self._late = True
             self._begin()
-        raise MemoryBackendError(f"{self.name}: could not be made: {error}") from error
 
     async def _there(self, call: Callable[[Memory], Coroutine[Any, Any, T]]) -> T:
         """Make a call in the thread. One that is cancelled before it began is not begun."""

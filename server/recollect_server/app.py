@@ -112,7 +112,7 @@ def create_app(config: Config | Path | str | None = None, *, registry: Registry 
     app = Starlette(
         routes=[
             Route("/healthz", _healthy),
-            Route("/metrics", registry.metrics.show),
+            Route("/metrics", outbox.metrics.show),
             Route("/agents", agents),
             Route("/agents/", agents),
             Mount("/api/v1", api_routes(registry.memories, users)),

@@ -52,9 +52,8 @@ class Registry:
         self.database = Database(path_of(config.database))
         self.store = SQLiteStore(self.database)
         self.memories: dict[str, Memory] = {}
-        self.metrics = Metrics(config.memory)
         patience = {name: Patience(entry.write_timeout, entry.write_tries) for name, entry in config.memory.items()}
-        self.outbox = Outbox(self.store, self.memories, self.metrics, patience)
+        self.outbox = Outbox(self.store, self.memories, Metrics(config.memory), patience)
         self.agents: dict[str, Agent | AgentExecutor] = {}
         self._models: list[ChatModel] = []
         self._problems: list[ConfigError] = []
@@ -146,7 +145,7 @@ class Registry:
                 name=name,
                 description=entry.description,
                 system_prompt=entry.system_prompt,
-                memories=[OutboxMemory(memory, self.memories[memory], self.outbox, self.metrics) for memory in names],
+                memories=[OutboxMemory(memory, self.memories[memory], self.outbox) for memory in names],
                 memory_mode=entry.memory_mode,
                 memory_timeout=entry.memory_timeout,
                 top_k=entry.memory_top_k,

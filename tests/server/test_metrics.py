@@ -53,7 +53,7 @@ async def test_what_memories_do_is_counted(tmp_path: Path) -> None:
 
     def agent(registry: Registry) -> Agent:
         registry.memories["pad"] = pad
-        owing = OutboxMemory("pad", pad, registry.outbox, registry.metrics)
+        owing = OutboxMemory("pad", pad, registry.outbox)
         return Agent(EchoModel(), memory=owing, memory_timeout=0.05)
 
     async with running(tmp_path, {"a": agent}, MEMORIES) as here:

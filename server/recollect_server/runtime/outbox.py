@@ -56,12 +56,12 @@ class Outbox:
         self,
         store: Store,
         memories: Mapping[str, Memory],
-        metrics: Metrics,
+        metrics: Metrics | None = None,
         patience: Mapping[str, Patience] | None = None,
     ) -> None:
         self._store = store
         self._memories = memories
-        self._metrics = metrics
+        self.metrics = metrics or Metrics(memories)
         self._patience = defaultdict(Patience, patience or {})
         self._owed: dict[tuple[str, str], list[MemoryWrite]] = {}
         self._delivering: set[tuple[str, str]] = set()
@@ -83,7 +83,7 @@ class Outbox:
         self._inherited = {_turn(write) for write in left}
         self.owe(left)
         for name in self._memories:
-            self._metrics.count_pending(name, partial(self.pending, name))
+            self.metrics.count_pending(name, partial(self.pending, name))
         self._workers = [asyncio.create_task(self._deliver_forever(name)) for name in self._memories]
 
     async def stop(self) -> None:
@@ -190,7 +190,7 @@ class Outbox:
         self._made.add(due.id)
         await self._store.write_done(due)
         self._made.discard(due.id)
-        self._metrics.tried(write.memory, "stored")
+        self.metrics.tried(write.memory, "stored")
         await self._gone(write)
         return True
 
@@ -225,12 +225,12 @@ class Outbox:
         if due.tries + 1 >= self._patience[name].tries:
             logger.error("memory %s: a write of task %s is given up: %s", name, due.task_id, problem)
             await self._store.write_failed(due, problem, None)
-            self._metrics.tried(name, "failed", error)
+            self.metrics.tried(name, "failed", error)
             await self._gone(due.write)
             return
         logger.warning("memory %s: a write of task %s will be tried again: %s", name, due.task_id, problem)
         await self._store.write_failed(due, problem, now() + int(1e6 * backoff(due.tries)))
-        self._metrics.tried(name, "retried", error)
+        self.metrics.tried(name, "retried", error)
 
     async def _gone(self, write: MemoryWrite) -> None:
         key, turn = _key(write), _turn(write)
@@ -248,17 +248,16 @@ class OutboxMemory(Memory):
     """A memory as turns see it: a write is owed from the commit of its step on, or else from the turn's last; a recall sees
     what is still owed."""
 
-    def __init__(self, name: str, memory: Memory, outbox: Outbox, metrics: Metrics) -> None:
+    def __init__(self, name: str, memory: Memory, outbox: Outbox) -> None:
         self.name = name
         self._memory = memory
         self._outbox = outbox
-        self._metrics = metrics
 
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
         scope = Scope.of(kwargs.get("ctx")).key
         await self._outbox.settle(self.name, scope)
         owed = self._owed(query, scope)
-        with self._metrics.retrieving(self.name):
+        with self._outbox.metrics.retrieving(self.name):
             found = sound(await self._memory.retrieve(query, top_k=top_k, **kwargs), top_k)
         known = {message.content for message in found}
         return [*(message for message in owed if message.content not in known), *found][:top_k]
