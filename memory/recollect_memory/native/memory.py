@@ -29,7 +29,7 @@ from recollect_memory.contract import (
     Scope,
 )
 from recollect_memory.errors import MemoryBackendError, RecollectError, StoreError
-from recollect_memory.sqlite import Database, path_of
+from recollect_memory.sqlite import Alongside, Database, path_of
 
 from . import guard, owning, store, writing
 from .consolidation import Consolidation, Worker, draw
@@ -52,6 +52,8 @@ _AT_ONCE = 64
 """Memories that get new vectors in one go: recall waits at most for these."""
 _EMBEDDER_REST = 60.0
 """Seconds after a failure of the embedder before missing vectors are asked for again."""
+_MUCH = 200
+"""Rows of a write from which an index is brought up to date with it at once; a turn's few are left to who reads next."""
 _LAST = 2**63 - 1
 _KNOWN = 30
 """Memories around its messages that a model is told, so that it does not draw them again."""
@@ -122,6 +124,11 @@ class NativeMemory(Owned):
             settings["database"] = database
         return cls(**settings, space=name, name=name)
 
+    @property
+    def database(self) -> Database:
+        """Where the rows are."""
+        return self._database
+
     def open(self) -> None:
         """Open the database now rather than at the first use; the embedder still waits for that. Raises StoreError; blocks."""
         with self._opening:
@@ -165,7 +172,9 @@ class NativeMemory(Owned):
         return found
 
     async def update(self, messages: list[Message], **kwargs: Any) -> None:
+        """As the contract says. `alongside` is taken into the commit, if there is something to write; see `Alongside`."""
         ctx: InvocationContext | None = kwargs.get("ctx")
+        alongside: Alongside | None = kwargs.get("alongside")
         scope = Scope.of(ctx, self.space)
         assert ctx is not None  # noqa: S101 - Scope.of refuses None
         with self._under_way.begun(scope) as begun:
@@ -173,7 +182,16 @@ class NativeMemory(Owned):
             if not new:
                 return
             pending = self._worker is not None
-            await self._write(scope, life, lambda change: writing.take(change, rows, prepared, pending=pending), begun)
+
+            def take(change: store.Change) -> bool:
+                writing.take(change, rows, prepared, pending=pending)
+                if alongside is not None:
+                    alongside.operation(change.db)
+                return True
+
+            written = await self._write(scope, life, take, begun)
+        if alongside is not None:
+            alongside.committed = written is True
         if self._worker is not None and (count := sum(map(writing.is_claiming, new))):
             self._worker.put(scope, store.storable(ctx.session_id), count)
 
@@ -206,26 +224,25 @@ class NativeMemory(Owned):
     ) -> R | None:
         """Write into the life in which the caller began; None: it has ended, an erasure wins."""
 
-        def write(db: sqlite3.Connection) -> R:
+        def write(db: sqlite3.Connection) -> tuple[R, int]:
             if begun is not None and begun.void:
                 raise store.Erased
+            before = db.total_changes
             change = store.Change(db, scope, life)
             done = work(change)
             owning.trim(change, self._max_memories)
-            return done
+            return done, db.total_changes - before
 
         try:
-            done = await self._database.write(write)
+            done, changes = await self._database.write(write)
         except store.Erased:
             log.info("memory %s: a write was dropped: its scope was erased meanwhile", self.name)
             self._let_go(scope)
             return None
-        if self.indexes.get(scope) is not None:  # now rather than in the next retrieve, which would do it too
+        if changes > _MUCH and self.indexes.get(scope) is not None:
             try:
-                index = await self._run(self._caught_up, scope)
-                if not bool(index.column("embedded").all()):  # what is left of a message, for one
-                    self._embed_later(scope)
-            except RecollectError as error:  # the messages are accepted all the same
+                await self._run(self._caught_up, scope)
+            except RecollectError as error:  # what was written is accepted all the same
                 log.warning("memory %s: its index could not be brought up to date: %s", self.name, error)
         return done
 
