@@ -358,8 +358,9 @@ class NativeMemory(Owned):
         with index.lock:
             asked = read(query, index, readings[0] if readings else None)
             ranking = rank(index, asked, now, allowed(index, where, now))
-            kept = retention(index.column("said_at"), index.column("pinned"), now, self._fade_days)
-            kept *= substance(index)
+            kept = substance(index)
+            if self._fade_days is not None:
+                kept *= retention(index.column("said_at"), index.column("pinned"), now, self._fade_days)
             scores = ranking.scores * kept
             chosen = [(int(index.column("seqs")[place]), place) for place in best(scores, top_k)]
             explained = {seq: _explained(ranking.explain(place), float(kept[place])) for seq, place in chosen}
@@ -379,6 +380,8 @@ class NativeMemory(Owned):
     def _with_standing(self, scope: Scope, index: Index, hits: list[MemoryHit], top_k: int) -> list[MemoryHit]:
         """With the user's standing instructions about how to answer, which no word of a question finds, in the last places."""
         with index.lock:
+            if not index.column("standing").any():
+                return hits
             where = MemoryFilter(kinds=frozenset({MemoryKind.PREFERENCE}))
             places = np.flatnonzero(index.column("standing") & allowed(index, where, datetime.now(UTC)))
             seqs = [int(seq) for seq in index.column("seqs")[places[-max(1, top_k // 3) :]]]

@@ -346,9 +346,9 @@ def _stretch(index: Index, evidence: Floats) -> Floats:
 def _echo(index: Index, matches: _Matches) -> tuple[Floats, Floats]:
     """For what asks rather than tells: which share of its different terms the query holds, and how far it is the same
     question, which is more: the query has hardly another term either."""
-    matched = np.bincount(matches.places, minlength=index.size).astype(np.float32)
+    matched: Floats = np.bincount(matches.places, minlength=index.size).astype(np.float32)
     matched *= index.column("asking") > _MOSTLY
-    share: Floats = matched / np.maximum(index.column("distinct"), 1)
+    share: Floats = np.divide(matched, np.maximum(index.column("distinct"), 1), dtype=np.float32)
     return share, np.maximum(2 * share * matched / np.float32(max(len(matches.holding), 1)) - 1, 0)
 
 
