@@ -212,24 +212,26 @@ class NativeMemory(Owned):
     ) -> R | None:
         """Write into the life in which the caller began; None: it has ended, an erasure wins."""
 
-        def write(db: sqlite3.Connection) -> tuple[R, int]:
+        def write(db: sqlite3.Connection) -> tuple[R, bool]:
             if begun is not None and begun.void:
                 raise store.Erased
             before = db.total_changes
             change = store.Change(db, scope, life)
             done = work(change)
             owning.trim(change, self._max_memories)
-            return done, db.total_changes - before
+            return done, (change.bare and self._vectors.known) or db.total_changes - before > _MUCH
 
         try:
-            done, changes = await self._database.write(write)
+            done, at_once = await self._database.write(write)
         except store.Erased:
             log.info("memory %s: a write was dropped: its scope was erased meanwhile", self.name)
             self._let_go(scope)
             return None
-        if changes > _MUCH and self.indexes.get(scope) is not None:
+        if at_once and self.indexes.get(scope) is not None:
             try:
-                await self._run(self._caught_up, scope)
+                index = await self._run(self._caught_up, scope)
+                if not bool(index.column("embedded").all()):  # what is left of a message, for one
+                    self._vectors.give_later(scope)
             except RecollectError as error:  # what was written is accepted all the same
                 log.warning("memory %s: its index could not be brought up to date: %s", self.name, error)
         return done

@@ -53,6 +53,11 @@ class Vectors:
         self.under_way: dict[Scope, Future[None]] = {}
         """The scopes whose memories are being given vectors of this embedder."""
 
+    @property
+    def known(self) -> bool:
+        """Whether there is an embedder."""
+        return self._embedder is not None
+
     def find(self) -> None:
         """Look for the embedder; blocks."""
         source = self._source
