@@ -1,6 +1,6 @@
 """python -m benchmarks [--quick] [NAME ...]: run them all, or the named ones; --quick: fewer repetitions.
 
-Those that take more options: python -m benchmarks.retrieval, python -m benchmarks.crash.
+Those that take more options: python -m benchmarks.server, .retrieval, .crash.
 """
 
 from __future__ import annotations

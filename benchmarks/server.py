@@ -1,11 +1,15 @@
 """What a task costs on the bare SDK, on ours, and on ours with memory: the same echo, the same load, side by side.
 
+python -m benchmarks.server [--quick] [--adk PYTHON]: with an interpreter that has google-adk and its extra `a2a`, an agent
+of it is measured too, without memory. It is no dependency of ours, so it is not looked for.
+
 The servers run at once and take turns under load, round after round, so that what else the machine does meets all of
 them. CPU time is what to judge by; rates and latencies also tell how busy the machine was. Nothing but 127.0.0.1.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import importlib.metadata
 import importlib.util
@@ -13,9 +17,10 @@ import math
 import os
 import platform
 import statistics
+import subprocess
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,10 +32,10 @@ from recollect_memory.native.memory import NativeMemory
 from .load import Burst, Figures, said, send
 from .process import RECOLLECT, Server, started
 
-SDK, OURS, REMEMBERING = "a2a-sdk", "recollect", "with memory"
+SDK, ADK, OURS, REMEMBERING = "a2a-sdk", "google-adk", "recollect", "with memory"
 CLIENTS, MEMORIES, DELTAS = 32, 1000, 200
 _ADK = 2.3
-"""What google-adk without memory was measured to cost, in tasks of the SDK, where both were installed (3.3 ms, 1.45 ms)."""
+"""What google-adk without memory is taken to cost, in tasks of the SDK, where it is not measured (3.3 ms, 1.45 ms elsewhere)."""
 
 _CONFIG = """\
 database: sqlite:///bench.db
@@ -95,18 +100,20 @@ class Row:
         return statistics.median((many.cpu - one.cpu) / (DELTAS - 1) for many, one in pairs)
 
 
-def main(quick: bool) -> None:
+def main(quick: bool, adk: str | None = None) -> None:
     size = QUICK if quick else NORMAL
     before = os.getloadavg()[0]
-    rows = {name: Row() for name in (SDK, OURS, REMEMBERING)}
     with TemporaryDirectory() as folder:
-        commands = {
-            SDK: [sys.executable, str(Path(__file__).with_name("echo.py"))],
+        commands = {SDK: [sys.executable, str(Path(__file__).with_name("echo.py"))]}
+        if adk is not None:
+            commands[ADK] = [adk, str(Path(__file__).with_name("adk.py"))]
+        commands |= {
             OURS: _serve(Path(folder, "ours"), memory="off"),
             REMEMBERING: _serve(Path(folder, "remembering"), memory="default"),
         }
+        rows = {name: Row() for name in commands}
         for _ in range(size.starts):
-            for name in (SDK, OURS):
+            for name in [name for name in commands if name != REMEMBERING]:
                 with started(commands[name], folder) as server:
                     rows[name].cards.append(server.card)
         by_meaning = asyncio.run(_fill(Path(folder, "remembering", "bench.db")))
@@ -120,7 +127,7 @@ def main(quick: bool) -> None:
                         _measure(name, server, rows[name], key, burst)
             for name, server in servers.items():
                 rows[name].after = server.megabytes()
-    _head(size, before, by_meaning)
+    _head(size, before, by_meaning, adk)
     _figures(rows)
     _budgets(rows)
 
@@ -138,12 +145,12 @@ def _serve(folder: Path, *, memory: str) -> list[str]:
 
 @contextmanager
 def _all_started(commands: dict[str, list[str]], folder: str) -> Generator[dict[str, Server]]:
-    with (
-        started(commands[SDK], folder) as sdk,
-        started(commands[OURS], Path(folder, "ours")) as ours,
-        started(commands[REMEMBERING], Path(folder, "remembering")) as remembering,
-    ):
-        yield {SDK: sdk, OURS: ours, REMEMBERING: remembering}
+    folders = {OURS: "ours", REMEMBERING: "remembering"}
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(started(command, Path(folder, folders.get(name, ""))))
+            for name, command in commands.items()
+        }
 
 
 async def _fill(path: Path) -> bool:
@@ -167,9 +174,9 @@ def _warm_up(name: str, server: Server, row: Row) -> None:
 
 
 def _measure(name: str, server: Server, row: Row, key: str, burst: Burst) -> None:
+    if name in (ADK, REMEMBERING) and (burst.streams or burst.path != "/"):
+        return  # the one agent of google-adk echoes, and what ours do beside it is measured without memory
     if name == REMEMBERING:
-        if burst.streams or burst.path != "/":
-            return  # what its other agents do is measured without memory
         burst = Burst(burst.clients, burst.tasks, users=True, cold=key == "warm")
     row.bursts.setdefault(key, []).append(send(server, burst))
     row.tasks += burst.tasks
@@ -178,7 +185,7 @@ def _measure(name: str, server: Server, row: Row, key: str, burst: Burst) -> Non
 # -- what it says ----------------------------------------------------------------------------------------------------------
 
 
-def _head(size: Size, before: float, by_meaning: bool) -> None:
+def _head(size: Size, before: float, by_meaning: bool, adk: str | None) -> None:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("recollect", "a2a-sdk"))
     machine = f"Python {platform.python_version()}, {os.cpu_count()} cores"
     print(f"server: {versions}, {machine}; median of {size.rounds} rounds in turn")
@@ -187,10 +194,18 @@ def _head(size: Size, before: float, by_meaning: bool) -> None:
     found = "by words and meaning" if by_meaning else "by words alone: the embedder or its weights are not installed"
     print(f"  {REMEMBERING}: the native memory, {MEMORIES} memories for each of {CLIENTS} users, found {found}")
     print("  an echo answers with the question, so a turn embeds one text; a model's own words would be a second")
-    print("  google-adk, agno, fasta2a are not run: they are no dependencies")
+    if adk is None:
+        print("  google-adk is not run: --adk names an interpreter that has it")
+    else:
+        print(f"  {ADK} {_version_of('google-adk', adk)}: to_a2a, services in memory, no memory used")
     extras = [name for name in ("grpc", "sqlalchemy") if importlib.util.find_spec(name)]
     if extras:
         print(f"  not a base install: a2a-sdk imports {' and '.join(extras)}, which costs time and memory at the start")
+
+
+def _version_of(distribution: str, interpreter: str) -> str:
+    ask = f"from importlib.metadata import version; print(version({distribution!r}))"
+    return subprocess.run([interpreter, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _figures(rows: dict[str, Row]) -> None:
@@ -215,25 +230,43 @@ def _line(what: str, figures: Sequence[float], places: int) -> None:
 
 
 def _budgets(rows: dict[str, Row]) -> None:
-    sdk, ours, remembering = rows[SDK], rows[OURS], rows[REMEMBERING]
+    sdk, adk, ours, remembering = rows[SDK], rows.get(ADK), rows[OURS], rows[REMEMBERING]
     print(f"\n  {'budget':<44}{SDK:>13}{'ours':>13}{'ratio':>9}  at most, at least")
     for burst, many in (("alone", "1 client"), ("crowd", f"{CLIENTS} clients")):
         base = sdk.of(burst).cpu
         _budget(f"CPU ms a task, {many}", base, ours.of(burst).cpu, at_most=0.5, ratio=True)
-        _budget(f"CPU ms a task with memory, {many}*", base, remembering.of(burst).cpu, at_most=_ADK, ratio=True)
+        most = _ADK if adk is None else adk.of(burst).cpu / base
+        _budget(f"CPU ms a task with memory, {many}*", base, remembering.of(burst).cpu, at_most=most, ratio=True)
     _budget(f"tasks a second, {CLIENTS} clients", sdk.of("crowd").rate, ours.of("crowd").rate, at_least=3, ratio=True)
     _budget("CPU ms a text delta", sdk.delta, ours.delta, at_most=0.1)
     _budget("tasks a second, 0.2 s model", sdk.of("slow").rate, ours.of("slow").rate, at_least=150)
     _budget("s from process start to card", sdk.card, ours.card, at_most=1.0)
     _budget("MB before the first task", sdk.before, ours.before, at_most=110)
-    print(f"  * at most what google-adk costs without a memory: elsewhere, {_ADK:g} times the SDK")
+    if adk is None:
+        print(f"  * at most what google-adk costs without a memory: elsewhere, {_ADK:g} times the SDK")
+    else:
+        own, theirs = ([row.of(burst).cpu for burst in ("alone", "crowd")] for row in (remembering, adk))
+        ratios = " and ".join(f"{a / b:.2f}" for a, b in zip(own, theirs, strict=True))
+        print(f"  * at most what {ADK} costs without a memory, above; ours with memory takes {ratios} of that")
 
 
 def _budget(
     what: str, base: float, own: float, *, at_most: float = math.inf, at_least: float = 0.0, ratio: bool = False
 ) -> None:
     judged = own / base if ratio else own
-    bound = f"{at_least or at_most:g}{' x' if ratio else ''}"
+    bound = f"{at_least or at_most:.3g}{' x' if ratio else ''}"
     met = "met" if at_least <= judged <= at_most else "not met"
     shown = "".join(f"{figure:>13,.0f}" if figure >= 100 else f"{figure:>13.3g}" for figure in (base, own))
     print(f"  {what:<44}{shown}{own / base:>9.2f}  {'>=' if at_least else '<='} {bound:<7}{met}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.server", description="What a task costs.")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser.add_argument("--adk", metavar="PYTHON", help="an interpreter that has google-adk with its extra a2a")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    options = _options()
+    main(options.quick, options.adk)

@@ -158,10 +158,6 @@ class Memory(ABC):
         """What can be said at once, where `retrieve` fails or does not answer in time. By default nothing."""
         return []
 
-    def open(self) -> None:
-        """Begin now what the first use would have to wait for; a server calls it at its start. It may read a database, and does
-        not wait for a network. By default there is nothing to do. Raises StoreError."""
-
     async def aclose(self) -> None:
         """Release what the memory holds. Using it afterwards is an error. By default there is nothing to release."""
 
@@ -288,6 +284,10 @@ class ManagedMemory(Memory):
     @property
     def managed(self) -> ManagedMemory:
         return self
+
+    def open(self) -> None:
+        """Begin now what the first use would have to wait for; a server calls it at its start. It may read a database, and does
+        not wait for a network. By default there is nothing to do. Raises StoreError."""
 
     @abstractmethod
     async def browse(

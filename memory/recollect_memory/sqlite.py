@@ -29,6 +29,18 @@ from .errors import StoreError
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], T]
 
+
+@dataclass(slots=True, eq=False)
+class Alongside:
+    """An operation that another's write to the same database takes into its transaction, if there is one.
+
+    `committed`: whether it was; until then, whoever made it does it by itself.
+    """
+
+    operation: Callable[[sqlite3.Connection], None]
+    committed: bool = False
+
+
 READERS = 2
 """Reader threads: one less than would help nobody on two cores, and reads are short."""
 _MOST_IN_ONE_COMMIT = 512

@@ -47,11 +47,6 @@ class Apart(Memory):
             self._late = not self._made.done()
             raise
 
-    @property
-    def managed(self) -> ManagedMemory | None:
-        ready = self._made.done() and self._made.exception() is None
-        return self._made.result().managed if ready else None
-
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
         return await self._there(lambda memory: memory.retrieve(query, top_k=top_k, **kwargs))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from .registry import Registry
 from .runtime.context import history_from
 from .runtime.local import LocalEngine
 from .runtime.retention import purge_forever
-from .runtime.turn import Progress
+from .runtime.turn import DueWrite, Progress
 from .users import Users
 
 
@@ -52,11 +52,10 @@ def create_app(config: Config | Path | str | None = None, *, registry: Registry 
         for name, served in registry.agents.items()
     }
 
-    def committed(progress: Progress | None) -> None:
+    def committed(progress: Progress | None, owed: Sequence[DueWrite]) -> None:
         if progress is None or progress.pushes:
             pusher.wake()
-        if progress is not None:
-            outbox.owe(progress.writes)
+        outbox.owe(owed)
 
     limits = config.limits
     engine = LocalEngine(store, executors, committed=committed, most=limits.turns, most_waiting=limits.waiting)

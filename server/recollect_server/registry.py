@@ -80,7 +80,8 @@ class Registry:
             self._held = self._held or self._hold()
             self.store.migrate()
             for memory in self.memories.values():
-                memory.open()
+                if isinstance(memory, ManagedMemory):
+                    memory.open()
 
     async def aclose(self) -> None:
         """Let memory writes end, then close what the agents used, the database last."""

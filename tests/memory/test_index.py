@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -90,6 +90,7 @@ def same(one: Index, other: Index) -> None:
 TEXTS = st.lists(st.sampled_from(["I like tea", "tea and cake", "cake?", "a car", "", "the of"]), max_size=14)
 
 
+@settings(deadline=None)
 @given(TEXTS, st.lists(st.integers(0, 13), max_size=4), st.integers(1, 5))
 def test_law_catching_up_gives_the_same_index_as_starting_over(texts: list[str], again: list[int], step: int) -> None:
     """Warm or cold, in few steps or many, changed rows included: the same columns, postings, vectors and tokens."""
@@ -119,6 +120,7 @@ def test_law_catching_up_gives_the_same_index_as_starting_over(texts: list[str],
     same(warm, cold)
 
 
+@settings(deadline=None)
 @given(TEXTS, st.sets(st.integers(0, 13)), st.randoms())
 def test_law_vectors_that_come_late_are_as_good(texts: list[str], late: set[int], order: Any) -> None:
     """Rows that get their vectors afterwards, in any order: the index that had them from the start."""

@@ -37,6 +37,8 @@ LOOK_BACK = 8
 READ_WITH = (0.6, 0.3)
 """The shares of the one and the two memories before it with which a vector is read: an answer means what it means after
 its question."""
+_AT_ONCE = 4096
+"""Memories that are related to those before them in one go: some 6 MB of vectors."""
 FULL = 20
 """Words from which a memory counts as full."""
 
@@ -180,13 +182,17 @@ class Index:
         What may change of a row it knows is all but its text: who takes a text away starts a new epoch.
         """
         self._reserve(self.size + len(rows))
+        embedded: list[int] = []
         for row in rows:
             place = self._places.get(row.seq)
             if place is None:
                 place = self._append(row)
-            elif row.embedder == self._embedder and not self._columns["embedded"][place]:
+            if row.embedder is not None and row.embedder == self._embedder and not self._columns["embedded"][place]:
                 self._embed(place, row)
+                embedded.append(place)
             self._refresh(place, row)
+        for start in range(0, len(embedded), _AT_ONCE):
+            self._relate(np.array(embedded[start : start + _AT_ONCE]))
         self.version = max([self.version, version, *(row.version for row in rows)])
 
     def _refresh(self, place: int, row: IndexRow) -> None:
@@ -224,8 +230,6 @@ class Index:
         self._follow(place, row)
         self._places[row.seq] = place
         self.size += 1
-        if row.embedder is not None and row.embedder == self._embedder:
-            self._embed(place, row)
         return place
 
     def _speaker(self, speaker: str) -> int:
@@ -256,29 +260,28 @@ class Index:
         self._columns["stretches"][place] = talk.stretch
 
     def _embed(self, place: int, row: IndexRow) -> None:
-        """Take in the vectors. Those that come late change how the next ones are read."""
+        """Take in the vectors."""
         if row.vector is not None and len(row.vector) == 4 * self._dimensions:
             self._vectors[place] = np.frombuffer(row.vector, dtype="<f4")
             self._columns["embedded"][place] = self.has_vectors = True
-            after = [int(other) for other in self._around[place, 2:] if other >= 0]
-            for other in {*range(place, min(place + LOOK_BACK + 1, self.size)), *after}:
-                self._relate(other)
         if row.tokens and self._token_width and not len(row.tokens) % self._token_width:
             self._add_tokens(place, np.frombuffer(row.tokens, dtype=np.int8).reshape(-1, self._token_width))
 
-    def _relate(self, place: int) -> None:
-        """How new the memory is after those before it, and how long its vector is together with theirs."""
+    def _relate(self, places: NDArray[np.int64]) -> None:
+        """How new those are that were embedded, and those after them, and how long their vectors are with those before."""
         columns, vectors = self._columns, self._vectors
-        if not columns["embedded"][place]:
-            return
-        vector = vectors[place]
-        near = vectors[max(0, place - LOOK_BACK) : place] @ vector
-        columns["novelty"][place] = 1.0 - max(0.0, float(near.max(initial=0.0)))
-        summed = vector.copy()
-        for share, before in zip(READ_WITH, self._around[place, :2], strict=True):
-            if before >= 0:
-                summed += share * vectors[before]
-        columns["context_norms"][place] = 1.0 / max(float(np.linalg.norm(summed)), 1e-6)
+        after = (places[:, None] + np.arange(LOOK_BACK + 1)).ravel()
+        at = np.unique(np.concatenate((after, self._around[places, 2:].ravel())))
+        at = at[(at >= 0) & (at < self.size)]
+        at = at[columns["embedded"][at]]
+        own, nearest = vectors[at], np.zeros(len(at), np.float32)
+        for before in range(1, LOOK_BACK + 1):
+            cosines = np.vecdot(own, vectors[np.maximum(at - before, 0)])
+            np.maximum(nearest, cosines, out=nearest, where=at >= before)
+        columns["novelty"][at] = 1.0 - nearest
+        for share, follows in zip(READ_WITH, self._around[at, :2].T, strict=True):
+            own[follows >= 0] += np.float32(share) * vectors[follows[follows >= 0]]
+        columns["context_norms"][at] = 1.0 / np.maximum(np.sqrt(np.vecdot(own, own)), 1e-6)
 
     def _add_tokens(self, place: int, tokens: NDArray[np.int8]) -> None:
         start, end = self._token_size, self._token_size + len(tokens)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 
-from . import reading
+from . import lasting, reading
 from .claims import ME, MOMENT, NUMBER, Claim, words_of
 from .forms import PEOPLE_STEMS
 from .lasting import tells
@@ -47,6 +47,7 @@ _ALMOST = 0.9
 def forget() -> None:
     """Keep no text any longer that was read."""
     _words_of.cache_clear()
+    lasting.forget()
     reading.forget()
 
 

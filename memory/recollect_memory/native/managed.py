@@ -24,10 +24,10 @@ from recollect_memory.contract import (
 from recollect_memory.sqlite import Database
 
 from . import lifecycle, owning, store, transfer, words
-from .embedding import Recent
 from .guard import Redaction
 from .index import Indexes
 from .store import Change, Erased, NewMemory, microseconds, storable
+from .vectors import Vectors
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -86,7 +86,7 @@ class Owned(ManagedMemory):
     indexes: Indexes
     _database: Database
     _under_way: UnderWay
-    _embedder: Recent | None
+    _vectors: Vectors
     _redact: Redaction
 
     @abstractmethod
@@ -216,8 +216,7 @@ class Owned(ManagedMemory):
         """Keep nothing in memory of what was deleted, and of what is being computed from it."""
         self._deletions += 1
         self.indexes.drop(scope)
-        if self._embedder is not None:
-            self._embedder.forget()
+        self._vectors.forget()
         words.forget()
         lifecycle.forget()
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from time import monotonic
 from typing import Any, ParamSpec, Self, TypeVar
 
 import numpy as np
@@ -28,18 +26,18 @@ from recollect_memory.contract import (
     Provenance,
     Scope,
 )
-from recollect_memory.errors import MemoryBackendError, RecollectError, StoreError
-from recollect_memory.sqlite import Database, path_of
+from recollect_memory.errors import MemoryBackendError, RecollectError
+from recollect_memory.sqlite import Alongside, Database, path_of
 
 from . import guard, owning, store, writing
 from .consolidation import Consolidation, Worker, draw
 from .cues import needs_memory
-from .embedding import Reading, Recent
 from .index import Index, Indexes
 from .managed import Begun, Owned, UnderWay, text_of
 from .ranking import best, for_embedder, rank, read
 from .selection import allowed, retention, substance, within
 from .settings import DEFAULT_DATABASE, settings_of
+from .vectors import Vectors
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,11 +46,8 @@ log = logging.getLogger(__name__)
 
 _THREADS = 4
 """For what a turn computes: embedding releases the GIL, and one scope's loading must not hold up all others."""
-_AT_ONCE = 64
-"""Memories that get new vectors in one go: recall waits at most for these."""
-_EMBEDDER_REST = 60.0
-"""Seconds after a failure of the embedder before missing vectors are asked for again."""
-_LAST = 2**63 - 1
+_MUCH = 200
+"""Rows of a write from which an index is brought up to date with it at once; a turn's few are left to who reads next."""
 _KNOWN = 30
 """Memories around its messages that a model is told, so that it does not draw them again."""
 
@@ -86,8 +81,6 @@ class NativeMemory(Owned):
         self.space = space
         self._owns_database = isinstance(database, str)
         self._database = Database(path_of(database)) if isinstance(database, str) else database
-        self._embedder_source = embedder
-        self._embedder: Recent | None = None
         self._opening, self._getting_ready = threading.Lock(), threading.Lock()
         self._opened = self._ready = False
         self._closed = False
@@ -97,11 +90,8 @@ class NativeMemory(Owned):
         self._fade_days = fade_days
         self._redact = guard.Redaction(redact)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="memory")
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="memory-vectors")
+        self._vectors = Vectors(name, embedder, self._database, self._let_go)
         self._under_way = UnderWay()
-        self._embedding: dict[Scope, Future[None]] = {}
-        """The scopes whose memories are being given vectors of this embedder."""
-        self._embedder_rests_until = 0.0
         self._consolidation = consolidation
         self._worker: Worker | None = None
         if consolidation is not None:
@@ -121,6 +111,11 @@ class NativeMemory(Owned):
         if database is not None and "database" not in entry:
             settings["database"] = database
         return cls(**settings, space=name, name=name)
+
+    @property
+    def database(self) -> Database:
+        """Where the rows are."""
+        return self._database
 
     def open(self) -> None:
         """Open the database now rather than at the first use; the embedder still waits for that. Raises StoreError; blocks."""
@@ -165,7 +160,9 @@ class NativeMemory(Owned):
         return found
 
     async def update(self, messages: list[Message], **kwargs: Any) -> None:
+        """As the contract says. `alongside` is taken into the commit, if there is something to write; see `Alongside`."""
         ctx: InvocationContext | None = kwargs.get("ctx")
+        alongside: Alongside | None = kwargs.get("alongside")
         scope = Scope.of(ctx, self.space)
         assert ctx is not None  # noqa: S101 - Scope.of refuses None
         with self._under_way.begun(scope) as begun:
@@ -173,7 +170,16 @@ class NativeMemory(Owned):
             if not new:
                 return
             pending = self._worker is not None
-            await self._write(scope, life, lambda change: writing.take(change, rows, prepared, pending=pending), begun)
+
+            def take(change: store.Change) -> bool:
+                writing.take(change, rows, prepared, pending=pending)
+                if alongside is not None:
+                    alongside.operation(change.db)
+                return True
+
+            written = await self._write(scope, life, take, begun)
+        if alongside is not None:
+            alongside.committed = written is True
         if self._worker is not None and (count := sum(map(writing.is_claiming, new))):
             self._worker.put(scope, store.storable(ctx.session_id), count)
 
@@ -198,34 +204,35 @@ class NativeMemory(Owned):
         if self._worker is not None:
             await self._run(lambda: None)
             await self._worker.settle()
-        while self._embedding:
-            await asyncio.gather(*map(asyncio.wrap_future, list(self._embedding.values())), return_exceptions=True)
+        while giving := list(self._vectors.under_way.values()):
+            await asyncio.gather(*map(asyncio.wrap_future, giving), return_exceptions=True)
 
     async def _write(
         self, scope: Scope, life: int, work: Callable[[store.Change], R], begun: Begun | None = None
     ) -> R | None:
         """Write into the life in which the caller began; None: it has ended, an erasure wins."""
 
-        def write(db: sqlite3.Connection) -> R:
+        def write(db: sqlite3.Connection) -> tuple[R, bool]:
             if begun is not None and begun.void:
                 raise store.Erased
+            before = db.total_changes
             change = store.Change(db, scope, life)
             done = work(change)
             owning.trim(change, self._max_memories)
-            return done
+            return done, (change.bare and self._vectors.known) or db.total_changes - before > _MUCH
 
         try:
-            done = await self._database.write(write)
+            done, at_once = await self._database.write(write)
         except store.Erased:
             log.info("memory %s: a write was dropped: its scope was erased meanwhile", self.name)
             self._let_go(scope)
             return None
-        if self.indexes.get(scope) is not None:  # now rather than in the next retrieve, which would do it too
+        if at_once and self.indexes.get(scope) is not None:
             try:
                 index = await self._run(self._caught_up, scope)
                 if not bool(index.column("embedded").all()):  # what is left of a message, for one
-                    self._embed_later(scope)
-            except RecollectError as error:  # the messages are accepted all the same
+                    self._vectors.give_later(scope)
+            except RecollectError as error:  # what was written is accepted all the same
                 log.warning("memory %s: its index could not be brought up to date: %s", self.name, error)
         return done
 
@@ -239,7 +246,7 @@ class NativeMemory(Owned):
             self._closed = True
         if self._worker is not None:
             self._worker.stop()
-        self._background.shutdown(wait=True, cancel_futures=True)
+        self._vectors.close()
         self._pool.shutdown(wait=True)
         self.indexes.clear()
         if self._owns_database:
@@ -300,7 +307,7 @@ class NativeMemory(Owned):
         with self._getting_ready:
             self.open()
             if not self._ready:
-                self._embedder = self._find_embedder()
+                self._vectors.find()
                 self._ready = True
 
     def _begun(self, scope: Scope) -> int:
@@ -337,18 +344,19 @@ class NativeMemory(Owned):
         index = self._caught_up(scope)
         if not index.size:
             return []
-        readings, now = self._read([for_embedder(query, index)]), datetime.now(UTC)
+        readings, now = self._vectors.read([for_embedder(query, index)]), datetime.now(UTC)
         with index.lock:
             asked = read(query, index, readings[0] if readings else None)
             ranking = rank(index, asked, now, allowed(index, where, now))
-            kept = retention(index.column("said_at"), index.column("pinned"), now, self._fade_days)
-            kept *= substance(index)
+            kept = substance(index)
+            if self._fade_days is not None:
+                kept *= retention(index.column("said_at"), index.column("pinned"), now, self._fade_days)
             scores = ranking.scores * kept
             chosen = [(int(index.column("seqs")[place]), place) for place in best(scores, top_k)]
             explained = {seq: _explained(ranking.explain(place), float(kept[place])) for seq, place in chosen}
             missing = not bool(index.column("embedded").all())
         if missing:
-            self._embed_later(scope)
+            self._vectors.give_later(scope)
         rows = self._database.read_now(lambda db: store.by_seq(db, scope, [seq for seq, _ in chosen]))
         hits = [
             MemoryHit(rows[seq], min(1.0, max(0.0, sum(explained[seq].values()))), explained[seq])
@@ -362,6 +370,8 @@ class NativeMemory(Owned):
     def _with_standing(self, scope: Scope, index: Index, hits: list[MemoryHit], top_k: int) -> list[MemoryHit]:
         """With the user's standing instructions about how to answer, which no word of a question finds, in the last places."""
         with index.lock:
+            if not index.column("standing").any():
+                return hits
             where = MemoryFilter(kinds=frozenset({MemoryKind.PREFERENCE}))
             places = np.flatnonzero(index.column("standing") & allowed(index, where, datetime.now(UTC)))
             seqs = [int(seq) for seq in index.column("seqs")[places[-max(1, top_k // 3) :]]]
@@ -380,90 +390,15 @@ class NativeMemory(Owned):
     def _caught_up(self, scope: Scope) -> Index:
         """The scope's index, with everything in it that was acknowledged before this call."""
         kept = self.indexes.get(scope)
-        index = kept or self.indexes.put(scope, self._empty_index())
+        index = kept or self.indexes.put(scope, self._vectors.index())
         with index.lock:
             changed = self._database.read_now(lambda db: _catch_up(db, scope, index))
             if changed or kept is None:
                 self.indexes.settle(scope, index)
         return index
 
-    def _embed_later(self, scope: Scope) -> None:
-        """Give the scope's memories that have no vector of this embedder one, in the background; until then, their words find
-        them."""
-        if self._embedder is None or monotonic() < self._embedder_rests_until:
-            return
-        with self._getting_ready:
-            if scope in self._embedding or self._closed:
-                return
-            under_way = self._embedding[scope] = self._background.submit(
-                self._embed_missing, scope, self._embedder.name
-            )
-        under_way.add_done_callback(lambda _: self._embedding.pop(scope, None))
-
-    def _embed_missing(self, scope: Scope, embedder: str) -> None:
-        life, before = self._database.read_now(lambda db: store.state(db, scope)).life, _LAST
-        try:
-            while not self._closed:
-                rows = self._database.read_now(
-                    functools.partial(
-                        owning.of_other_models, scope=scope, embedder=embedder, most=_AT_ONCE, before=before
-                    )
-                )
-                if not rows:
-                    return
-                embedded = self._embedded([store.NewMemory("user", "", content, "", 0) for _, _, content in rows])
-                if embedded[0].vector is None:
-                    self._embedder_rests_until = monotonic() + _EMBEDDER_REST
-                    return
-                done = [(seq, revision, new) for (seq, revision, _), new in zip(rows, embedded, strict=True)]
-                self._database.write_now(functools.partial(_set_vectors, scope=scope, life=life, rows=done))
-                before = rows[-1][0]
-        except store.Erased:
-            self._let_go(scope)
-        except StoreError as error:
-            log.warning("memory %s: vectors of %s are still missing: %s", self.name, embedder, error)
-
-    def _empty_index(self) -> Index:
-        embedder = self._embedder
-        return Index(embedder.name, embedder.dimensions, embedder.token_width) if embedder else Index(None, 0)
-
     def _embedded(self, memories: Sequence[store.NewMemory]) -> Sequence[store.NewMemory]:
-        readings, embedder = self._read([memory.content for memory in memories]), self._embedder
-        if readings is None or embedder is None:
-            return memories
-        return [
-            dataclasses.replace(
-                memory,
-                embedder=embedder.name,
-                dimensions=len(reading.vector),
-                vector=reading.vector.astype("<f4").tobytes(),
-                tokens=reading.tokens.tobytes() if reading.tokens is not None else None,
-            )
-            for memory, reading in zip(memories, readings, strict=True)
-        ]
-
-    def _read(self, texts: Sequence[str]) -> list[Reading] | None:
-        """What the embedder makes of them; None where there is none, or where it fails: words alone are better than nothing."""
-        if self._embedder is None:
-            return None
-        try:
-            return self._embedder.read(texts)
-        except Exception:
-            log.exception("memory %s: the embedder failed on %d texts: by words alone", self.name, len(texts))
-            return None
-
-    def _find_embedder(self) -> Recent | None:
-        source = self._embedder_source
-        found = source if isinstance(source, Embedder) else None
-        if found is None and callable(source):
-            try:
-                found = source()
-            except Exception:
-                log.exception("memory %s: the embedder cannot be had", self.name)
-        if found is None:
-            log.warning("memory %s: no embedder: what is remembered is found by its words alone", self.name)
-            return None
-        return Recent(found)
+        return self._vectors.given(memories)
 
 
 def _catch_up(db: Any, scope: Scope, index: Index) -> bool:
@@ -474,12 +409,6 @@ def _catch_up(db: Any, scope: Scope, index: Index) -> bool:
         return False
     index.apply(store.changed_since(db, scope, index.version), state.version)
     return True
-
-
-def _set_vectors(
-    db: sqlite3.Connection, *, scope: Scope, life: int, rows: Sequence[tuple[int, int, store.NewMemory]]
-) -> None:
-    owning.set_vectors(store.Change(db, scope, life), rows)
 
 
 def _explained(signals: dict[str, float], kept: float) -> dict[str, float]:

@@ -11,9 +11,8 @@ MaxSim of Khattab and Zaharia, "ColBERT" (2020), over the tokens of the sentence
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
     Places = NDArray[np.integer[Any]]
-    Posting = tuple[NDArray[np.int32], Floats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +74,8 @@ _TO = (0.4, 0.2, 0.8, 0.6)
 """What a match counts to those around it: to the one before it, it is one after."""
 _CANDIDATES = 80
 """Memories, the best by all other signals, whose tokens are compared."""
+_TABLE = 1_000_000
+"""Numbers of a table of terms and memories: 4 MB."""
 _LONGEST_END = 600
 """Characters of the beginning, and of the end, of a query."""
 _STRETCH_BEST = 3
@@ -138,6 +138,32 @@ class Ranking:
         return parts | {"floor": -below} if below < 0 else parts
 
 
+@dataclass(frozen=True, slots=True)
+class _Matches:
+    """Where the query's terms stand: the postings of `terms`, one after the other. `holding`: how many each term has."""
+
+    terms: NDArray[np.intp]
+    holding: NDArray[np.intp]
+    places: NDArray[np.int32]
+    counts: Floats
+
+    def in_parts(self, width: int) -> Iterator[_Matches]:
+        """A few terms at a time, so that a table of `width` a term stays within `_TABLE` numbers."""
+        most, ends = max(1, _TABLE // width), np.cumsum(self.holding)
+        for first in range(0, len(self.terms), most):
+            last = min(first + most, len(self.terms))
+            part = slice(ends[first] - self.holding[first], ends[last - 1])
+            yield _Matches(self.terms[first:last], self.holding[first:last], self.places[part], self.counts[part])
+
+
+def _matches(index: Index, terms: Sequence[str]) -> _Matches:
+    postings = [index.postings(term) for term in terms]
+    places = [places for places, _ in postings] or [np.zeros(0, np.int32)]
+    counts = [counts for _, counts in postings] or [np.zeros(0, np.float32)]
+    holding = np.array([len(places) for places, _ in postings], np.intp)
+    return _Matches(np.arange(len(terms)), holding, np.concatenate(places), np.concatenate(counts))
+
+
 def for_embedder(text: str, index: Index) -> str:
     """The query as it is embedded: names of speakers replaced by "they", politeness left out.
 
@@ -180,12 +206,14 @@ def rank(
     size = index.size
     if not size:
         return Ranking(np.zeros(0, np.float32), {})
+    if allowed is not None and allowed.all():
+        allowed = None
     scale = 1.0 / _highest(weights)
-    postings = [index.postings(term) for term in query.terms]
-    share, same = _echo(index, postings)
+    matches = _matches(index, query.terms)
+    share, same = _echo(index, matches)
     worth = _only(allowed, _worth(index, query, same), 0.0)
     signals = _priors(index, query, now, share, weights, scale)
-    around, alone = lexical(index, postings, worth)
+    around, alone = lexical(index, matches, worth)
     evidence = [alone]
     if query.vector is not None and index.has_vectors:
         signals["words"] = _weighted(weights.words * scale, around)
@@ -215,29 +243,30 @@ def best(scores: Floats, most: int) -> list[int]:
 # -- signals: each 0..1, one value a memory -------------------------------------------------------------------------------
 
 
-def lexical(index: Index, postings: Sequence[Posting], worth: Floats) -> tuple[Floats, Floats]:
+def lexical(index: Index, matches: _Matches, worth: Floats) -> tuple[Floats, Floats]:
     """The share of the query's terms, by rarity, that each memory holds with those around it, and alone.
 
     A term weighs as in BM25, but at most 1, and the share is of all that the query asks: where little of it is known, the
     one memory that has a word in common with it gets little. `worth`: what a match in each memory counts, 0..1.
     """
-    size, lengths, neighbours = index.size, index.column("lengths"), index.around
-    around, alone, whole = np.zeros(size + 1, np.float32), np.zeros(size, np.float32), 0.0
-    for places, counts in postings:
-        rarity = math.log1p((size - len(places) + 0.5) / (len(places) + 0.5))
-        whole += rarity
-        if not len(places):
-            continue
-        norm = _K1 * (1 - _B + _B * lengths[places] / index.average_length)
-        here = _weighted(rarity, np.minimum(counts * (_K1 + 1) / (counts + norm), 1.0)) * worth[places]
-        alone[places] += here
-        reach = np.zeros(size + 1, np.float32)  # the last element is where place -1 points
-        reach[places] = here
-        for readers, share in zip(neighbours[places].T, _TO, strict=True):
-            reach[readers] = np.maximum(reach[readers], np.float32(share) * here)
-        around += reach
-    shares = np.float32(max(whole, 1e-9))
-    return around[:size] / shares, alone / shares
+    size, lengths = index.size, index.column("lengths")
+    around, alone = np.zeros(size + 1, np.float32), np.zeros(size + 1, np.float32)  # the last is for place -1
+    rarity = np.log1p((size - matches.holding + 0.5) / (matches.holding + 0.5))
+    norms = _K1 * (1 - _B + _B * lengths / index.average_length)
+    for few in matches.in_parts(size + 1):
+        norm = norms[few.places]
+        here = np.minimum(few.counts * (_K1 + 1) / (few.counts + norm), 1.0)
+        here = np.repeat(rarity.astype(np.float32)[few.terms], few.holding) * here * worth[few.places]
+        table = np.zeros((len(few.terms), size + 1), np.float32)
+        flat, rows = table.ravel(), np.repeat(np.arange(len(few.terms)) * (size + 1), few.holding)
+        flat[rows + few.places] = here
+        alone += table.sum(axis=0)
+        for readers, share in zip(index.around[few.places].T, _TO, strict=True):
+            at = rows + readers  # of place -1: where the row before it ends
+            flat[at] = np.maximum(flat[at], np.float32(share) * here)
+        around += table.sum(axis=0)
+    shares = np.float32(max(float(rarity.sum()), 1e-9))
+    return around[:size] / shares, alone[:size] / shares
 
 
 def max_sim(index: Index, query_tokens: NDArray[np.int8], candidates: Places, worth: Floats) -> tuple[Floats, Floats]:
@@ -301,28 +330,26 @@ def _stretch(index: Index, evidence: Floats) -> Floats:
     """The mean of the three best of each memory's stretch of talk."""
     stretches, count = index.column("stretches"), index.stretch_count
     sizes = np.bincount(stretches, minlength=count)
-    total, left = np.zeros(count, np.float32), evidence.copy()
+    order = np.argsort(stretches, kind="stable")  # they are nearly in order
+    starts, left, numbers = np.cumsum(sizes) - sizes, evidence[order], np.arange(index.size)
+    total = np.zeros(count, np.float32)
     for taken in range(_STRETCH_BEST):
-        highest = np.full(count, -1.0, np.float32)
-        np.maximum.at(highest, stretches, left)
+        highest = np.maximum.reduceat(left, starts)
         total += np.where(sizes > taken, highest, np.float32(0))
-        at = np.flatnonzero(left >= highest[stretches])
-        _, first = np.unique(stretches[at], return_index=True)
-        left[at[first]] = -1.0
+        reached = np.where(left == np.repeat(highest, sizes), numbers, index.size)
+        left[np.minimum.reduceat(reached, starts)] = -1.0  # of equal ones, one
     total /= np.clip(sizes, 1, _STRETCH_BEST)
     best_of: Floats = total[stretches]
     return best_of
 
 
-def _echo(index: Index, postings: Sequence[Posting]) -> tuple[Floats, Floats]:
+def _echo(index: Index, matches: _Matches) -> tuple[Floats, Floats]:
     """For what asks rather than tells: which share of its different terms the query holds, and how far it is the same
     question, which is more: the query has hardly another term either."""
-    matched = np.zeros(index.size, np.float32)
-    for places, _ in postings:
-        matched[places] += 1
+    matched: Floats = np.bincount(matches.places, minlength=index.size).astype(np.float32)
     matched *= index.column("asking") > _MOSTLY
-    share = _weighted(1.0, matched / np.maximum(index.column("distinct"), 1))
-    return share, np.maximum(2 * share * matched / np.float32(max(len(postings), 1)) - 1, 0)
+    share: Floats = np.divide(matched, np.maximum(index.column("distinct"), 1), dtype=np.float32)
+    return share, np.maximum(2 * share * matched / np.float32(max(len(matches.holding), 1)) - 1, 0)
 
 
 def _worth(index: Index, query: Query, same: Floats) -> Floats:
@@ -383,7 +410,7 @@ def _only(allowed: NDArray[np.bool_] | None, values: Floats, otherwise: float) -
 
 
 def _weighted(weight: float, values: NDArray[Any]) -> Floats:
-    weighted: Floats = np.float32(weight) * values.astype(np.float32)
+    weighted: Floats = np.multiply(values, np.float32(weight), dtype=np.float32, casting="same_kind")
     return weighted
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from .claims import DAYS, MONTHS, Claim, Clause
 from .forms import claims_of
-from .words import asks
+from .words import RECENT_TEXTS, asks
 
 _LONGEST = 600
 """Characters: a longer sentence is a text somebody pasted, and claims nothing of its own."""
@@ -101,6 +101,7 @@ _UNREAL = re.compile(
 """What is not said to be so: wishes, chances, hearsay, the past."""
 
 
+@lru_cache(maxsize=RECENT_TEXTS)
 def plain(text: str) -> str:
     """The text with contractions, quotes and spellings in one form."""
     for pattern, to in _EXPAND:
@@ -139,7 +140,8 @@ _IT_IS = re.compile(r"(?P<thing>.+?) (?:is|are) not (?P<old>.+?),? (?:it is|they
 
 def forget() -> None:
     """Keep no text any longer that was read."""
-    read.cache_clear()
+    for kept in (read, plain, split):
+        kept.cache_clear()
 
 
 @lru_cache(maxsize=4096)
@@ -150,10 +152,11 @@ def read(text: str) -> tuple[Sentence, ...]:
     return tuple(_sentence(part) for part in split(text))
 
 
-def split(text: str) -> list[str]:
+@lru_cache(maxsize=RECENT_TEXTS)
+def split(text: str) -> tuple[str, ...]:
     """The sentences of a text; together they are the text, but for white space between them."""
-    parts = [part for part in _SENTENCES.split(text.strip()) if part.strip()]
-    return parts if len(parts) <= _MOST_SENTENCES else [text]
+    parts = tuple(part for part in _SENTENCES.split(text.strip()) if part.strip())
+    return parts if len(parts) <= _MOST_SENTENCES else (text,)
 
 
 def _sentence(text: str) -> Sentence:

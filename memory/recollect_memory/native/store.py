@@ -240,6 +240,8 @@ class Change:
         self.db = db
         self.scope = scope
         self.key = key_of(scope)
+        self.bare = False
+        """Whether a memory was stored without a vector."""
         self._version: int | None = None
 
     @property
@@ -291,6 +293,7 @@ class Change:
         found = self.db.execute(SQL["refresh_duplicate"], values).fetchall()
         fresh = not found
         if fresh:
+            self.bare = self.bare or new.vector is None
             values |= {"id": uuid.uuid4().hex, "valid_to": None, "superseded_by": None, "pinned": 0, "revision": 1}
             found = self.db.execute(SQL["insert_memory"], values).fetchall()
         ((seq, id_),) = found

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, cast
 
+RECENT_TEXTS = 256
+"""Texts of which it is kept what they were read as: a turn's are asked with, compared, written and indexed."""
 _WORD = re.compile(r"[^\W_]+")
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]"
@@ -41,10 +43,11 @@ _stemmer: Any = importlib.import_module("snowballstemmer").stemmer("english")
 _stemming = threading.Lock()
 
 
-def terms(text: str) -> list[str]:
+@lru_cache(maxsize=RECENT_TEXTS)
+def terms(text: str) -> tuple[str, ...]:
     """The terms of a text in order, repeated as often as they occur; those of unspaced scripts are character pairs."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return [term for word in _WORD.findall(folded) for term in _terms_of(word)]
+    return tuple(term for word in _WORD.findall(folded) for term in _terms_of(word))
 
 
 def is_stop_word(word: str) -> bool:
@@ -54,6 +57,7 @@ def is_stop_word(word: str) -> bool:
 
 def forget() -> None:
     """Keep no word any longer that was met."""
+    terms.cache_clear()
     _terms_of.cache_clear()
 
 

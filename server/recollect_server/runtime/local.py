@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,7 +29,7 @@ from .engine import Engine, Submission
 from .events import Event, Snapshot, Subscriber, stream_response
 from .run import CURRENT, Run, TurnJournal
 from .store import Store
-from .turn import INTERRUPTED, TERMINAL, Accepted, Caller, Overtaken, Progress, TurnState
+from .turn import INTERRUPTED, TERMINAL, Accepted, Caller, DueWrite, Overtaken, Progress, TurnState
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ _STOP_WITHIN = 2.0
 class LocalEngine(Engine):
     """Runs turns on the event loop that made it.
 
-    `executors` are by agent name. `committed` is told of each commit that has something leave the server; None: a push.
+    `executors` are by agent name. `committed` is told of each commit that has something leave the server, with the memory
+    writes that it owes; None: a push.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class LocalEngine(Engine):
         store: Store,
         executors: Mapping[str, AgentExecutor],
         *,
-        committed: Callable[[Progress | None], None],
+        committed: Callable[[Progress | None, Sequence[DueWrite]], None],
         most: int = 10_000,
         most_waiting: int = 32,
     ) -> None:
@@ -413,7 +414,7 @@ class LocalEngine(Engine):
         if expected not in TERMINAL:
             snapshot.apply(event)
             if await self._store.end(caller, snapshot.task, expected, payload):
-                self._committed(None)
+                self._committed(None, ())
                 self._tell_watchers(event)
                 return snapshot.task
         raise TaskNotCancelableError(f"task {task_id} has ended")

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 300.0
 """Seconds between tries: doubled each time, each a random part of it less."""
 _AT_ONCE = 8
+_MOST_IN_HAND = 1000
+"""Writes of a memory that are handed over without being read again; beyond it, they are read from their rows."""
 _CANCEL_WITHIN = 1.0
 """Seconds that a write gets to stop when it is given up."""
 _STOP_WITHIN = 3.0
@@ -50,7 +52,11 @@ class Patience:
 
 
 class Outbox:
-    """Delivers the memory writes that turns owe, each scope's in order, and knows which are still on their way."""
+    """Delivers the memory writes that turns owe, each scope's in order, and knows which are still on their way.
+
+    The rows are the truth. What was just committed is handed over in memory; rows are read at the start, and after a failure
+    until nothing is left in them.
+    """
 
     def __init__(
         self,
@@ -64,15 +70,18 @@ class Outbox:
         self.metrics = metrics or Metrics(memories)
         self._patience = defaultdict(Patience, patience or {})
         self._owed: dict[tuple[str, str], list[MemoryWrite]] = {}
-        self._delivering: set[tuple[str, str]] = set()
+        self._in_hand: dict[str, list[DueWrite] | None] = {}
+        """By memory, what was committed and is all that it is owed; None: its rows may say more."""
+        self._delivering: dict[tuple[str, str], asyncio.Future[None]] = {}
         self._inherited: set[tuple[str, object]] = set()
         """Writes that an earlier process left, and may have made without living to note it."""
         self._made: set[int] = set()
         """Writes that are made, but could not be noted yet."""
-        self._deaf: dict[int, asyncio.Task[None]] = {}
+        self._deaf: dict[int, asyncio.Task[bool]] = {}
         """Tries that were given up and do not stop: none is begun beside them."""
         self._stopping = False
-        self._arrived = asyncio.Condition()
+        self._awaited: dict[tuple[str, str], asyncio.Event] = {}
+        """Set when nothing is owed to a scope any more, where somebody waits for it."""
         self._wake: dict[str, asyncio.Event] = {}
         self._workers: list[asyncio.Task[None]] = []
 
@@ -81,7 +90,8 @@ class Outbox:
         self._wake = {name: asyncio.Event() for name in self._memories}
         left = await self._store.unconfirmed_writes()
         self._inherited = {_turn(write) for write in left}
-        self.owe(left)
+        for write in left:
+            self._note(write)
         for name in self._memories:
             self.metrics.count_pending(name, partial(self.pending, name))
         self._workers = [asyncio.create_task(self._deliver_forever(name)) for name in self._memories]
@@ -102,100 +112,135 @@ class Outbox:
         """How many writes a memory is owed."""
         return sum(len(writes) for (name, _), writes in self._owed.items() if name == memory)
 
-    def owe(self, writes: Iterable[MemoryWrite]) -> None:
-        """Note committed writes, and have them delivered."""
-        for write in writes:
-            self._owed.setdefault(_key(write), []).append(write)
-            if write.memory in self._wake:
-                self._wake[write.memory].set()
+    def owe(self, due: Iterable[DueWrite]) -> None:
+        """Take committed writes, and have them delivered."""
+        for one in due:
+            self._note(one.write)
+            name = one.write.memory
+            in_hand = self._in_hand.get(name)
+            if in_hand is not None and len(in_hand) < _MOST_IN_HAND:
+                in_hand.append(one)
+            else:
+                self._in_hand[name] = None
+            if name in self._wake:
+                self._wake[name].set()
+
+    def _note(self, write: MemoryWrite) -> None:
+        self._owed.setdefault(_key(write), []).append(write)
 
     def owed(self, memory: str, scope: str) -> list[MemoryWrite]:
         return self._owed.get((memory, scope), [])
 
     async def retry(self) -> int:
         """Deliver what was given up, of every memory that there is; how many writes."""
-        retried = [await self._store.retry_failed_writes(name) for name in self._memories]
-        for writes in retried:
-            self.owe(writes)
-        return sum(map(len, retried))
+        count = 0
+        for name in self._memories:
+            for write in await self._store.retry_failed_writes(name):
+                self._note(write)
+                count += 1
+            self._in_hand[name] = None
+            self._wake[name].set()
+        return count
 
     async def settle(self, memory: str, scope: str) -> None:
         """Wait a moment for what a scope is owed."""
         key = (memory, scope)
         if key in self._owed:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_WAIT), self._arrived:
-                    await self._arrived.wait_for(lambda: key not in self._owed)
+                async with asyncio.timeout(_WAIT):
+                    await self._awaited.setdefault(key, asyncio.Event()).wait()
 
     async def drop(self, tenant: str, user: str) -> None:
         """A user is being erased: forget what is owed on their behalf, and wait for what is just being delivered."""
         theirs = {key for key, writes in self._owed.items() if _is_of(writes[0], tenant, user)}
         for key in theirs:
             del self._owed[key]
-        async with self._arrived:
-            await self._arrived.wait_for(lambda: not theirs & self._delivering)
+            self._arrived(key)
+        if ending := [self._delivering[key] for key in theirs if key in self._delivering]:
+            await asyncio.wait(ending)
 
     async def _deliver_forever(self, name: str) -> None:
         wake = self._wake[name]
         while not self._stopping:
             wake.clear()
+            at: int | None = None
             try:
-                due = await self._store.due_writes(name, 64)
+                due, self._in_hand[name] = self._in_hand.get(name), []
+                if due is None:
+                    due, at = await self._read(name)
                 if due:
                     await self._deliver_all(due)
                     continue
-                at = await self._store.next_write(name)
             except RecollectError:
                 logger.exception("memory %s: what is owed to it could not be read", name)
+                self._in_hand[name] = None
                 at = now() + 1_000_000
+            if self._in_hand[name]:
+                continue
             # not `wait_for`: before Python 3.12 it may lose a cancellation that comes just as it is woken
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if at is None else max(0.01, (at - now()) / 1e6)):
                     await wake.wait()
 
+    async def _read(self, name: str) -> tuple[list[DueWrite], int | None]:
+        """What is due by the rows, or else when the next is. Where there is none, what is in hand from here on is all: it was
+        committed after the rows were read.
+        """
+        due = await self._store.due_writes(name, 64)
+        at = None if due else await self._store.next_write(name)
+        if due or at is not None:
+            self._in_hand[name] = None
+        return due, at
+
     async def _deliver_all(self, due: list[DueWrite]) -> None:
         scopes: dict[tuple[str, str], list[DueWrite]] = {}
         for one in due:
             scopes.setdefault(_key(one.write), []).append(one)
+        if len(scopes) == 1:
+            ((key, writes),) = scopes.items()
+            return await self._deliver_in_order(key, writes)
         gate = asyncio.Semaphore(_AT_ONCE)
-        outcomes = await asyncio.gather(
-            *(self._deliver_in_order(writes, gate) for writes in scopes.values()), return_exceptions=True
-        )
+
+        async def deliver(key: tuple[str, str], writes: list[DueWrite]) -> None:
+            async with gate:
+                await self._deliver_in_order(key, writes)
+
+        outcomes = await asyncio.gather(*(deliver(*one) for one in scopes.items()), return_exceptions=True)
         for outcome in outcomes:  # none is left running when one fails, for all that is due is read again
             if outcome is not None:
                 raise outcome
 
-    async def _deliver_in_order(self, writes: list[DueWrite], gate: asyncio.Semaphore) -> None:
-        async with gate:
-            for due in writes:
-                if self._stopping or not await self._deliver(due):
-                    return  # the next of this scope waits for this one
+    async def _deliver_in_order(self, key: tuple[str, str], writes: list[DueWrite]) -> None:
+        for due in writes:
+            if self._stopping or not await self._deliver(key, due):
+                self._in_hand[due.write.memory] = None
+                return  # the next of this scope waits for this one
 
-    async def _deliver(self, due: DueWrite) -> bool:
+    async def _deliver(self, key: tuple[str, str], due: DueWrite) -> bool:
         write = due.write
-        key = _key(write)
-        if key not in self._owed:
-            return True  # dropped since it was read
-        self._delivering.add(key)
+        if not any(_same(write, owed) for owed in self._owed.get(key, ())):
+            return True  # dropped since
+        noted = False
+        ending = self._delivering[key] = asyncio.get_running_loop().create_future()
         try:
             if due.id not in self._made:
-                await self._write(due)
+                noted = await self._write(due)
         except Exception as error:  # noqa: BLE001 - kept, retried and shown
-            await self._retry(due, error)
+            await self._retry(key, due, error)
             return False
         finally:
-            self._delivering.discard(key)
-            async with self._arrived:
-                self._arrived.notify_all()
-        self._made.add(due.id)
-        await self._store.write_done(due)
-        self._made.discard(due.id)
+            del self._delivering[key]
+            ending.set_result(None)
+        if not noted:
+            self._made.add(due.id)
+            await self._store.write_done(due)
+            self._made.discard(due.id)
         self.metrics.tried(write.memory, "stored")
-        await self._gone(write)
+        self._gone(key, write)
         return True
 
-    async def _write(self, due: DueWrite) -> None:
-        """Hand a write to its memory. Raises what that does, and TimeoutError."""
+    async def _write(self, due: DueWrite) -> bool:
+        """Hand a write to its memory; whether its row is gone already. Raises what that does, and TimeoutError."""
         work = self._deaf.pop(due.id, None) or asyncio.create_task(self._hand_over(due))
         seconds = self._patience[due.write.memory].seconds
         try:
@@ -210,38 +255,46 @@ class Outbox:
             raise TimeoutError(f"not written within {seconds:g} s")
         if work.cancelled():
             raise MemoryBackendError("the memory stopped in the middle of it")
-        work.result()
+        return work.result()
 
-    async def _hand_over(self, due: DueWrite) -> None:
+    async def _hand_over(self, due: DueWrite) -> bool:
         write = due.write
         memory, context = self._memories[write.memory], context_of(write.context)
         messages = [message_of(value) for value in write.messages]
         doubtful = due.tries > 0 or _turn(write) in self._inherited
-        if not (doubtful and await memory.already_written(messages, ctx=context)):
+        if doubtful and await memory.already_written(messages, ctx=context):
+            return False
+        done = self._store.done_alongside(due, memory)
+        if done is None:
             await memory.update(messages, ctx=context)
+            return False
+        await memory.update(messages, ctx=context, alongside=done)
+        return done.committed
 
-    async def _retry(self, due: DueWrite, error: Exception) -> None:
+    async def _retry(self, key: tuple[str, str], due: DueWrite, error: Exception) -> None:
         problem, name = f"{type(error).__name__}: {error}", due.write.memory
         if due.tries + 1 >= self._patience[name].tries:
             logger.error("memory %s: a write of task %s is given up: %s", name, due.task_id, problem)
             await self._store.write_failed(due, problem, None)
             self.metrics.tried(name, "failed", error)
-            await self._gone(due.write)
+            self._gone(key, due.write)
             return
         logger.warning("memory %s: a write of task %s will be tried again: %s", name, due.task_id, problem)
         await self._store.write_failed(due, problem, now() + int(1e6 * backoff(due.tries)))
         self.metrics.tried(name, "retried", error)
 
-    async def _gone(self, write: MemoryWrite) -> None:
-        key, turn = _key(write), _turn(write)
-        left = [other for other in self._owed.get(key, []) if _turn(other) != turn]
-        self._inherited.discard(turn)
-        async with self._arrived:
-            if left:
-                self._owed[key] = left
-            else:
-                self._owed.pop(key, None)
-            self._arrived.notify_all()
+    def _gone(self, key: tuple[str, str], write: MemoryWrite) -> None:
+        self._inherited.discard(_turn(write))
+        left = [other for other in self._owed.get(key, ()) if not _same(write, other)]
+        if left:
+            self._owed[key] = left
+        else:
+            self._owed.pop(key, None)
+            self._arrived(key)
+
+    def _arrived(self, key: tuple[str, str]) -> None:
+        if (awaited := self._awaited.pop(key, None)) is not None:
+            awaited.set()
 
 
 class OutboxMemory(Memory):
@@ -300,7 +353,13 @@ def _key(write: MemoryWrite) -> tuple[str, str]:
     return write.memory, Scope.of(context_of(write.context)).key
 
 
-def _seen(task: asyncio.Task[None]) -> None:
+def _same(one: MemoryWrite, other: MemoryWrite) -> bool:
+    """Whether it is one write, in hand or read from its row: the same messages of the same turn."""
+    ids = [[message["id"] for message in write.messages] for write in (one, other)]
+    return one is other or (_turn(one) == _turn(other) and ids[0] == ids[1])
+
+
+def _seen(task: asyncio.Task[bool]) -> None:
     if not task.cancelled():
         task.exception()  # who tries next hears of it, if anybody does
 

@@ -20,7 +20,7 @@ from recollect_server.values import unfit, unfit_artifact, unfit_message
 
 from .events import Event, Snapshot, Subscriber, coalesce, packed, stream_response
 from .store import Store
-from .turn import INTERRUPTED, TERMINAL, Accepted, Continues, MemoryWrite, Progress
+from .turn import INTERRUPTED, TERMINAL, Accepted, Continues, DueWrite, MemoryWrite, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Run(EventQueue):
         accepted: Accepted,
         store: Store,
         watchers: Callable[[Event], None],
-        committed: Callable[[Progress], None],
+        committed: Callable[[Progress, Sequence[DueWrite]], None],
     ) -> None:
         self.turn = accepted.turn
         self.snapshot = Snapshot(accepted.task, accepted.seq)
@@ -256,9 +256,9 @@ class Run(EventQueue):
             self._recording.add_done_callback(self._stop_if_it_failed)
 
     async def _record(self, progress: Progress) -> None:
-        await self._store.record(progress)
-        if progress.pushes or progress.writes:
-            self._committed(progress)
+        owed = await self._store.record(progress)
+        if progress.pushes or owed:
+            self._committed(progress, owed)
 
     def _stop_if_it_failed(self, recording: asyncio.Task[None]) -> None:
         error = None if recording.cancelled() else recording.exception()

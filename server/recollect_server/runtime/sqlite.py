@@ -16,7 +16,8 @@ from typing import Any
 from a2a.types import Message, SendMessageRequest, Task, TaskPushNotificationConfig, TaskState, TaskStatus
 from a2a.utils.errors import InvalidParamsError, TaskNotFoundError, UnsupportedOperationError
 
-from recollect_memory.sqlite import Database, named_queries
+from recollect_memory import Memory
+from recollect_memory.sqlite import Alongside, Database, named_queries
 from recollect_server.identity import USER_ID
 
 from .store import Listing, OwnedTask, Store
@@ -62,8 +63,8 @@ class SQLiteStore(Store):
     ) -> Accepted:
         return await self._db.write(partial(_accept, caller, request, user, extensions))
 
-    async def record(self, progress: Progress) -> None:
-        await self._db.write(partial(_record, progress))
+    async def record(self, progress: Progress) -> list[DueWrite]:
+        return await self._db.write(partial(_record, progress))
 
     async def mark(self, turn: Turn, state: TurnState) -> None:
         await self._write("mark_turn", {"id": turn.id, "attempt": turn.attempt, "state": state})
@@ -105,6 +106,10 @@ class SQLiteStore(Store):
 
     async def write_done(self, due: DueWrite) -> None:
         await self._db.write(partial(_write_done, due))
+
+    def done_alongside(self, due: DueWrite, memory: Memory) -> Alongside | None:
+        shared = getattr(memory, "database", None) is self._db
+        return Alongside(partial(_write_done, due)) if shared else None
 
     async def write_failed(self, due: DueWrite, problem: str, retry_at: int | None) -> None:
         await self._db.write(partial(_write_failed, due, problem, retry_at))
@@ -366,7 +371,7 @@ def _replay(caller: Caller, digest: bytes, before: tuple[Any, ...], db: sqlite3.
     return replace(found, replay=True, over=row["state"] == TurnState.DONE, answer=message)
 
 
-def _record(progress: Progress, db: sqlite3.Connection) -> None:
+def _record(progress: Progress, db: sqlite3.Connection) -> list[DueWrite]:
     turn = progress.turn
     fence = {
         "id": turn.id,
@@ -398,9 +403,13 @@ def _record(progress: Progress, db: sqlite3.Connection) -> None:
     at = now()
     for payload in progress.pushes:
         db.execute(_SQL["record_push"], {"task_id": turn.task_id, "payload": payload, "now": at})
-    for write in progress.writes:
-        context, messages = json.dumps(write.context), json.dumps(write.messages)
-        db.execute(_SQL["record_write"], (turn.task_id, turn.id, write.memory, context, messages, at))
+    return [DueWrite(_owe(turn, write, at, db), turn.task_id, 0, write) for write in progress.writes]
+
+
+def _owe(turn: Turn, write: MemoryWrite, at: int, db: sqlite3.Connection) -> int:
+    context, messages = json.dumps(write.context), json.dumps(write.messages)
+    values = (turn.task_id, turn.id, write.memory, context, messages, at)
+    return db.execute(_SQL["record_write"], values).lastrowid or 0
 
 
 def _recover(db: sqlite3.Connection) -> list[Accepted]:

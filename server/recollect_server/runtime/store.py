@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from a2a.types import SendMessageRequest, Task, TaskPushNotificationConfig, TaskState
 
+from recollect_memory import Memory
+from recollect_memory.sqlite import Alongside
+
 from .turn import Accepted, Caller, DuePush, DueWrite, FailedWrite, MemoryWrite, Progress, Turn, TurnState
 
 
@@ -48,8 +51,8 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def record(self, progress: Progress) -> None:
-        """Write what a turn did.
+    async def record(self, progress: Progress) -> list[DueWrite]:
+        """Write what a turn did; the memory writes that are owed from now on.
 
         Raises, and writes nothing: Overtaken, where the turn's attempt is not the current one or its task has ended;
         Continues, where the task would be completed although another message waits for it.
@@ -108,6 +111,10 @@ class Store(ABC):
 
     @abstractmethod
     async def write_done(self, due: DueWrite) -> None: ...
+
+    @abstractmethod
+    def done_alongside(self, due: DueWrite, memory: Memory) -> Alongside | None:
+        """What notes a write as done in the memory's own commit; None: the memory keeps its rows elsewhere."""
 
     @abstractmethod
     async def write_failed(self, due: DueWrite, problem: str, retry_at: int | None) -> None:

@@ -1,0 +1,222 @@
+"""What turns owe to memories: delivered once, whether it is handed over in memory or read from its rows."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from a2a.types import Task, TaskState
+from google.protobuf.json_format import MessageToDict
+from numpy.typing import NDArray
+
+from recollect_memory import Embedder, InvocationContext, Memory, Message, Scope
+from recollect_memory.native.memory import NativeMemory
+from recollect_memory.sqlite import Database
+from recollect_server.runtime.outbox import Outbox, context_json, message_json
+from recollect_server.runtime.sqlite import SQLiteStore
+from recollect_server.runtime.turn import Caller, DueWrite, MemoryWrite, Progress
+
+from .inprocess import eventually, request
+
+ANYONE = Caller("agent", "", "door", None)
+ALICE = Scope("", "default", "user", "alice").key
+
+
+class Diary(Memory):
+    """Keeps what it is told, in a list; refuses as often as it is asked to, and takes nothing while it is not open."""
+
+    def __init__(self, refuses: int = 0) -> None:
+        self.refuses = refuses
+        self.told: list[str] = []
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
+        return []
+
+    async def update(self, messages: list[Message], **kwargs: Any) -> None:
+        assert kwargs.keys() == {"ctx"}
+        if self.refuses:
+            self.refuses -= 1
+            raise ConnectionError("nobody at home")
+        await self.open.wait()
+        self.told += [message.content for message in messages]
+
+
+class Gate(Embedder):
+    """Embeds nothing before it is opened."""
+
+    name, dimensions = "gate", 2
+
+    def __init__(self) -> None:
+        self.entered, self.open = threading.Event(), threading.Event()
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.entered.set()
+        assert self.open.wait(20)
+        return np.ones((len(texts), 2), np.float32)
+
+
+class Turns:
+    """Ends turns that owe a write, as a run does."""
+
+    def __init__(self, store: SQLiteStore, outbox: Outbox) -> None:
+        self.store = store
+        self.outbox = outbox
+
+    async def end(self, text: str, user: str = "alice", memory: str = "default") -> DueWrite:
+        accepted = await self.store.accept(ANYONE, request(text), user=user)
+        task = Task()
+        task.CopyFrom(accepted.task)
+        task.status.state = TaskState.TASK_STATE_COMPLETED
+        context = InvocationContext("s", user, turn_id=f"{accepted.task.id}/m")
+        write = MemoryWrite(memory, context_json(context), [message_json(Message("user", text))])
+        done = Progress(
+            accepted.turn,
+            state=task.status.state,
+            status_at=1,
+            snapshot=task.SerializeToString(),
+            seq=1,
+            writes=[write],
+            done=True,
+        )
+        (due,) = await self.store.record(done)
+        self.outbox.owe([due])
+        return due
+
+    async def updates(self) -> list[str]:
+        """How the memory update of every task went."""
+        tasks = await self.store.owned("", "user/alice", 0, 100)
+        return [MessageToDict(owned.task.metadata)["memory"]["update"] for owned in tasks]
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    database = Database(tmp_path / "store.db")
+    yield database
+    await database.aclose()
+
+
+@pytest.fixture
+async def store(database: Database) -> SQLiteStore:
+    store = SQLiteStore(database)
+    await asyncio.to_thread(store.migrate)
+    return store
+
+
+async def test_what_was_just_committed_is_delivered_without_being_read_again(store: SQLiteStore) -> None:
+    """In its order, and each task says so."""
+    diary = Diary()
+    outbox = Outbox(store, {"default": diary})
+    await outbox.start()
+    turns = Turns(store, outbox)
+    for number in range(20):
+        await turns.end(f"number {number}")
+    await eventually(lambda: not outbox.owed("default", ALICE), "all is delivered")
+    assert diary.told == [f"number {number}" for number in range(20)]
+    assert await turns.updates() == ["stored"] * 20
+    assert await store.unconfirmed_writes() == []
+    await outbox.stop()
+
+
+async def test_after_a_failure_everything_is_delivered_once(store: SQLiteStore) -> None:
+    """What was refused is read from its row and tried again; others are delivered meanwhile, and what comes afterwards is."""
+    diary = Diary(refuses=1)
+    outbox = Outbox(store, {"default": diary})
+    await outbox.start()
+    turns = Turns(store, outbox)
+    await turns.end("refused at first")
+    await eventually(lambda: not diary.refuses, "the first try")
+    await turns.end("of somebody else", user="bob")
+    await eventually(lambda: len(diary.told) == 2, "what is owed arrives")
+    await turns.end("afterwards")
+    await eventually(lambda: len(diary.told) == 3, "what is owed arrives")
+    assert sorted(diary.told) == ["afterwards", "of somebody else", "refused at first"]
+    await eventually(lambda: not outbox.owed("default", ALICE), "all is delivered")
+    assert await turns.updates() == ["stored", "stored"]
+    await outbox.stop()
+
+
+async def test_what_an_earlier_process_left_is_delivered_before_what_is_new(store: SQLiteStore) -> None:
+    """Rows first: an outbox that stopped, or never ran, left them."""
+    diary = Diary()
+    left = Turns(store, Outbox(store, {}))
+    for number in range(3):
+        await left.end(f"left {number}")
+    outbox = Outbox(store, {"default": diary})
+    await outbox.start()
+    await Turns(store, outbox).end("new")
+    await eventually(lambda: len(diary.told) == 4, "what is owed arrives")
+    assert diary.told == ["left 0", "left 1", "left 2", "new"]
+    await outbox.stop()
+
+
+async def test_what_is_owed_to_an_erased_user_is_not_delivered(store: SQLiteStore) -> None:
+    """Although it is in hand, and although they are owed something new by the time its turn comes."""
+    diary = Diary()
+    outbox = Outbox(store, {"default": diary})
+    turns = Turns(store, outbox)
+    await outbox.start()
+    diary.open.clear()
+    await turns.end("holds up the rest", user="bob")
+    await turns.end("erased")
+    await store.disown_writes("", "user/alice")
+    await outbox.drop("", "alice")
+    await turns.end("new")
+    diary.open.set()
+    await eventually(lambda: "new" in diary.told, "what is owed arrives")
+    assert diary.told == ["holds up the rest", "new"]
+    await outbox.stop()
+
+
+async def test_a_memory_of_the_same_database_notes_a_write_as_done_in_its_own_commit(
+    store: SQLiteStore, database: Database
+) -> None:
+    """So it is never there without being noted. A replay is noted too; where there is nothing to write, it is not."""
+    memory = NativeMemory(database, embedder=None)
+    due = await Turns(store, Outbox(store, {})).end("I live in Lisbon")
+    ctx = InvocationContext("s", "alice", turn_id="t")
+    done = store.done_alongside(due, memory)
+    assert done is not None
+    await memory.update([Message("user", " ")], ctx=ctx, alongside=done)
+    assert not done.committed
+    assert len(await store.unconfirmed_writes()) == 1
+    for _ in range(2):
+        await memory.update([Message("user", "I live in Lisbon", id="m")], ctx=ctx, alongside=done)
+        assert done.committed
+        assert await store.unconfirmed_writes() == []
+    assert [found.content for found in await memory.retrieve("Where do I live?", ctx=ctx)] == ["I live in Lisbon"]
+    await memory.aclose()
+
+
+async def test_an_erasure_wins_over_a_write_and_what_goes_with_it(store: SQLiteStore, database: Database) -> None:
+    """What was dropped is not noted as done by the memory: that is left to the outbox."""
+    embedder = Gate()
+    memory = NativeMemory(database, embedder=embedder)
+    ctx = InvocationContext("s", "alice", turn_id="t")
+    due = await Turns(store, Outbox(store, {})).end("I live in Lisbon")
+    done = store.done_alongside(due, memory)
+    assert done is not None
+    written = asyncio.create_task(memory.update([Message("user", "I live in Lisbon")], ctx=ctx, alongside=done))
+    await eventually(embedder.entered.is_set, "the text is embedded")
+    await memory.erase(Scope.of(ctx, memory.space))
+    embedder.open.set()
+    await written
+    assert not done.committed
+    assert await memory.remains(Scope.of(ctx, memory.space)) == {}
+    assert len(await store.unconfirmed_writes()) == 1
+    await memory.aclose()
+
+
+async def test_a_memory_of_its_own_database_is_told_of_no_other(store: SQLiteStore, tmp_path: Path) -> None:
+    """Its commit is another than the store's."""
+    due = await Turns(store, Outbox(store, {})).end("I live in Lisbon")
+    memory = NativeMemory(f"sqlite:///{tmp_path}/own.db", embedder=None)
+    assert store.done_alongside(due, memory) is None
+    assert store.done_alongside(due, Diary()) is None
+    await memory.aclose()
