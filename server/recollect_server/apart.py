@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_AGAIN_AFTER = 5.0
+_AGAIN_AFTER = 2.0
 """Seconds after which a memory that could not be made is made once more, when somebody asks for it."""
 
 
@@ -65,7 +65,7 @@ class Apart(Memory):
         return made if isinstance(made, ManagedMemory) else None
 
     async def aclose(self) -> None:
-        if not self._made.done() or self._made.exception() is not None:
+        if self._failed() or not self._made.done():
             return
         await self._there(lambda memory: memory.aclose())
         if self._loop is not None:
@@ -106,7 +106,9 @@ class Apart(Memory):
                 loop.close()
 
     async def _over(self) -> None:
-        """Wait until its constructor has ended, and let it begin again where that is due."""
+        """Wait until its constructor has ended; where it failed, until it has done so once more."""
+        if self._failed():
+            await asyncio.sleep(self._again_at - time.monotonic())
         self._make_again()
         if self._made.done():
             return
@@ -119,15 +121,18 @@ class Apart(Memory):
         self._make_again()
         if not self._made.done():
             raise MemoryBackendError(f"{self.name}: not ready: its constructor has not returned")
-        if (error := self._made.exception()) is not None:
+        if self._failed():
+            error = self._made.exception()
             raise MemoryBackendError(f"{self.name}: could not be made: {error}") from error
         return self._made.result()
 
     def _make_again(self) -> None:
-        failed = self._made.done() and self._made.exception() is not None
-        if failed and time.monotonic() >= self._again_at:
+        if self._failed() and time.monotonic() >= self._again_at:
             self._late = True
             self._begin()
+
+    def _failed(self) -> bool:
+        return self._made.done() and self._made.exception() is not None
 
     async def _there(self, call: Callable[[Memory], Coroutine[Any, Any, T]]) -> T:
         """Make a call in the thread. One that is cancelled before it began is not begun."""
