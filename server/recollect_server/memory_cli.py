@@ -267,6 +267,29 @@ def backends(json_: Json = False) -> None:
         )
 
 
+@app.command()
+def failed(
+    retry: Annotated[bool, typer.Option("--retry", help="Try again what was given up, of all users.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="How many.")] = 50,
+    json_: Json = False,
+    url: Url = URL,
+    key: Key = None,
+) -> None:
+    """What could not be written to a memory and was given up, of all users: the task, the tries, the last problem."""
+    with _client(url, key) as client:
+        if retry:
+            done = _answer(client.post("/failed-writes/retry"))
+            typer.echo(f"tried again: {done['retried']}")
+            return
+        found = _answer(client.get("/failed-writes", params={"limit": limit}))
+    if json_:
+        _print(found)
+        return
+    for write in found["writes"]:
+        whose = write["user"] or "-"
+        typer.echo(f"{write['task']}  {write['memory']}  {whose}  {write['tries']} tries  {write['problem']}")
+
+
 # -- what is imported -----------------------------------------------------------------------------------------------------
 
 
@@ -338,28 +361,6 @@ def _by_user(items: list[Any], wanted: str | None) -> dict[str, list[Any]]:
 
 def _importing(user: str | None) -> str:
     return f"/users/{_part(user or '')}/import"
-
-
-def failed(
-    retry: Annotated[bool, typer.Option("--retry", help="Try again what was given up, of all users.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=500, help="How many.")] = 50,
-    json_: Json = False,
-    url: Url = URL,
-    key: Key = None,
-) -> None:
-    """What could not be written to a memory and was given up, of all users: the task, the tries, the last problem."""
-    with _client(url, key) as client:
-        if retry:
-            done = _answer(client.post("/failed-writes/retry"))
-            typer.echo(f"tried again: {done['retried']}")
-            return
-        found = _answer(client.get("/failed-writes", params={"limit": limit}))
-    if json_:
-        _print(found)
-        return
-    for write in found["writes"]:
-        whose = write["user"] or "-"
-        typer.echo(f"{write['task']}  {write['memory']}  {whose}  {write['tries']} tries  {write['problem']}")
 
 
 # -- the server ----------------------------------------------------------------------------------------------------------
