@@ -25,6 +25,7 @@ from recollect_memory.errors import ConfigError, RecollectError
 from recollect_memory.weights import MINILM, SMOLLM2, VOCAB, Weight, locate
 
 from .config import Config
+from .connection import Connection
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def serve(config: Config) -> None:
             app,
             uvicorn.Config(
                 app,
+                http=Connection,
                 lifespan="on",
                 log_config=None,
                 access_log=False,
