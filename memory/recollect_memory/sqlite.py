@@ -35,6 +35,8 @@ _MOST_IN_ONE_COMMIT = 512
 _BUSY_SECONDS = 10.0
 _LOG_SECONDS = 2.0
 """How long writes wait for readers to let go of the log, so that it can be cut."""
+_CHECKPOINT_PAGES = 4000
+"""How long the log grows until it is copied into the file: 16 MB, in which a page that many commits change is copied once."""
 _MIGRATION = re.compile(r"(\d{3})_\w+\.sql")
 
 
@@ -86,11 +88,15 @@ class Database:
         self.scrubbed = False
         """Whether the last `scrub` succeeded; False before the first: what an earlier process left is not known."""
 
-    async def write(self, operation: Operation[T]) -> T:
-        """Run `operation` in the next commit; its result is returned once that commit is on disk."""
+    async def write(self, operation: Operation[T], *, checked: bool = False) -> T:
+        """Run `operation` in the next commit; its result is returned once that commit is on disk.
+
+        `checked` promises that it raises only before it has written anything. It needs no savepoint then, which costs as
+        much as a statement or two; where it breaks the promise, all that share its commit are undone and told.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._submit(_Write(operation, future, loop))
+        self._submit(_Write(operation, future, loop, checked=checked))
         return await future
 
     def write_now(self, operation: Operation[T]) -> T:
@@ -209,6 +215,7 @@ class Database:
             connection.execute("PRAGMA journal_mode = WAL").fetchone()
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             connection.execute("PRAGMA secure_delete = ON")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}").fetchone()
             connection.execute("PRAGMA foreign_keys = ON")
         except sqlite3.Error:
             connection.close()
@@ -279,6 +286,8 @@ class _Write:
     operation: Operation[Any]
     future: asyncio.Future[Any] | Future[Any]
     loop: asyncio.AbstractEventLoop | None
+    checked: bool = False
+    """Raises before it writes, or not at all."""
     scrub: bool = False
     """Wants `_scrub` after the commit."""
     result: Any = None
@@ -307,6 +316,9 @@ def _commit(connection: sqlite3.Connection, batch: list[_Write]) -> None:
     if len(batch) == 1:
         return _commit_one(connection, batch[0])
     for write in batch:
+        if write.checked:
+            _run_checked(connection, write)
+            continue
         connection.execute("SAVEPOINT one")
         try:
             write.result = write.operation(connection)
@@ -318,6 +330,19 @@ def _commit(connection: sqlite3.Connection, batch: list[_Write]) -> None:
             write.error = error
         connection.execute("RELEASE one")
     connection.execute("COMMIT")
+
+
+def _run_checked(connection: sqlite3.Connection, write: _Write) -> None:
+    changes = connection.total_changes
+    try:
+        write.result = write.operation(connection)
+    except sqlite3.OperationalError:
+        raise
+    except Exception as error:
+        _let_go(error)
+        write.error = error
+        if connection.total_changes != changes:
+            raise sqlite3.InternalError(f"a write failed half way ({error})") from error
 
 
 def _commit_one(connection: sqlite3.Connection, write: _Write) -> None:

@@ -2,8 +2,8 @@
 
 -- A task as its owner sees it. `snapshot` is the protobuf `Task`; the other columns are what is searched by.
 CREATE TABLE tasks (
-    place       INTEGER PRIMARY KEY,         -- in the order of creation; spelled out, for VACUUM renumbers what is not
-    id          TEXT NOT NULL UNIQUE,
+    place       INTEGER PRIMARY KEY,         -- in the order of creation: the id of the turn that began it
+    id          TEXT NOT NULL UNIQUE,        -- these, too, are made in an order, so that indexes grow at their ends
     agent       TEXT NOT NULL,
     tenant      TEXT NOT NULL,
     owner       TEXT NOT NULL,               -- "user/alice", or "principal/x" where no user is named
@@ -19,7 +19,7 @@ CREATE TABLE tasks (
 -- The state is in them so that a list of one state reads no others' rows.
 CREATE INDEX tasks_of_owner ON tasks (tenant, agent, owner, status_at DESC, id DESC, state) WHERE hidden = 0;
 CREATE INDEX tasks_of_agent ON tasks (tenant, agent, status_at DESC, id DESC, state) WHERE hidden = 0;
-CREATE INDEX tasks_ended ON tasks (status_at) WHERE state IN (3, 4, 5, 7) OR hidden = 1;
+CREATE INDEX tasks_hidden ON tasks (status_at) WHERE hidden = 1;
 CREATE INDEX tasks_of_context ON tasks (context_id, agent, tenant);
 
 -- How many tasks a list would find, kept by the triggers below: counting 100,000 takes longer than reading a page of them.
@@ -50,7 +50,7 @@ END;
 
 -- One message accepted for one task. Kept with its task, since it is also what tells a replay from a new message.
 CREATE TABLE turns (
-    id          INTEGER PRIMARY KEY,         -- in the order of acceptance
+    id          INTEGER PRIMARY KEY,         -- in the order of acceptance; spelled out, for VACUUM renumbers what is not
     task_id     TEXT NOT NULL,
     agent       TEXT NOT NULL,
     tenant      TEXT NOT NULL,
@@ -63,10 +63,11 @@ CREATE TABLE turns (
     state       INTEGER NOT NULL,            -- 0 waiting, 1 running, 2 done
     attempt     INTEGER NOT NULL DEFAULT 1,  -- every write compares it: an attempt that was overtaken changes nothing
     crashes     INTEGER NOT NULL DEFAULT 0,  -- how often the process died under it since its last committed step
-    answer      BLOB                         -- protobuf Message, where the agent answered with one instead of a task
+    answer      BLOB,                        -- protobuf Message, where the agent answered with one instead of a task
+    follows     INTEGER NOT NULL             -- 1: a follow-up; 0: it began its task, whose place is its id
 ) STRICT;
 CREATE UNIQUE INDEX turns_of_message ON turns (message_id, owner, agent, tenant);
-CREATE INDEX turns_of_task ON turns (task_id);
+CREATE INDEX turns_that_follow ON turns (task_id) WHERE follows = 1;
 CREATE INDEX turns_open ON turns (context_id, owner) WHERE state < 2;
 
 -- The journal: what a model or a tool answered. A NULL result is a step begun that may not be repeated.

@@ -16,7 +16,7 @@ from recollect_memory import InvocationContext, Memory, Message, Scope, ToolCall
 from recollect_memory.errors import RecollectError
 
 from .run import CURRENT
-from .sqlite import now
+from .rows import now
 from .store import Store
 from .turn import DueWrite, MemoryWrite
 
