@@ -133,11 +133,11 @@ class Dispatcher(JsonRpcDispatcher):
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = await self.handle_requests(Request(scope, receive))
+        answer = await self.handle_requests(StrictRequest(scope, receive))
         await answer(scope, receive, send)
 
     async def handle_requests(self, request: Request) -> Response:
-        strict = StrictRequest(request.scope, request.receive)
+        strict = request if isinstance(request, StrictRequest) else StrictRequest(request.scope, request.receive)
         try:
             body = await strict.json()
         except A2AError as error:

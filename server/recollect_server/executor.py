@@ -30,7 +30,6 @@ from a2a.types import Message as A2AMessage
 from a2a.utils.errors import InvalidParamsError
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from recollect_agents import Agent, Journal, NullJournal, State
 from recollect_agents.contract import (
@@ -47,6 +46,7 @@ from recollect_memory import InvocationContext, Message
 from recollect_memory.errors import RecollectError
 
 from .identity import user_of
+from .values import stamp
 
 logger = logging.getLogger(__name__)
 
@@ -255,13 +255,13 @@ class _Publisher:
 
     async def task(self, message: A2AMessage, user: str | None) -> None:
         task = Task(id=self._task_id, context_id=self._context_id, history=[message])
-        task.status.CopyFrom(TaskStatus(state=TaskState.TASK_STATE_SUBMITTED, timestamp=_now()))
+        task.status.CopyFrom(TaskStatus(state=TaskState.TASK_STATE_SUBMITTED, timestamp=stamp()))
         if user is not None:
             task.metadata["user_id"] = user
         await self._queue.enqueue_event(task)
 
     async def status(self, state: TaskState, text: str | None = None, metadata: Struct | None = None) -> None:
-        status = TaskStatus(state=state, timestamp=_now())
+        status = TaskStatus(state=state, timestamp=stamp())
         if text is not None:
             status.message.CopyFrom(
                 A2AMessage(
@@ -314,9 +314,3 @@ def _message(message: A2AMessage) -> Message:
 def _provenance(message: Message) -> Mapping[str, Any]:
     memory = message.metadata.get("memory", {})
     return {key: memory.get(key) for key in ("id", "score", "kind", "sources")}
-
-
-def _now() -> Timestamp:
-    stamp = Timestamp()
-    stamp.GetCurrentTime()
-    return stamp

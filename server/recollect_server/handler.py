@@ -51,6 +51,7 @@ from .runtime.turn import Accepted, Caller
 from .values import unfit, unfit_message
 
 _PAGE, _LONGEST_PAGE = 50, 100
+_USER = Role.ROLE_USER  # to look a name up in a protobuf enumeration takes longer than to check it
 _LONGEST_TOKEN = 512
 
 
@@ -79,7 +80,7 @@ class Handler(RequestHandler):
             return accepted.answer or _shortened(self._now(accepted, context), length)
         if params.configuration.return_immediately:
             return _shortened(self._now(accepted, context), length)
-        answer = await asyncio.shield(run.settled)  # whoever else waits for it goes on waiting
+        answer = await run.answer()
         return _shortened(answer, length) if isinstance(answer, Task) else answer
 
     @translated
@@ -114,20 +115,20 @@ class Handler(RequestHandler):
         checked_id(message.message_id, "messageId")
         checked_id(message.context_id, "contextId")
         checked_id(message.task_id, "taskId")
-        if message.role != Role.ROLE_USER:
+        if message.role != _USER:
             raise InvalidParamsError("role: a message that is sent to an agent has the role ROLE_USER")
         if isinstance(self._executor, A2AExecutor):
             self._executor.check(params)
         elif not message.parts:
             raise InvalidParamsError("parts: the message has none")
-        problem = unfit_message(message) or unfit(params.metadata)
+        problem = unfit_message(message) or (unfit(params.metadata) if params.HasField("metadata") else None)
         if problem:
             raise InvalidParamsError(f"message: {problem}")
         self._check_modes(message)
         self._check_extensions(context)
         _history_length(params.configuration)
         caller = self._caller(context)
-        user = user_of(MessageToDict(params.metadata), message.metadata)
+        user = user_of(MessageToDict(params.metadata) if params.HasField("metadata") else {}, message.metadata)
         if params.configuration.HasField("task_push_notification_config"):
             await self._prepare(params.configuration.task_push_notification_config)
         extensions = frozenset(context.requested_extensions)

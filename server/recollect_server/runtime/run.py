@@ -16,20 +16,17 @@ from a2a.utils.errors import InvalidAgentResponseError
 from recollect_agents import Journal
 from recollect_agents.contract import JSONObject
 from recollect_memory.errors import OutcomeUnknown, RecollectError
-from recollect_server.values import unfit, unfit_artifact, unfit_message
+from recollect_server.values import stamp, unfit, unfit_artifact, unfit_message
 
-from .events import Event, Snapshot, Subscriber, coalesce, packed, stream_response
+from .events import Event, Snapshot, Subscriber, coalesce, packed, payload_of
+from .reminder import Reminder
 from .store import Store
-from .turn import INTERRUPTED, TERMINAL, Accepted, Continues, MemoryWrite, Progress
+from .turn import RESTING, TERMINAL, Accepted, Continues, MemoryWrite, Progress
 
 logger = logging.getLogger(__name__)
 
 CURRENT: ContextVar[Run | None] = ContextVar("recollect_run", default=None)
 """The run that the code at hand works for; a memory write finds its turn by it."""
-
-_LOG_EVERY = 0.05
-"""Seconds that an event waits for others before it is logged. A shorter turn logs its events in its finishing commit."""
-
 
 class Run(EventQueue):
     """One attempt at a turn.
@@ -43,6 +40,7 @@ class Run(EventQueue):
         store: Store,
         watchers: Callable[[Event], None],
         committed: Callable[[Progress], None],
+        reminder: Reminder,
     ) -> None:
         self.turn = accepted.turn
         self.snapshot = Snapshot(accepted.task, accepted.seq)
@@ -74,7 +72,8 @@ class Run(EventQueue):
         self._spoke = False
         self._events: list[Event] = []
         self._steps: list[tuple[str, str | None]] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._reminder = reminder
+        self._waiters: list[asyncio.Future[None]] = []
         self._recording: asyncio.Task[None] | None = None
 
     # -- what the executor says ----------------------------------------------------------------------------------------
@@ -92,7 +91,7 @@ class Run(EventQueue):
             self._answer = event
             return
         self._spoke = True
-        if isinstance(event, TaskArtifactUpdateEvent) or event.status.state not in TERMINAL | INTERRUPTED:
+        if isinstance(event, TaskArtifactUpdateEvent) or event.status.state not in RESTING:
             self.snapshot.apply(event)
             if isinstance(event, Task):
                 event = self.snapshot.copy()
@@ -113,7 +112,7 @@ class Run(EventQueue):
             await self.flush()
             self._status_before = None
             self._publish(event)
-            self._settle(self.snapshot.copy())
+            self.settle(self.snapshot.copy())
 
     def shown(self) -> Task:
         """A copy of the task for whoever asks: a state that ends or interrupts it is not shown before it is committed."""
@@ -168,12 +167,12 @@ class Run(EventQueue):
         if self._answer is not None:
             self._publish(self._answer)
         if not self.continues:
-            self._settle(self._answer or self.snapshot.task)
+            self.settle(self._answer or self.snapshot.task)
 
     async def _status(self, state: TaskState, text: str | None = None) -> None:
         event = TaskStatusUpdateEvent(task_id=self.turn.task_id, context_id=self.turn.context_id)
         event.status.state = state
-        event.status.timestamp.GetCurrentTime()
+        event.status.timestamp.CopyFrom(stamp())
         if text is not None:
             message = event.status.message
             message.message_id = f"{self.turn.task_id}/{self.turn.id}/status"
@@ -196,8 +195,7 @@ class Run(EventQueue):
 
     def close(self) -> None:
         """Tell everyone who listens that this run says no more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._reminder.forget(self._log)
         for subscriber in self.subscribers:
             subscriber.close()
 
@@ -206,9 +204,28 @@ class Run(EventQueue):
             subscriber.put(event)
         self._watchers(event)
 
-    def _settle(self, answer: Task | Message) -> None:
+    async def answer(self) -> Task | Message:
+        """Wait until `settled` is; a caller who is cancelled leaves it to whoever else waits.
+
+        As `asyncio.shield` does, with one turn of the event loop less.
+        """
         if not self.settled.done():
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+        return self.settled.result()
+
+    def settle(self, answer: Task | Message | Exception) -> None:
+        """Answer whoever waits, unless they were answered before."""
+        if self.settled.done():
+            return
+        if isinstance(answer, Exception):
+            self.settled.set_exception(answer)
+        else:
             self.settled.set_result(answer)
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     # -- what is committed on the way ----------------------------------------------------------------------------------
 
@@ -216,8 +233,7 @@ class Run(EventQueue):
         self._steps.append((key, result))
 
     def log_soon(self) -> None:
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_LOG_EVERY, self._log)
+        self._reminder.ask(self._log)
 
     async def flush(self) -> None:
         """Commit what happened so far."""
@@ -236,14 +252,11 @@ class Run(EventQueue):
 
     async def _recorded(self) -> None:
         """Wait for the commit that is under way; whoever began it hears of its failure."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._reminder.forget(self._log)
         while self._recording is not None and not self._recording.done():
             await asyncio.wait((self._recording,))
 
     def _log(self) -> None:
-        self._timer = None
         if self._recording is not None and not self._recording.done():
             self.log_soon()
         elif not self.finishing and (self._events or self._steps):
@@ -263,7 +276,7 @@ class Run(EventQueue):
 
     def _progress(self, *, done: bool = False) -> Progress:
         """What happened since the last commit, taken off the lists: a record that fails ends the run."""
-        payloads = [stream_response(event).SerializeToString() for event in coalesce(self._events)]
+        payloads = [payload_of(event) for event in coalesce(self._events)]
         task = self.snapshot.task
         progress = Progress(
             self.turn,
@@ -312,15 +325,24 @@ class TurnJournal(Journal):
 def _unfit(event: Event) -> str | None:
     match event:
         case TaskArtifactUpdateEvent():
-            return unfit_artifact(event.artifact) or unfit(event.metadata)
+            return unfit_artifact(event.artifact) or _unfit_metadata(event)
         case TaskStatusUpdateEvent():
-            return unfit_message(event.status.message) or unfit(event.metadata)
+            return _unfit_status(event.status) or _unfit_metadata(event)
         case Message():
             return unfit_message(event)
         case _:
-            said = [unfit_message(message) for message in (event.status.message, *event.history)]
+            said = [unfit_message(message) for message in event.history]
             made = [unfit_artifact(artifact) for artifact in event.artifacts]
-            return next((problem for problem in (unfit(event.metadata), *said, *made) if problem), None)
+            found = (_unfit_status(event.status), _unfit_metadata(event), *said, *made)
+            return next((problem for problem in found if problem), None)
+
+
+def _unfit_status(status: TaskStatus) -> str | None:
+    return unfit_message(status.message) if status.HasField("message") else None
+
+
+def _unfit_metadata(event: Task | TaskStatusUpdateEvent | TaskArtifactUpdateEvent) -> str | None:
+    return unfit(event.metadata) if event.HasField("metadata") else None
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:
