@@ -7,6 +7,9 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+_INTERIM = b"HTTP/1.1 100 "
+"""What a client waits for before it sends its body."""
+
 
 class Connection(HttpToolsProtocol):
     """uvicorn hands an answer's head and its body to the system one after the other, which costs the server a second call
@@ -18,30 +21,24 @@ class Connection(HttpToolsProtocol):
 
 
 class HeadWithBody:
-    """A transport that keeps the head of an answer until its body is written, or the event loop has nothing else to do."""
+    """A transport that keeps the head of an answer until the first of its body is written, as ASGI has it anyway."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._loop = asyncio.get_running_loop()
         self._head = b""
 
     def write(self, data: bytes) -> None:
         if self._head:
             data, self._head = self._head + data, b""
-        elif data.endswith(b"\r\n\r\n") and data.startswith(b"HTTP/"):
+        elif data.endswith(b"\r\n\r\n") and data.startswith(b"HTTP/") and not data.startswith(_INTERIM):
             self._head = data
-            self._loop.call_soon(self._flush)
             return
         self._transport.write(data)
 
     def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
         if self._head:
-            self._transport.write(self._head)
-            self._head = b""
+            self.write(b"")
+        self._transport.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

@@ -23,7 +23,7 @@ from a2a.utils.errors import (
 )
 
 from recollect_memory.errors import LimitError, RecollectError
-from recollect_server.executor import JOURNAL, TURN
+from recollect_server.executor import JOURNAL, TURN, A2AExecutor
 from recollect_server.values import stamp
 
 from .engine import Engine, Submission
@@ -300,8 +300,11 @@ class LocalEngine(Engine):
             context_id=turn.context_id,
             task=run.snapshot.copy() if resumed or not turn.new_task else None,
         )
+        executor = self._executors[turn.caller.agent]
+        if isinstance(executor, A2AExecutor) and turn.new_task and not resumed:
+            run.announce()
         try:
-            await self._executors[turn.caller.agent].execute(context, run)
+            await executor.execute(context, run)
         except Overtaken:
             raise
         except Exception as error:

@@ -47,7 +47,6 @@ class Run(EventQueue):
         self.snapshot.hear(self.turn.request.message)
         self.pushes = accepted.pushes
         self.settled: asyncio.Future[Task | Message] = asyncio.get_running_loop().create_future()
-        self.settled.add_done_callback(_retrieve)
         self.subscribers: list[Subscriber] = []
         self.writes: list[MemoryWrite] = []
         self.key: tuple[str, ...] | None = None
@@ -113,6 +112,15 @@ class Run(EventQueue):
             self._status_before = None
             self._publish(event)
             self.settle(self.snapshot.copy())
+
+    def announce(self) -> None:
+        """Say what a new task's first event is: the task as it was accepted."""
+        self._spoke = True
+        self.snapshot.seq += 1
+        task = self.snapshot.copy()
+        self._events.append(task)
+        self._publish(task)
+        self.log_soon()
 
     def shown(self) -> Task:
         """A copy of the task for whoever asks: a state that ends or interrupts it is not shown before it is committed."""
@@ -221,6 +229,7 @@ class Run(EventQueue):
             return
         if isinstance(answer, Exception):
             self.settled.set_exception(answer)
+            self.settled.exception()  # nobody may be waiting
         else:
             self.settled.set_result(answer)
         for waiter in self._waiters:
@@ -343,8 +352,3 @@ def _unfit_status(status: TaskStatus) -> str | None:
 
 def _unfit_metadata(event: Task | TaskStatusUpdateEvent | TaskArtifactUpdateEvent) -> str | None:
     return unfit(event.metadata) if event.HasField("metadata") else None
-
-
-def _retrieve(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()  # nobody may be waiting
