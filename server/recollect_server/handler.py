@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import uuid
@@ -73,7 +72,8 @@ class Handler(RequestHandler):
 
     @translated
     async def on_message_send(self, params: SendMessageRequest, context: ServerCallContext) -> Task | Message:
-        submission = await self._submit(params, context)
+        # who waits for the answer is told nothing before the commit that holds it
+        submission = await self._submit(params, context, lasting=params.configuration.return_immediately)
         accepted, run = submission.accepted, submission.run
         length = _history_length(params.configuration)
         if run is None:
@@ -109,7 +109,9 @@ class Handler(RequestHandler):
         if run.settled.done():
             run.settled.result()  # says why, where the turn was stopped
 
-    async def _submit(self, params: SendMessageRequest, context: ServerCallContext) -> Submission:
+    async def _submit(
+        self, params: SendMessageRequest, context: ServerCallContext, *, lasting: bool = True
+    ) -> Submission:
         message = params.message
         _need(messageId=message.message_id)
         checked_id(message.message_id, "messageId")
@@ -132,7 +134,7 @@ class Handler(RequestHandler):
         if params.configuration.HasField("task_push_notification_config"):
             await self._prepare(params.configuration.task_push_notification_config)
         extensions = frozenset(context.requested_extensions)
-        return await self._engine.submit(caller, params, user=user, extensions=extensions)
+        return await self._engine.submit(caller, params, user=user, extensions=extensions, lasting=lasting)
 
     def _now(self, accepted: Accepted, context: ServerCallContext) -> Task:
         """The task as everyone sees it: a message that waits is no part of it before its turn."""

@@ -32,6 +32,7 @@ def send_request(params: Any) -> SendMessageRequest | None:
         return None
     given = cast("dict[str, Any]", params)
     request = SendMessageRequest()
+    request.message.SetInParent()
     try:
         plain = _hear(given["message"], request.message) and all(
             key == "message" or (key in _READERS and _READERS[key](value, request)) for key, value in given.items()
@@ -46,7 +47,7 @@ def _hear(given: dict[str, Any], message: Message) -> bool:
         if key == "parts":
             if type(value) is not list:
                 return False
-            for part in cast("list[Any]", value):
+            for part in value:  # pyright: ignore[reportUnknownVariableType]
                 if type(part) is not dict or len(part) != 1 or type(part.get("text")) is not str:  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
                     return False
                 message.parts.add(text=part["text"])
@@ -62,10 +63,12 @@ def _hear(given: dict[str, Any], message: Message) -> bool:
 
 
 def _metadata(given: Any, request: SendMessageRequest) -> bool:
-    if type(given) is not dict or not all(type(value) is str for value in given.values()):  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    if type(given) is not dict:
         return False
     request.metadata.SetInParent()
-    for key, value in cast("dict[str, str]", given).items():
+    for key, value in cast("dict[str, Any]", given).items():
+        if type(value) is not str:
+            return False
         request.metadata[key] = value
     return True
 

@@ -34,7 +34,13 @@ class Engine(ABC):
 
     @abstractmethod
     async def submit(
-        self, caller: Caller, request: SendMessageRequest, *, user: str | None, extensions: frozenset[str] = frozenset()
+        self,
+        caller: Caller,
+        request: SendMessageRequest,
+        *,
+        user: str | None,
+        extensions: frozenset[str] = frozenset(),
+        lasting: bool = True,
     ) -> Submission:
         """Accept the message, as `Store.accept` describes, and run its turn when its lane is free.
 

@@ -119,7 +119,13 @@ class LocalEngine(Engine):
         run.over.set()
 
     async def submit(
-        self, caller: Caller, request: SendMessageRequest, *, user: str | None, extensions: frozenset[str] = frozenset()
+        self,
+        caller: Caller,
+        request: SendMessageRequest,
+        *,
+        user: str | None,
+        extensions: frozenset[str] = frozenset(),
+        lasting: bool = True,
     ) -> Submission:
         named = request.message.task_id or request.message.context_id
         key = (caller.agent, caller.tenant, caller.owner(user), named)
@@ -128,7 +134,7 @@ class LocalEngine(Engine):
         self._counts[key] += 1
         kept = False
         try:
-            accepted = await self._store.accept(caller, request, user=user, extensions=extensions)
+            accepted = await self._store.accept(caller, request, user=user, extensions=extensions, lasting=lasting)
             if accepted.replay:
                 runs = self._runs.get(accepted.turn.task_id, ())
                 return Submission(accepted, next((run for run in runs if run.turn.id == accepted.turn.id), None))

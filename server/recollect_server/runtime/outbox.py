@@ -15,8 +15,8 @@ from typing import Any
 from recollect_memory import InvocationContext, Memory, Message, Scope, ToolCall
 from recollect_memory.errors import RecollectError
 
-from .run import CURRENT
 from .rows import now
+from .run import CURRENT
 from .store import Store
 from .turn import DueWrite, MemoryWrite
 

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 CURRENT: ContextVar[Run | None] = ContextVar("recollect_run", default=None)
 """The run that the code at hand works for; a memory write finds its turn by it."""
 
+
 class Run(EventQueue):
     """One attempt at a turn.
 

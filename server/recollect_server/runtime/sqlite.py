@@ -50,9 +50,16 @@ class SQLiteStore(Store):
         self._db.migrate("runtime", _FOLDER)
 
     async def accept(
-        self, caller: Caller, request: SendMessageRequest, *, user: str | None, extensions: frozenset[str] = frozenset()
+        self,
+        caller: Caller,
+        request: SendMessageRequest,
+        *,
+        user: str | None,
+        extensions: frozenset[str] = frozenset(),
+        lasting: bool = True,
     ) -> Accepted:
-        return await self._db.write(partial(_accept, caller, request, user, extensions), checked=True)
+        operation = partial(_accept, caller, request, user, extensions)
+        return await self._db.write(operation, checked=True, lasting=lasting)
 
     async def record(self, progress: Progress) -> None:
         await self._db.write(partial(_record, progress), checked=True)
