@@ -127,7 +127,7 @@ def create_app(config: Config | Path | str | None = None, *, registry: Registry 
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    app.state.stop = partial(engine.stop, grace)
+    app.state.stop, app.state.hurry = partial(engine.stop, grace), engine.hurry
     return app
 
 

@@ -33,6 +33,10 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def hurry(self) -> None:
+        """The grace of a stop is over now."""
+
+    @abstractmethod
     async def submit(
         self,
         caller: Caller,

@@ -77,6 +77,7 @@ class LocalEngine(Engine):
         self._stopping = False
         """Whether the grace is over."""
         self._idle = asyncio.Event()
+        """Whether a stop need not wait for turns: there are none, or it was told to hurry."""
         self._idle.set()
         self._background: set[asyncio.Task[None]] = set()
         self._reminder = Reminder(_LOG_EVERY)
@@ -89,6 +90,9 @@ class LocalEngine(Engine):
     async def stop(self, grace: float) -> None:
         self._stop_begun = self._stop_begun or asyncio.create_task(self._stop(grace))
         await asyncio.shield(self._stop_begun)
+
+    def hurry(self) -> None:
+        self._idle.set()
 
     async def _stop(self, grace: float) -> None:
         with contextlib.suppress(TimeoutError):
