@@ -233,7 +233,7 @@ class Database:
             self._connections.remove(connection)
         connection.close()
 
-    def _commit(self, connection: sqlite3.Connection, batch: list[_Write]) -> None:
+    def _commit_group(self, connection: sqlite3.Connection, batch: list[_Write]) -> None:
         """Commit a group of writes; with an fsync if one of them wants it, or if it tells of what had none so far."""
         lasting = any(write.lasting for write in batch)
         if lasting != self._syncs and self._synchronous == "FULL":
@@ -282,7 +282,7 @@ class Database:
             try:
                 if batch:
                     connection = connection or self._connect()
-                    self._commit(connection, batch)
+                    self._commit_group(connection, batch)
             except (sqlite3.Error, OSError) as error:
                 if connection is not None and connection.in_transaction:
                     connection.execute("ROLLBACK")
