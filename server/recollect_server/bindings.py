@@ -28,7 +28,7 @@ from a2a.utils.errors import (
     VersionNotSupportedError,
 )
 from google.protobuf.json_format import ParseDict, ParseError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -56,8 +56,12 @@ class StrictRequest(Request):
         if not hasattr(self, "_body"):
             self._check_headers()
             chunks: list[bytes] = []
-            size = 0
-            async for chunk in self.stream():
+            size, more = 0, True
+            while more:  # what `stream` does, without a generator
+                received = await self.receive()
+                if received["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk, more = received.get("body", b""), received.get("more_body", False)
                 size += len(chunk)
                 if size > LONGEST_BODY:
                     raise InvalidRequestError(f"the body is longer than {LONGEST_BODY} bytes")

@@ -19,8 +19,10 @@ class Reminder:
 
     def ask(self, call: Callable[[], None]) -> None:
         """Call `call` after the delay, once; who asked before keeps the earlier time."""
+        if call in self._asked:
+            return
         loop = asyncio.get_running_loop()
-        self._asked.setdefault(call, loop.time() + self._delay)
+        self._asked[call] = loop.time() + self._delay
         if self._timer is None:
             self._timer = loop.call_later(self._delay, self._ring)
 
