@@ -16,9 +16,10 @@ CREATE TABLE tasks (
     seq         INTEGER NOT NULL DEFAULT 0,  -- the number of the last event in the snapshot
     snapshot    BLOB NOT NULL
 ) STRICT;
--- The state is in them so that a list of one state reads no others' rows.
-CREATE INDEX tasks_of_owner ON tasks (tenant, agent, owner, status_at DESC, id DESC, state) WHERE hidden = 0;
-CREATE INDEX tasks_of_agent ON tasks (tenant, agent, status_at DESC, id DESC, state) WHERE hidden = 0;
+-- The state is in them so that a list of one state reads no others' rows. Lists read them backwards: what is new goes to
+-- their ends, where it fills page after page.
+CREATE INDEX tasks_of_owner ON tasks (tenant, agent, owner, status_at, id, state) WHERE hidden = 0;
+CREATE INDEX tasks_of_agent ON tasks (tenant, agent, status_at, id, state) WHERE hidden = 0;
 CREATE INDEX tasks_hidden ON tasks (status_at) WHERE hidden = 1;
 CREATE INDEX tasks_of_context ON tasks (context_id, agent, tenant);
 

@@ -239,7 +239,7 @@ DELETE FROM push_configs WHERE task_id = :task_id AND id = :id
 DELETE FROM push_outbox WHERE task_id = :task_id AND config_id = :id
 
 -- name: purgeable
--- Those that are listed by agent, from the newest that is old enough on; then those that are not listed.
+-- Those that are listed by agent, from the oldest on; then those that are not listed.
 SELECT id FROM (
     SELECT tasks.id FROM (SELECT DISTINCT tenant, agent FROM task_counts) AS served
     CROSS JOIN tasks ON tasks.tenant = served.tenant AND tasks.agent = served.agent
