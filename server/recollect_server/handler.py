@@ -179,13 +179,22 @@ class Handler(RequestHandler):
             before=before,
             count=total is None,
         )
+        at_work = self._engine.at_work()
         tasks, counted = await self._store.tasks(caller, listing)
         more = len(tasks) > size
         page = tasks[:size]
         total = counted if total is None else total
         token = _write_token(page[-1], total) if more else ""
-        shown = [_listed(self._engine.live(caller, task.id) or task, params.include_artifacts, length) for task in page]
+        newest = [await self._newest(caller, task, at_work) for task in page]
+        shown = [_listed(task, params.include_artifacts, length) for task in newest]
         return ListTasksResponse(tasks=shown, next_page_token=token, page_size=size, total_size=total)
+
+    async def _newest(self, caller: Caller, task: Task, at_work: frozenset[str]) -> Task:
+        """A task of a page as it is by now: its turn may have ended after the page was read, and is not live any more then."""
+        live = self._engine.live(caller, task.id)
+        if live is None and task.id in at_work:
+            live = await self._store.task(caller, task.id)
+        return live or task
 
     @translated
     async def on_cancel_task(self, params: CancelTaskRequest, context: ServerCallContext) -> Task:

@@ -56,6 +56,10 @@ class Engine(ABC):
         """A copy of a task that a turn is changing now; None: the store knows it best."""
 
     @abstractmethod
+    def at_work(self) -> frozenset[str]:
+        """The ids of the tasks that turns are changing now, or are about to."""
+
+    @abstractmethod
     def pushes(self, caller: Caller, task_id: str) -> None:
         """A push config was added to the task: push what its turn says from now on."""
 

@@ -199,6 +199,9 @@ class LocalEngine(Engine):
         run = self._reachable(caller, task_id)
         return None if run is None else run.shown()
 
+    def at_work(self) -> frozenset[str]:
+        return frozenset(self._runs)
+
     def pushes(self, caller: Caller, task_id: str) -> None:
         for run in self._runs.get(task_id, ()):
             run.pushes = True
