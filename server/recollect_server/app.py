@@ -11,13 +11,14 @@ from pathlib import Path
 from a2a.server.agent_execution import AgentExecutor
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .api import api_routes
-from .bindings import jsonrpc_route, rest_router, serve_grpc
+from .bindings import Shortcut, jsonrpc, rest_router, serve_grpc
 from .cards import REST, agent_card, base_url, card_route
 from .config import Config, default_config, load_config
 from .executor import A2AExecutor
@@ -68,11 +69,13 @@ def create_app(config: Config | Path | str | None = None, *, registry: Registry 
 
     users = Users(registry.memories, store=store, engine=engine, outbox=outbox, database=registry.database)
 
+    posts = {name: jsonrpc(handler, identity, grace) for name, handler in handlers.items()}
+
     def site(name: str, at: str) -> Router:
         """An agent at its base: JSON-RPC (1.0 and 0.3) on the base itself, REST and the card below."""
         return Router(
             [
-                jsonrpc_route(handlers[name], identity, grace),
+                Route("/", posts[name].handle_requests, methods=["POST"]),
                 Mount(REST, rest_router(handlers[name], identity, grace)),
                 card_route(name, config, at=at),
             ],
@@ -108,6 +111,7 @@ def create_app(config: Config | Path | str | None = None, *, registry: Registry 
             await pusher.stop()
             await registry.aclose()
 
+    by_path = {f"/agents/{name}/": post for name, post in posts.items()} | {"/": posts[config.default_agent]}
     app = Starlette(
         routes=[
             Route("/healthz", _healthy),
@@ -118,11 +122,12 @@ def create_app(config: Config | Path | str | None = None, *, registry: Registry 
             Mount("/agents", _ByName({name: site(name, f"/agents/{name}") for name in config.agents})),
             Mount("/", site(config.default_agent, "")),
         ],
+        middleware=[Middleware(Shortcut, posts=by_path)],
         exception_handlers={HTTPException: refuse, Exception: fail},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    app.state.stop = partial(engine.stop, grace)
+    app.state.stop, app.state.hurry = partial(engine.stop, grace), engine.hurry
     return app
 
 

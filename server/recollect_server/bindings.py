@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import a2a.server.routes  # noqa: F401 - first: the next imports it in a circle  # pyright: ignore[reportUnusedImport]
@@ -14,7 +14,7 @@ from a2a.server.request_handlers import RequestHandler
 from a2a.server.request_handlers.response_helpers import build_error_response
 from a2a.server.routes import ServerCallContextBuilder, create_rest_routes
 from a2a.server.routes.jsonrpc_dispatcher import JsonRpcDispatcher
-from a2a.types import SendMessageRequest, SendMessageResponse, Task
+from a2a.types import SendMessageRequest
 from a2a.utils.constants import PROTOCOL_VERSION_1_0, VERSION_HEADER
 from a2a.utils.error_handlers import build_rest_error_payload
 from a2a.utils.errors import (
@@ -27,14 +27,16 @@ from a2a.utils.errors import (
     JSONParseError,
     VersionNotSupportedError,
 )
-from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
-from starlette.requests import Request
+from google.protobuf.json_format import ParseDict, ParseError
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .config import ServerConfig
 from .errors import TooManyRequestsError
 from .values import DEEPEST
+from .wire import encode, send_request, send_response
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -54,8 +56,12 @@ class StrictRequest(Request):
         if not hasattr(self, "_body"):
             self._check_headers()
             chunks: list[bytes] = []
-            size = 0
-            async for chunk in self.stream():
+            size, more = 0, True
+            while more:  # what `stream` does, without a generator
+                received = await self.receive()
+                if received["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk, more = received.get("body", b""), received.get("more_body", False)
                 size += len(chunk)
                 if size > LONGEST_BODY:
                     raise InvalidRequestError(f"the body is longer than {LONGEST_BODY} bytes")
@@ -80,7 +86,7 @@ class StrictRequest(Request):
 def loads(body: bytes) -> Any:
     """The JSON value of a body. Raises JSONParseError, which says what is wrong with it."""
     try:
-        value = json.loads(body.decode(), parse_constant=_refuse_constant, object_pairs_hook=_without_repeats)
+        value = _decode(body.decode())
         _check_depth(body, value)
         if _SURROGATE.search(body):
             json.dumps(value, ensure_ascii=False).encode()  # refuses halves of pairs, wherever they are
@@ -121,11 +127,21 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+_decode = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_without_repeats).decode
+
+
 class Dispatcher(JsonRpcDispatcher):
-    """The SDK's dispatcher behind a strict parser, with a short way for the one call that nearly all calls are."""
+    """The SDK's dispatcher behind a strict parser, with a short way for the one call that nearly all calls are.
+
+    It is an ASGI application for POST.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = await self.handle_requests(StrictRequest(scope, receive))
+        await answer(scope, receive, send)
 
     async def handle_requests(self, request: Request) -> Response:
-        strict = StrictRequest(request.scope, request.receive)
+        strict = request if isinstance(request, StrictRequest) else StrictRequest(request.scope, request.receive)
         try:
             body = await strict.json()
         except A2AError as error:
@@ -146,8 +162,9 @@ class Dispatcher(JsonRpcDispatcher):
 
     async def _send(self, request: Request, body: dict[str, Any]) -> Response:
         request_id: str | int = body["id"]
+        given = body.get("params", {})
         try:
-            params = ParseDict(body.get("params", {}), SendMessageRequest(), ignore_unknown_fields=True)
+            params = send_request(given) or ParseDict(given, SendMessageRequest(), ignore_unknown_fields=True)
         except (ParseError, AttributeError, TypeError, ValueError) as error:
             return JSONResponse(build_error_response(request_id, InvalidParamsError(f"params: {error}")))
         context = self._context_builder.build(request)
@@ -157,8 +174,17 @@ class Dispatcher(JsonRpcDispatcher):
             answer = await self.request_handler.on_message_send(params, context)
         except A2AError as error:
             return _refusal(request_id, error)
-        sent = SendMessageResponse(task=answer) if isinstance(answer, Task) else SendMessageResponse(message=answer)
-        return JSONResponse({"jsonrpc": "2.0", "id": request_id, "result": MessageToDict(sent)})
+        return _Answer(encode({"jsonrpc": "2.0", "id": request_id, "result": send_response(answer)}).encode())
+
+
+class _Answer(Response):
+    """JSON that is written already, under the head that all such answers have."""
+
+    def __init__(self, content: bytes) -> None:
+        self.status_code = 200
+        self.body = content
+        self.background = None
+        self.raw_headers = [(b"content-length", b"%d" % len(content)), (b"content-type", b"application/json")]
 
 
 class _OldAdapter(JSONRPC03Adapter):
@@ -191,11 +217,25 @@ def check_version(given: str | None) -> None:
         raise VersionNotSupportedError(f"A2A version {given or '0.3'} is not supported here: send A2A-Version: 1.0")
 
 
-def jsonrpc_route(handler: RequestHandler, builder: ServerCallContextBuilder, grace: float) -> Route:
-    """JSON-RPC at "/"; streams may go on for `grace` seconds when the server stops."""
+def jsonrpc(handler: RequestHandler, builder: ServerCallContextBuilder, grace: float) -> Dispatcher:
+    """JSON-RPC, 1.0 and 0.3; streams may go on for `grace` seconds when the server stops."""
     dispatcher = Dispatcher(handler, builder, enable_v0_3_compat=True, shutdown_grace_period=grace)
     dispatcher._v03_adapter = _OldAdapter(handler, builder, grace)  # pyright: ignore[reportPrivateUsage]
-    return Route("/", dispatcher.handle_requests, methods=["POST"])
+    return dispatcher
+
+
+class Shortcut:
+    """Has calls of JSON-RPC found by their path alone, before `app` with its routes is asked."""
+
+    def __init__(self, app: ASGIApp, posts: Mapping[str, ASGIApp]) -> None:
+        self._app = app
+        self._posts = posts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http" and scope["method"] == "POST" and not scope["root_path"]:
+            app = self._posts.get(scope["path"], app)
+        await app(scope, receive, send)
 
 
 def rest_router(handler: RequestHandler, builder: ServerCallContextBuilder, grace: float) -> Router:

@@ -30,7 +30,6 @@ from a2a.types import Message as A2AMessage
 from a2a.utils.errors import InvalidParamsError
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from recollect_agents import Agent, Journal, NullJournal, State
 from recollect_agents.contract import (
@@ -49,6 +48,7 @@ from recollect_memory.errors import RecollectError
 from recollect_memory.recall import NO_ANSWER
 
 from .identity import user_of
+from .values import stamp
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +61,11 @@ MEMORY = "memory"
 """The metadata key of the memory extension, in requests and in finished tasks."""
 MEMORY_EXTENSION = "urn:recollect:a2a:memory:v1"
 _MOST_MEMORIES = 100
+# A name of a protobuf enumeration takes longer to look up than what is done with it: once is enough.
+_SUBMITTED, _WORKING = TaskState.TASK_STATE_SUBMITTED, TaskState.TASK_STATE_WORKING
+_COMPLETED, _AGENT = TaskState.TASK_STATE_COMPLETED, Role.ROLE_AGENT
 TURN = "recollect.turn"
-"""Where it puts the turn itself."""
+"""Where it puts the turn itself. A new task's first event, the task, is said by the runtime, which made it."""
 
 
 def text_of(message: A2AMessage) -> str:
@@ -155,9 +158,9 @@ class A2AExecutor(AgentExecutor):
         user = user_of(metadata, message.metadata, task.metadata if task else None)
         publish = _Publisher(context, event_queue)
         history = await self._history(context)
-        if task is None:
+        if task is None and TURN not in context.call_context.state:
             await publish.task(message, user)
-        await publish.status(TaskState.TASK_STATE_WORKING)
+        await publish.status(_WORKING)
         turn = InvocationContext(
             session_id=message.context_id,
             user_id=user,
@@ -240,7 +243,7 @@ class _Publisher:
                 if self._held is None and not self._begun:
                     self._held = content
                 await self._flush(last=True)
-                self._end = (TaskState.TASK_STATE_COMPLETED, None)
+                self._end = (_COMPLETED, None)
             case InputRequired(content):
                 await self._flush(last=True)
                 self._end = (TaskState.TASK_STATE_INPUT_REQUIRED, content)
@@ -264,15 +267,17 @@ class _Publisher:
 
     async def task(self, message: A2AMessage, user: str | None) -> None:
         task = Task(id=self._task_id, context_id=self._context_id, history=[message])
-        task.status.CopyFrom(TaskStatus(state=TaskState.TASK_STATE_SUBMITTED, timestamp=_now()))
+        task.status.CopyFrom(TaskStatus(state=_SUBMITTED, timestamp=stamp()))
         if user is not None:
             task.metadata["user_id"] = user
         await self._queue.enqueue_event(task)
 
     async def status(self, state: TaskState, text: str | None = None, metadata: Struct | None = None) -> None:
-        status = TaskStatus(state=state, timestamp=_now())
+        event = TaskStatusUpdateEvent(task_id=self._task_id, context_id=self._context_id, metadata=metadata)
+        event.status.state = state
+        event.status.timestamp.CopyFrom(stamp())
         if text is not None:
-            status.message.CopyFrom(
+            event.status.message.CopyFrom(
                 A2AMessage(
                     message_id=f"{self._artifact_id}/status",
                     task_id=self._task_id,
@@ -281,9 +286,7 @@ class _Publisher:
                     parts=[Part(text=text)],
                 )
             )
-        await self._queue.enqueue_event(
-            TaskStatusUpdateEvent(task_id=self._task_id, context_id=self._context_id, status=status, metadata=metadata)
-        )
+        await self._queue.enqueue_event(event)
 
     async def _flush(self, *, last: bool = False) -> None:
         if self._held is None:
@@ -316,15 +319,9 @@ async def _of_task(context: RequestContext) -> list[Message]:
 
 
 def _message(message: A2AMessage) -> Message:
-    return Message("assistant" if message.role == Role.ROLE_AGENT else "user", text_of(message), id=message.message_id)
+    return Message("assistant" if message.role == _AGENT else "user", text_of(message), id=message.message_id)
 
 
 def _provenance(message: Message) -> Mapping[str, Any]:
     known = provenance(message)
     return {"id": known["id"], "score": known["score"], "kind": known["kind"], "sources": known["sources"]}
-
-
-def _now() -> Timestamp:
-    stamp = Timestamp()
-    stamp.GetCurrentTime()
-    return stamp

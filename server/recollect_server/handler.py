@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import uuid
@@ -51,6 +50,7 @@ from .runtime.turn import Accepted, Caller
 from .values import unfit, unfit_message
 
 _PAGE, _LONGEST_PAGE = 50, 100
+_USER = Role.ROLE_USER  # to look a name up in a protobuf enumeration takes longer than to check it
 _LONGEST_TOKEN = 512
 
 
@@ -72,14 +72,15 @@ class Handler(RequestHandler):
 
     @translated
     async def on_message_send(self, params: SendMessageRequest, context: ServerCallContext) -> Task | Message:
-        submission = await self._submit(params, context)
+        # who waits for the answer is told nothing before the commit that holds it
+        submission = await self._submit(params, context, lasting=params.configuration.return_immediately)
         accepted, run = submission.accepted, submission.run
         length = _history_length(params.configuration)
         if run is None:
             return accepted.answer or _shortened(self._now(accepted, context), length)
         if params.configuration.return_immediately:
             return _shortened(self._now(accepted, context), length)
-        answer = await asyncio.shield(run.settled)  # whoever else waits for it goes on waiting
+        answer = await run.answer()
         return _shortened(answer, length) if isinstance(answer, Task) else answer
 
     @translated
@@ -108,30 +109,32 @@ class Handler(RequestHandler):
         if run.settled.done():
             run.settled.result()  # says why, where the turn was stopped
 
-    async def _submit(self, params: SendMessageRequest, context: ServerCallContext) -> Submission:
+    async def _submit(
+        self, params: SendMessageRequest, context: ServerCallContext, *, lasting: bool = True
+    ) -> Submission:
         message = params.message
         _need(messageId=message.message_id)
         checked_id(message.message_id, "messageId")
         checked_id(message.context_id, "contextId")
         checked_id(message.task_id, "taskId")
-        if message.role != Role.ROLE_USER:
+        if message.role != _USER:
             raise InvalidParamsError("role: a message that is sent to an agent has the role ROLE_USER")
         if isinstance(self._executor, A2AExecutor):
             self._executor.check(params)
         elif not message.parts:
             raise InvalidParamsError("parts: the message has none")
-        problem = unfit_message(message) or unfit(params.metadata)
+        problem = unfit_message(message) or (unfit(params.metadata) if params.HasField("metadata") else None)
         if problem:
             raise InvalidParamsError(f"message: {problem}")
         self._check_modes(message)
         self._check_extensions(context)
         _history_length(params.configuration)
         caller = self._caller(context)
-        user = user_of(MessageToDict(params.metadata), message.metadata)
+        user = user_of(MessageToDict(params.metadata) if params.HasField("metadata") else {}, message.metadata)
         if params.configuration.HasField("task_push_notification_config"):
             await self._prepare(params.configuration.task_push_notification_config)
         extensions = frozenset(context.requested_extensions)
-        return await self._engine.submit(caller, params, user=user, extensions=extensions)
+        return await self._engine.submit(caller, params, user=user, extensions=extensions, lasting=lasting)
 
     def _now(self, accepted: Accepted, context: ServerCallContext) -> Task:
         """The task as everyone sees it: a message that waits is no part of it before its turn."""
@@ -176,13 +179,22 @@ class Handler(RequestHandler):
             before=before,
             count=total is None,
         )
+        at_work = self._engine.at_work()
         tasks, counted = await self._store.tasks(caller, listing)
         more = len(tasks) > size
         page = tasks[:size]
         total = counted if total is None else total
         token = _write_token(page[-1], total) if more else ""
-        shown = [_listed(self._engine.live(caller, task.id) or task, params.include_artifacts, length) for task in page]
+        newest = [await self._newest(caller, task, at_work) for task in page]
+        shown = [_listed(task, params.include_artifacts, length) for task in newest]
         return ListTasksResponse(tasks=shown, next_page_token=token, page_size=size, total_size=total)
+
+    async def _newest(self, caller: Caller, task: Task, at_work: frozenset[str]) -> Task:
+        """A task of a page as it is by now: its turn may have ended after the page was read, and is not live any more then."""
+        live = self._engine.live(caller, task.id)
+        if live is None and task.id in at_work:
+            live = await self._store.task(caller, task.id)
+        return live or task
 
     @translated
     async def on_cancel_task(self, params: CancelTaskRequest, context: ServerCallContext) -> Task:

@@ -63,6 +63,8 @@ def checked_id(value: str, what: str) -> str:
     """`value` as it is, if it may be an id: ids compare byte for byte, so what cannot be seen is refused."""
     if len(value) > _LONGEST_ID:
         raise InvalidParamsError(f"{what}: is {len(value)} characters long; the longest allowed is {_LONGEST_ID}")
+    if value.isascii() and value.isprintable():
+        return value
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
         raise InvalidParamsError(f"{what}: holds control characters")
     return value

@@ -23,7 +23,7 @@ from google.protobuf.json_format import MessageToDict
 from recollect_memory.errors import RecollectError
 
 from .runtime.outbox import backoff
-from .runtime.sqlite import now
+from .runtime.rows import now
 from .runtime.store import Store
 from .runtime.turn import DuePush
 

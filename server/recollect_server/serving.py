@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from types import FrameType
 from typing import ParamSpec, TypeVar
 
 import uvicorn
@@ -25,6 +26,7 @@ from recollect_memory.errors import ConfigError, RecollectError
 from recollect_memory.weights import MINILM, SMOLLM2, VOCAB, Weight, locate
 
 from .config import Config
+from .connection import Connection
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ def serve(config: Config) -> None:
             app,
             uvicorn.Config(
                 app,
+                http=Connection,
                 lifespan="on",
                 log_config=None,
                 access_log=False,
@@ -86,19 +89,29 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._app = app
         self._ready = ready
+        self._hurries = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().set_default_executor(_OwnThreads())
+        self._loop = asyncio.get_running_loop()
+        self._loop.set_default_executor(_OwnThreads())
         await super().startup(sockets=sockets)
         gc.freeze()  # what is loaded by now stays
         gc.set_threshold(*_GC_THRESHOLDS)
         print(self._ready, flush=True)
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A second Ctrl+C ends the grace at once, and all that stops in order goes on to do so; a third ends the process."""
+        if self.should_exit and sig == signal.SIGINT and not self._hurries:
+            self._hurries = True
+            self._loop.call_soon_threadsafe(self._app.state.hurry)
+        else:
+            super().handle_exit(sig, frame)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """The turns stop while the connections do: whoever waits for one that does not end in time is told so."""
         stopping = asyncio.create_task(self._app.state.stop())
         await super().shutdown(sockets=sockets)
-        if not self.force_exit:  # by a second Ctrl+C
+        if not self.force_exit:  # by a third Ctrl+C
             await stopping
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable
 
 from a2a.types import Artifact, Message, Part
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
+from google.protobuf.timestamp_pb2 import Timestamp
 
 DEEPEST = 28
 """How deep lists and objects may stand in each other: protobuf reads 100 levels, and an object costs three."""
+
+
+def stamp() -> Timestamp:
+    """The time, in whole microseconds."""
+    seconds, micros = divmod(time.time_ns() // 1000, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=micros * 1000)
 
 
 def unfit(*structs: Struct) -> str | None:

@@ -28,7 +28,8 @@ from google.protobuf.json_format import ParseDict
 
 from recollect_memory.sqlite import Database
 from recollect_server.push import Pusher, Refused, Screen
-from recollect_server.runtime.sqlite import SQLiteStore, now
+from recollect_server.runtime.rows import now
+from recollect_server.runtime.sqlite import SQLiteStore
 from recollect_server.runtime.turn import Accepted, Caller, Progress
 
 from .actor import Actor

@@ -446,6 +446,20 @@ def _timed_stop(server: Server) -> float:
     return time.monotonic() - began
 
 
+def test_a_second_interrupt_ends_the_grace(tmp_path: Path, serve: Serve, brain: Brain) -> None:
+    """Ctrl+C twice: the process ends at once, and in order; what it interrupts goes on at the next start."""
+    brain.script = lambda call: brain.hang() if len(brain.of("ask")) < 2 else text("done")
+    with serve(tmp_path, CONFIG.replace("grace: 0.3", "grace: 60")) as server:
+        Caller(server).send("finish this", wait=False, messageId="m")
+        brain.wait_for("ask")
+        server.process.send_signal(signal.SIGINT)
+        eventually(lambda: _refused(server), "connections are refused")
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(SECONDS) == 0
+    with serve(tmp_path, CONFIG) as server:
+        assert answers(Caller(server).send("finish this", messageId="m")) == ["done"]
+
+
 def test_a_tool_in_a_thread_does_not_hold_up_a_stop(tmp_path: Path, serve: Serve, brain: Brain) -> None:
     """A plain function that sleeps for a minute in a thread is left behind: the process ends soon after its grace."""
     brain.script = lambda call: [] if call.what == "sleep" else [{"tool": "sleep"}]

@@ -2,8 +2,8 @@
 
 -- A task as its owner sees it. `snapshot` is the protobuf `Task`; the other columns are what is searched by.
 CREATE TABLE tasks (
-    place       INTEGER PRIMARY KEY,         -- in the order of creation; spelled out, for VACUUM renumbers what is not
-    id          TEXT NOT NULL UNIQUE,
+    place       INTEGER PRIMARY KEY,         -- in the order of creation: the id of the turn that began it
+    id          TEXT NOT NULL UNIQUE,        -- these, too, are made in an order, so that indexes grow at their ends
     agent       TEXT NOT NULL,
     tenant      TEXT NOT NULL,
     owner       TEXT NOT NULL,               -- "user/alice", or "principal/x" where no user is named
@@ -16,10 +16,11 @@ CREATE TABLE tasks (
     seq         INTEGER NOT NULL DEFAULT 0,  -- the number of the last event in the snapshot
     snapshot    BLOB NOT NULL
 ) STRICT;
--- The state is in them so that a list of one state reads no others' rows.
-CREATE INDEX tasks_of_owner ON tasks (tenant, agent, owner, status_at DESC, id DESC, state) WHERE hidden = 0;
-CREATE INDEX tasks_of_agent ON tasks (tenant, agent, status_at DESC, id DESC, state) WHERE hidden = 0;
-CREATE INDEX tasks_ended ON tasks (status_at) WHERE state IN (3, 4, 5, 7) OR hidden = 1;
+-- The state is in them so that a list of one state reads no others' rows. Lists read them backwards: what is new goes to
+-- their ends, where it fills page after page.
+CREATE INDEX tasks_of_owner ON tasks (tenant, agent, owner, status_at, id, state) WHERE hidden = 0;
+CREATE INDEX tasks_of_agent ON tasks (tenant, agent, status_at, id, state) WHERE hidden = 0;
+CREATE INDEX tasks_hidden ON tasks (status_at) WHERE hidden = 1;
 CREATE INDEX tasks_of_context ON tasks (context_id, agent, tenant);
 
 -- How many tasks a list would find, kept by the triggers below: counting 100,000 takes longer than reading a page of them.
@@ -50,7 +51,7 @@ END;
 
 -- One message accepted for one task. Kept with its task, since it is also what tells a replay from a new message.
 CREATE TABLE turns (
-    id          INTEGER PRIMARY KEY,         -- in the order of acceptance
+    id          INTEGER PRIMARY KEY,         -- in the order of acceptance; spelled out, for VACUUM renumbers what is not
     task_id     TEXT NOT NULL,
     agent       TEXT NOT NULL,
     tenant      TEXT NOT NULL,
@@ -63,10 +64,11 @@ CREATE TABLE turns (
     state       INTEGER NOT NULL,            -- 0 waiting, 1 running, 2 done
     attempt     INTEGER NOT NULL DEFAULT 1,  -- every write compares it: an attempt that was overtaken changes nothing
     crashes     INTEGER NOT NULL DEFAULT 0,  -- how often the process died under it since its last committed step
-    answer      BLOB                         -- protobuf Message, where the agent answered with one instead of a task
+    answer      BLOB,                        -- protobuf Message, where the agent answered with one instead of a task
+    follows     INTEGER NOT NULL             -- 1: a follow-up; 0: it began its task, whose place is its id
 ) STRICT;
 CREATE UNIQUE INDEX turns_of_message ON turns (message_id, owner, agent, tenant);
-CREATE INDEX turns_of_task ON turns (task_id);
+CREATE INDEX turns_that_follow ON turns (task_id) WHERE follows = 1;
 CREATE INDEX turns_open ON turns (context_id, owner) WHERE state < 2;
 
 -- The journal: what a model or a tool answered. A NULL result is a step begun that may not be repeated.
@@ -97,10 +99,22 @@ CREATE TABLE memory_outbox (
     tries     INTEGER NOT NULL DEFAULT 0,
     due_at    INTEGER NOT NULL,              -- microseconds since the epoch
     dead      INTEGER NOT NULL DEFAULT 0,    -- 1: given up
-    problem   TEXT
+    problem   TEXT,
+    -- The tenant, and the user or else the session: what a scope is made of. Worked out from the row, kept in the index alone.
+    scope     TEXT GENERATED ALWAYS AS (
+        json_array(
+            COALESCE(json_extract(context, '$.tenant'), ''),
+            json_extract(context, '$.user_id'),
+            CASE WHEN json_extract(context, '$.user_id') IS NULL THEN json_extract(context, '$.session_id') END
+        )
+    ) VIRTUAL
 ) STRICT;
 CREATE INDEX memory_outbox_due ON memory_outbox (memory, due_at) WHERE dead = 0;
 CREATE INDEX memory_outbox_of_task ON memory_outbox (task_id);
+-- Writes of one scope wait for each other, also while the first of them waits to be tried again.
+CREATE INDEX memory_outbox_of_scope ON memory_outbox (memory, scope, id, due_at) WHERE dead = 0;
+-- Those that were given up, for whoever looks after them.
+CREATE INDEX memory_outbox_dead ON memory_outbox (id) WHERE dead = 1;
 
 CREATE TABLE push_configs (
     task_id  TEXT NOT NULL,

@@ -33,8 +33,18 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def hurry(self) -> None:
+        """The grace of a stop is over now."""
+
+    @abstractmethod
     async def submit(
-        self, caller: Caller, request: SendMessageRequest, *, user: str | None, extensions: frozenset[str] = frozenset()
+        self,
+        caller: Caller,
+        request: SendMessageRequest,
+        *,
+        user: str | None,
+        extensions: frozenset[str] = frozenset(),
+        lasting: bool = True,
     ) -> Submission:
         """Accept the message, as `Store.accept` describes, and run its turn when its lane is free.
 
@@ -44,6 +54,10 @@ class Engine(ABC):
     @abstractmethod
     def live(self, caller: Caller, task_id: str) -> Task | None:
         """A copy of a task that a turn is changing now; None: the store knows it best."""
+
+    @abstractmethod
+    def at_work(self) -> frozenset[str]:
+        """The ids of the tasks that turns are changing now, or are about to."""
 
     @abstractmethod
     def pushes(self, caller: Caller, task_id: str) -> None:

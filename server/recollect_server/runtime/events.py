@@ -16,6 +16,8 @@ from a2a.types import (
 )
 from a2a.utils.errors import InvalidAgentResponseError
 
+from recollect_server.values import stamp
+
 Event = Task | Message | TaskStatusUpdateEvent | TaskArtifactUpdateEvent
 
 _FURTHEST_BEHIND = 1024
@@ -70,9 +72,10 @@ class Snapshot:
                 if task.status.HasField("message"):
                     task.history.append(task.status.message)
                 if not event.status.HasField("timestamp"):
-                    event.status.timestamp.GetCurrentTime()
+                    event.status.timestamp.CopyFrom(stamp())
                 task.status.CopyFrom(event.status)
-                task.metadata.MergeFrom(event.metadata)
+                if event.HasField("metadata"):
+                    task.metadata.MergeFrom(event.metadata)
             case _:
                 self._replace(event)
         self.seq += 1
@@ -108,24 +111,41 @@ class Snapshot:
         if not event.status.HasField("timestamp"):
             event.status.timestamp.CopyFrom(task.status.timestamp)
         task.status.CopyFrom(event.status)
-        task.metadata.MergeFrom(event.metadata)
+        if event.HasField("metadata"):
+            task.metadata.MergeFrom(event.metadata)
         known = {message.message_id for message in task.history}
         task.history.extend(message for message in event.history if message.message_id not in known)
         for artifact in event.artifacts:
             self._artifact(TaskArtifactUpdateEvent(artifact=artifact))
 
 
-def stream_response(event: Event) -> StreamResponse:
-    """The event as it is streamed, pushed and logged."""
-    match event:
-        case TaskArtifactUpdateEvent():
-            return StreamResponse(artifact_update=event)
-        case TaskStatusUpdateEvent():
-            return StreamResponse(status_update=event)
-        case Task():
-            return StreamResponse(task=event)
-        case _:
-            return StreamResponse(message=event)
+def payload_of(event: Event) -> bytes:
+    """The StreamResponse that carries the event, serialised: as it is streamed, pushed and logged.
+
+    Put together from its parts, since a message that is set into another is copied.
+    """
+    content = event.SerializeToString()
+    return _FIELDS[type(event)] + _varint(len(content)) + content
+
+
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    found.append(number)
+    return bytes(found)
+
+
+_FIELDS: dict[type[Event], bytes] = {
+    kind: _varint(StreamResponse.DESCRIPTOR.fields_by_name[name].number << 3 | 2)  # 2: a message, behind its length
+    for kind, name in {
+        Task: "task",
+        Message: "message",
+        TaskStatusUpdateEvent: "status_update",
+        TaskArtifactUpdateEvent: "artifact_update",
+    }.items()
+}
 
 
 def coalesce(events: Sequence[Event]) -> list[Event]:

@@ -23,19 +23,23 @@ from a2a.utils.errors import (
 )
 
 from recollect_memory.errors import LimitError, RecollectError
-from recollect_server.executor import JOURNAL, TURN
+from recollect_server.executor import JOURNAL, TURN, A2AExecutor
+from recollect_server.values import stamp
 
 from .engine import Engine, Submission
-from .events import Event, Snapshot, Subscriber, stream_response
+from .events import Event, Snapshot, Subscriber, payload_of
+from .reminder import Reminder
 from .run import CURRENT, Run, TurnJournal
 from .store import Store
-from .turn import INTERRUPTED, TERMINAL, Accepted, Caller, DueWrite, Overtaken, Progress, TurnState
+from .turn import RESTING, TERMINAL, Accepted, Caller, DueWrite, Overtaken, Progress, TurnState
 
 logger = logging.getLogger(__name__)
 
 _MOST_CRASHES = 3
 _CANCEL_WITHIN = 0.4
 """Seconds that an executor gets to stop before its task is ended without it."""
+_LOG_EVERY = 0.05
+"""Seconds that an event waits for others before it is logged. A shorter turn logs its events in its finishing commit."""
 _COMMIT_WITHIN = 30.0
 """Seconds that the commit of a cancellation may take, on a disk that is slow: it must not be cut off."""
 _STOP_WITHIN = 2.0
@@ -74,8 +78,10 @@ class LocalEngine(Engine):
         self._stopping = False
         """Whether the grace is over."""
         self._idle = asyncio.Event()
+        """Whether a stop need not wait for turns: there are none, or it was told to hurry."""
         self._idle.set()
         self._background: set[asyncio.Task[None]] = set()
+        self._reminder = Reminder(_LOG_EVERY)
 
     async def start(self) -> None:
         for accepted in await self._store.recover():
@@ -85,6 +91,9 @@ class LocalEngine(Engine):
     async def stop(self, grace: float) -> None:
         self._stop_begun = self._stop_begun or asyncio.create_task(self._stop(grace))
         await asyncio.shield(self._stop_begun)
+
+    def hurry(self) -> None:
+        self._idle.set()
 
     async def _stop(self, grace: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -115,7 +124,13 @@ class LocalEngine(Engine):
         run.over.set()
 
     async def submit(
-        self, caller: Caller, request: SendMessageRequest, *, user: str | None, extensions: frozenset[str] = frozenset()
+        self,
+        caller: Caller,
+        request: SendMessageRequest,
+        *,
+        user: str | None,
+        extensions: frozenset[str] = frozenset(),
+        lasting: bool = True,
     ) -> Submission:
         named = request.message.task_id or request.message.context_id
         key = (caller.agent, caller.tenant, caller.owner(user), named)
@@ -124,7 +139,7 @@ class LocalEngine(Engine):
         self._counts[key] += 1
         kept = False
         try:
-            accepted = await self._store.accept(caller, request, user=user, extensions=extensions)
+            accepted = await self._store.accept(caller, request, user=user, extensions=extensions, lasting=lasting)
             if accepted.replay:
                 runs = self._runs.get(accepted.turn.task_id, ())
                 return Submission(accepted, next((run for run in runs if run.turn.id == accepted.turn.id), None))
@@ -165,7 +180,7 @@ class LocalEngine(Engine):
 
     def _line_up(self, accepted: Accepted, key: tuple[str, ...] | None = None) -> Run:
         turn = accepted.turn
-        run = Run(accepted, self._store, self._tell_watchers, self._committed)
+        run = Run(accepted, self._store, self._tell_watchers, self._committed, self._reminder)
         run.key = key
         self._submitted += 1
         self._runs.setdefault(turn.task_id, []).append(run)
@@ -184,6 +199,9 @@ class LocalEngine(Engine):
     def live(self, caller: Caller, task_id: str) -> Task | None:
         run = self._reachable(caller, task_id)
         return None if run is None else run.shown()
+
+    def at_work(self) -> frozenset[str]:
+        return frozenset(self._runs)
 
     def pushes(self, caller: Caller, task_id: str) -> None:
         for run in self._runs.get(task_id, ()):
@@ -296,8 +314,11 @@ class LocalEngine(Engine):
             context_id=turn.context_id,
             task=run.snapshot.copy() if resumed or not turn.new_task else None,
         )
+        executor = self._executors[turn.caller.agent]
+        if isinstance(executor, A2AExecutor) and turn.new_task and not resumed:
+            run.announce()
         try:
-            await self._executors[turn.caller.agent].execute(context, run)
+            await executor.execute(context, run)
         except Overtaken:
             raise
         except Exception as error:
@@ -375,7 +396,7 @@ class LocalEngine(Engine):
 
     def _adopt(self, orphan: Run, heir: Run) -> None:
         heir.subscribers.extend(orphan.subscribers)
-        heir.settled.add_done_callback(partial(_pass_on, orphan.settled))
+        heir.settled.add_done_callback(partial(_pass_on, orphan))
 
     async def _next(self, run: Run) -> None:
         """Begin a run that waited, on the task as it is by now."""
@@ -408,9 +429,9 @@ class LocalEngine(Engine):
         expected = task.status.state
         event = TaskStatusUpdateEvent(task_id=task.id, context_id=task.context_id)
         event.status.state = TaskState.TASK_STATE_CANCELED
-        event.status.timestamp.GetCurrentTime()
+        event.status.timestamp.CopyFrom(stamp())
         snapshot = Snapshot(task)
-        payload = stream_response(event).SerializeToString()
+        payload = payload_of(event)
         if expected not in TERMINAL:
             snapshot.apply(event)
             if await self._store.end(caller, snapshot.task, expected, payload):
@@ -436,12 +457,11 @@ class LocalEngine(Engine):
         task_id = event.id if isinstance(event, Task) else event.task_id
         for subscriber in self._watchers.get(task_id, ()):
             subscriber.put(event)
-            if not isinstance(event, TaskArtifactUpdateEvent) and event.status.state in TERMINAL | INTERRUPTED:
+            if not isinstance(event, TaskArtifactUpdateEvent) and event.status.state in RESTING:
                 subscriber.close()
 
     def _fail(self, run: Run, error: Exception) -> None:
-        if not run.settled.done():
-            run.settled.set_exception(error)
+        run.settle(error)
         run.close()
 
     def _note(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -459,11 +479,8 @@ def _too_late(run: Run) -> UnsupportedOperationError:
     return UnsupportedOperationError(f"task {run.turn.task_id} ended before this message's turn")
 
 
-def _pass_on(to: asyncio.Future[Task | Message], settled: asyncio.Future[Task | Message]) -> None:
-    if to.done() or settled.cancelled():
+def _pass_on(to: Run, settled: asyncio.Future[Task | Message]) -> None:
+    if settled.cancelled():
         return
     error = settled.exception()
-    if error is not None:
-        to.set_exception(error)
-    else:
-        to.set_result(settled.result())
+    to.settle(error if isinstance(error, Exception) else settled.result())

@@ -19,8 +19,8 @@ from recollect_memory.overlay import overlay
 from recollect_memory.recall import sound
 from recollect_server.metrics import Metrics
 
+from .rows import now
 from .run import CURRENT, STEP
-from .sqlite import now
 from .store import Store
 from .turn import DueWrite, MemoryWrite
 

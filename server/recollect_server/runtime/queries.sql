@@ -26,31 +26,42 @@ WHERE context_id = :context_id AND agent = :agent AND tenant = :tenant AND owner
 LIMIT 1
 
 -- name: insert_task
-INSERT INTO tasks (id, agent, tenant, owner, context_id, state, status_at, created_at, snapshot)
-VALUES (:task_id, :agent, :tenant, :owner, :context_id, :state, :now, :now, :snapshot)
+INSERT INTO tasks (place, id, agent, tenant, owner, context_id, state, status_at, created_at, snapshot)
+VALUES (:place, :task_id, :agent, :tenant, :owner, :context_id, :state, :now, :now, :snapshot)
 
 -- name: insert_turn
--- It runs at once, or waits behind another of its lane.
-INSERT INTO turns (task_id, agent, tenant, owner, context_id, message_id, digest, request, extensions, state)
-VALUES (:task_id, :agent, :tenant, :owner, :context_id, :message_id, :digest, :request, :extensions, NOT EXISTS (
-    SELECT 1 FROM turns
-    WHERE context_id = :context_id AND owner = :owner AND agent = :agent AND tenant = :tenant AND state < 2))
+-- It runs at once, or waits behind another of its lane. Its id is above every place that is taken: restored tasks have one
+-- without a turn.
+INSERT INTO turns (id, task_id, agent, tenant, owner, context_id, message_id, digest, request, extensions, follows, state)
+VALUES (
+    1 + max(COALESCE((SELECT max(id) FROM turns), 0), COALESCE((SELECT max(place) FROM tasks), 0)),
+    :task_id, :agent, :tenant, :owner, :context_id, :message_id, :digest, :request, :extensions, :follows, NOT EXISTS (
+        SELECT 1 FROM turns
+        WHERE context_id = :context_id AND owner = :owner AND agent = :agent AND tenant = :tenant AND state < 2))
 
 -- name: mark_turn
 UPDATE turns SET state = :state WHERE id = :id AND attempt = :attempt AND state < 2
 
--- name: record_turn
--- The fence: no row is changed for an attempt that was overtaken. A committed step proves that the turn gets on.
-UPDATE turns SET state = :state, answer = :answer, crashes = CASE WHEN :stepped THEN 0 ELSE crashes END
-WHERE id = :id AND attempt = :attempt AND state < 2
-
 -- name: record_task
+-- Everything that may stand against it is a condition: the fence (an attempt that was overtaken changes nothing), a task that
+-- has ended, and another message for a task that would be completed.
 UPDATE tasks SET state = :state, status_at = :status_at, snapshot = :snapshot, seq = :seq, hidden = :hidden,
                  memory = COALESCE(:memory, memory)
 WHERE id = :task_id AND state NOT IN (3, 4, 5, 7)
+  AND EXISTS (SELECT 1 FROM turns WHERE id = :id AND attempt = :attempt AND state < 2)
+  AND NOT (:state = 3 AND EXISTS (
+      SELECT 1 FROM turns
+      WHERE context_id = tasks.context_id AND task_id = tasks.id AND id <> :id AND state < 2))
 
--- name: another_message_waits
-SELECT 1 FROM turns WHERE task_id = :task_id AND id <> :id AND state < 2 LIMIT 1
+-- name: record_turn
+-- A committed step proves that the turn gets on.
+UPDATE turns SET state = :turn_state, answer = :answer, crashes = CASE WHEN :stepped THEN 0 ELSE crashes END WHERE id = :id
+
+-- name: obstacles
+-- Why a task was not recorded: whether the turn is still this attempt's, and whether another message waits.
+SELECT EXISTS (SELECT 1 FROM turns WHERE id = :id AND attempt = :attempt AND state < 2), EXISTS (
+    SELECT 1 FROM turns JOIN tasks ON tasks.id = turns.task_id AND tasks.context_id = turns.context_id
+    WHERE tasks.id = :task_id AND turns.id <> :id AND turns.state < 2)
 
 -- name: record_events
 INSERT INTO events (task_id, seq, payload) VALUES (?, ?, ?)
@@ -80,14 +91,12 @@ UPDATE turns SET state = 2 WHERE id = ?
 -- name: open_turns
 -- "+" has SQLite sort the few that are open rather than read all in order.
 SELECT turns.*, tasks.snapshot, tasks.memory, tasks.seq,
-       turns.id = (SELECT min(id) FROM turns AS first WHERE first.task_id = turns.task_id) AS new_task,
        EXISTS (SELECT 1 FROM push_configs WHERE task_id = turns.task_id) AS pushes
 FROM turns JOIN tasks ON tasks.id = turns.task_id
 WHERE turns.state < 2 ORDER BY +turns.id
 
 -- name: turn_by_id
 SELECT turns.*, tasks.snapshot, tasks.memory, tasks.seq,
-       turns.id = (SELECT min(id) FROM turns AS first WHERE first.task_id = turns.task_id) AS new_task,
        EXISTS (SELECT 1 FROM push_configs WHERE task_id = turns.task_id) AS pushes
 FROM turns JOIN tasks ON tasks.id = turns.task_id
 WHERE turns.id = ?
@@ -252,17 +261,25 @@ DELETE FROM push_configs WHERE task_id = :task_id AND id = :id
 DELETE FROM push_outbox WHERE task_id = :task_id AND config_id = :id
 
 -- name: purgeable
--- The condition is that of the index `tasks_ended`.
-SELECT id FROM tasks WHERE (state IN (3, 4, 5, 7) OR hidden = 1) AND status_at < :before
-  AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.task_id = tasks.id AND turns.state < 2)
-  AND NOT EXISTS (SELECT 1 FROM memory_outbox WHERE memory_outbox.task_id = tasks.id AND dead = 0)
-ORDER BY status_at LIMIT :limit
+-- Those that are listed by agent, from the oldest on; then those that are not listed.
+SELECT id FROM (
+    SELECT tasks.id FROM (SELECT DISTINCT tenant, agent FROM task_counts) AS served
+    CROSS JOIN tasks ON tasks.tenant = served.tenant AND tasks.agent = served.agent
+    WHERE hidden = 0 AND status_at < :before AND state IN (3, 4, 5, 7)
+    UNION ALL SELECT id FROM tasks WHERE hidden = 1 AND status_at < :before
+) AS ended
+WHERE NOT EXISTS (SELECT 1 FROM turns JOIN tasks ON tasks.id = turns.task_id AND tasks.context_id = turns.context_id
+                  WHERE tasks.id = ended.id AND turns.state < 2)
+  AND NOT EXISTS (SELECT 1 FROM memory_outbox WHERE memory_outbox.task_id = ended.id AND dead = 0)
+LIMIT :limit
 
 -- name: purge_steps
-DELETE FROM steps WHERE turn_id IN (SELECT id FROM turns WHERE task_id = ?)
+DELETE FROM steps WHERE turn_id IN (
+    SELECT place FROM tasks WHERE id = ?1 UNION ALL SELECT id FROM turns WHERE task_id = ?1 AND follows = 1)
 
 -- name: purge_turns
-DELETE FROM turns WHERE task_id = ?
+DELETE FROM turns WHERE id IN (
+    SELECT place FROM tasks WHERE id = ?1 UNION ALL SELECT id FROM turns WHERE task_id = ?1 AND follows = 1)
 
 -- name: purge_events
 DELETE FROM events WHERE task_id = ?
@@ -285,13 +302,17 @@ WHERE tenant = :tenant AND owner = :owner AND place > :after
 ORDER BY place LIMIT :limit
 
 -- name: restore
-INSERT INTO tasks (id, agent, tenant, owner, context_id, state, status_at, created_at, snapshot)
-VALUES (:task_id, :agent, :tenant, :owner, :context_id, :state, :now, :now, :snapshot)
-ON CONFLICT (id) DO NOTHING
+INSERT INTO tasks (place, id, agent, tenant, owner, context_id, state, status_at, created_at, snapshot)
+SELECT 1 + max(COALESCE((SELECT max(id) FROM turns), 0), COALESCE((SELECT max(place) FROM tasks), 0)),
+       :task_id, :agent, :tenant, :owner, :context_id, :state, :now, :now, :snapshot
+WHERE NOT EXISTS (SELECT 1 FROM tasks WHERE id = :task_id)
 
 -- name: erase_steps
 DELETE FROM steps WHERE turn_id IN (
-    SELECT turns.id FROM turns JOIN tasks ON tasks.id = turns.task_id WHERE tasks.tenant = :tenant AND tasks.owner = :owner)
+    SELECT place FROM tasks WHERE tenant = :tenant AND owner = :owner
+    UNION ALL
+    SELECT turns.id FROM tasks JOIN turns ON turns.task_id = tasks.id AND turns.follows = 1
+    WHERE tasks.tenant = :tenant AND tasks.owner = :owner)
 
 -- name: erase_memory_outbox
 DELETE FROM memory_outbox WHERE task_id IN (SELECT id FROM tasks WHERE tenant = :tenant AND owner = :owner)
@@ -306,14 +327,21 @@ DELETE FROM push_configs WHERE task_id IN (SELECT id FROM tasks WHERE tenant = :
 DELETE FROM events WHERE task_id IN (SELECT id FROM tasks WHERE tenant = :tenant AND owner = :owner)
 
 -- name: erase_turns
-DELETE FROM turns WHERE task_id IN (SELECT id FROM tasks WHERE tenant = :tenant AND owner = :owner)
+DELETE FROM turns WHERE id IN (
+    SELECT place FROM tasks WHERE tenant = :tenant AND owner = :owner
+    UNION ALL
+    SELECT turns.id FROM tasks JOIN turns ON turns.task_id = tasks.id AND turns.follows = 1
+    WHERE tasks.tenant = :tenant AND tasks.owner = :owner)
 
 -- name: erase_tasks
 DELETE FROM tasks WHERE tenant = :tenant AND owner = :owner
 
 -- name: count_steps
 SELECT count(*) FROM steps WHERE turn_id IN (
-    SELECT turns.id FROM turns JOIN tasks ON tasks.id = turns.task_id WHERE tasks.tenant = :tenant AND tasks.owner = :owner)
+    SELECT place FROM tasks WHERE tenant = :tenant AND owner = :owner
+    UNION ALL
+    SELECT turns.id FROM tasks JOIN turns ON turns.task_id = tasks.id AND turns.follows = 1
+    WHERE tasks.tenant = :tenant AND tasks.owner = :owner)
 
 -- name: count_memory_outbox
 SELECT count(*) FROM memory_outbox WHERE task_id IN (SELECT id FROM tasks WHERE tenant = :tenant AND owner = :owner)
@@ -328,7 +356,11 @@ SELECT count(*) FROM push_configs WHERE task_id IN (SELECT id FROM tasks WHERE t
 SELECT count(*) FROM events WHERE task_id IN (SELECT id FROM tasks WHERE tenant = :tenant AND owner = :owner)
 
 -- name: count_turns
-SELECT count(*) FROM turns WHERE task_id IN (SELECT id FROM tasks WHERE tenant = :tenant AND owner = :owner)
+SELECT count(*) FROM turns WHERE id IN (
+    SELECT place FROM tasks WHERE tenant = :tenant AND owner = :owner
+    UNION ALL
+    SELECT turns.id FROM tasks JOIN turns ON turns.task_id = tasks.id AND turns.follows = 1
+    WHERE tasks.tenant = :tenant AND tasks.owner = :owner)
 
 -- name: count_tasks
 SELECT count(*) FROM tasks WHERE tenant = :tenant AND owner = :owner

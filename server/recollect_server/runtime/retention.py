@@ -7,7 +7,7 @@ import logging
 
 from recollect_memory.errors import StoreError
 
-from .sqlite import now
+from .rows import now
 from .store import Store
 
 logger = logging.getLogger(__name__)

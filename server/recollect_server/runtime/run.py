@@ -16,11 +16,12 @@ from a2a.utils.errors import InvalidAgentResponseError
 from recollect_agents import Journal
 from recollect_agents.contract import JSONObject
 from recollect_memory.errors import OutcomeUnknown, RecollectError
-from recollect_server.values import unfit, unfit_artifact, unfit_message
+from recollect_server.values import stamp, unfit, unfit_artifact, unfit_message
 
-from .events import Event, Snapshot, Subscriber, coalesce, packed, stream_response
+from .events import Event, Snapshot, Subscriber, coalesce, packed, payload_of
+from .reminder import Reminder
 from .store import Store
-from .turn import INTERRUPTED, TERMINAL, Accepted, Continues, DueWrite, MemoryWrite, Progress
+from .turn import RESTING, TERMINAL, Accepted, Continues, DueWrite, MemoryWrite, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +29,6 @@ CURRENT: ContextVar[Run | None] = ContextVar("recollect_run", default=None)
 """The run that the code at hand works for; a memory write finds its turn by it."""
 STEP: ContextVar[list[MemoryWrite] | None] = ContextVar("recollect_step", default=None)
 """Where the step at hand puts the memory writes that are committed with its result; None: no step is at hand."""
-
-_LOG_EVERY = 0.05
-"""Seconds that an event waits for others before it is logged. A shorter turn logs its events in its finishing commit."""
 
 
 class Run(EventQueue):
@@ -45,13 +43,13 @@ class Run(EventQueue):
         store: Store,
         watchers: Callable[[Event], None],
         committed: Callable[[Progress, Sequence[DueWrite]], None],
+        reminder: Reminder,
     ) -> None:
         self.turn = accepted.turn
         self.snapshot = Snapshot(accepted.task, accepted.seq)
         self.snapshot.hear(self.turn.request.message)
         self.pushes = accepted.pushes
         self.settled: asyncio.Future[Task | Message] = asyncio.get_running_loop().create_future()
-        self.settled.add_done_callback(_retrieve)
         self.subscribers: list[Subscriber] = []
         self.writes: list[MemoryWrite] = []
         """What the turn owes from its end on; `_owed` is what its steps do, from the commit of each."""
@@ -78,7 +76,8 @@ class Run(EventQueue):
         self._spoke = False
         self._events: list[Event] = []
         self._steps: list[tuple[str, str | None]] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._reminder = reminder
+        self._waiters: list[asyncio.Future[None]] = []
         self._recording: asyncio.Task[None] | None = None
 
     # -- what the executor says ----------------------------------------------------------------------------------------
@@ -96,7 +95,7 @@ class Run(EventQueue):
             self._answer = event
             return
         self._spoke = True
-        if isinstance(event, TaskArtifactUpdateEvent) or event.status.state not in TERMINAL | INTERRUPTED:
+        if isinstance(event, TaskArtifactUpdateEvent) or event.status.state not in RESTING:
             self.snapshot.apply(event)
             if isinstance(event, Task):
                 event = self.snapshot.copy()
@@ -117,7 +116,16 @@ class Run(EventQueue):
             await self.flush()
             self._status_before = None
             self._publish(event)
-            self._settle(self.snapshot.copy())
+            self.settle(self.snapshot.copy())
+
+    def announce(self) -> None:
+        """Say what a new task's first event is: the task as it was accepted."""
+        self._spoke = True
+        self.snapshot.seq += 1
+        task = self.snapshot.copy()
+        self._events.append(task)
+        self._publish(task)
+        self.log_soon()
 
     def shown(self) -> Task:
         """A copy of the task for whoever asks: a state that ends or interrupts it is not shown before it is committed."""
@@ -172,12 +180,12 @@ class Run(EventQueue):
         if self._answer is not None:
             self._publish(self._answer)
         if not self.continues:
-            self._settle(self._answer or self.snapshot.task)
+            self.settle(self._answer or self.snapshot.task)
 
     async def _status(self, state: TaskState, text: str | None = None) -> None:
         event = TaskStatusUpdateEvent(task_id=self.turn.task_id, context_id=self.turn.context_id)
         event.status.state = state
-        event.status.timestamp.GetCurrentTime()
+        event.status.timestamp.CopyFrom(stamp())
         if text is not None:
             message = event.status.message
             message.message_id = f"{self.turn.task_id}/{self.turn.id}/status"
@@ -200,8 +208,7 @@ class Run(EventQueue):
 
     def close(self) -> None:
         """Tell everyone who listens that this run says no more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._reminder.forget(self._log)
         for subscriber in self.subscribers:
             subscriber.close()
 
@@ -210,9 +217,29 @@ class Run(EventQueue):
             subscriber.put(event)
         self._watchers(event)
 
-    def _settle(self, answer: Task | Message) -> None:
+    async def answer(self) -> Task | Message:
+        """Wait until `settled` is; a caller who is cancelled leaves it to whoever else waits.
+
+        As `asyncio.shield` does, with one turn of the event loop less.
+        """
         if not self.settled.done():
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+        return self.settled.result()
+
+    def settle(self, answer: Task | Message | Exception) -> None:
+        """Answer whoever waits, unless they were answered before."""
+        if self.settled.done():
+            return
+        if isinstance(answer, Exception):
+            self.settled.set_exception(answer)
+            self.settled.exception()  # nobody may be waiting
+        else:
             self.settled.set_result(answer)
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     # -- what is committed on the way ----------------------------------------------------------------------------------
 
@@ -221,8 +248,7 @@ class Run(EventQueue):
         self._owed += writes
 
     def log_soon(self) -> None:
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_LOG_EVERY, self._log)
+        self._reminder.ask(self._log)
 
     async def flush(self) -> None:
         """Commit what happened so far."""
@@ -241,14 +267,11 @@ class Run(EventQueue):
 
     async def _recorded(self) -> None:
         """Wait for the commit that is under way; whoever began it hears of its failure."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._reminder.forget(self._log)
         while self._recording is not None and not self._recording.done():
             await asyncio.wait((self._recording,))
 
     def _log(self) -> None:
-        self._timer = None
         if self._recording is not None and not self._recording.done():
             self.log_soon()
         elif not self.finishing and (self._events or self._steps):
@@ -268,7 +291,7 @@ class Run(EventQueue):
 
     def _progress(self, *, done: bool = False) -> Progress:
         """What happened since the last commit, taken off the lists: a record that fails ends the run."""
-        payloads = [stream_response(event).SerializeToString() for event in coalesce(self._events)]
+        payloads = [payload_of(event) for event in coalesce(self._events)]
         task = self.snapshot.task
         progress = Progress(
             self.turn,
@@ -322,17 +345,21 @@ class TurnJournal(Journal):
 def _unfit(event: Event) -> str | None:
     match event:
         case TaskArtifactUpdateEvent():
-            return unfit_artifact(event.artifact) or unfit(event.metadata)
+            return unfit_artifact(event.artifact) or _unfit_metadata(event)
         case TaskStatusUpdateEvent():
-            return unfit_message(event.status.message) or unfit(event.metadata)
+            return _unfit_status(event.status) or _unfit_metadata(event)
         case Message():
             return unfit_message(event)
         case _:
-            said = [unfit_message(message) for message in (event.status.message, *event.history)]
+            said = [unfit_message(message) for message in event.history]
             made = [unfit_artifact(artifact) for artifact in event.artifacts]
-            return next((problem for problem in (unfit(event.metadata), *said, *made) if problem), None)
+            found = (_unfit_status(event.status), _unfit_metadata(event), *said, *made)
+            return next((problem for problem in found if problem), None)
 
 
-def _retrieve(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()  # nobody may be waiting
+def _unfit_status(status: TaskStatus) -> str | None:
+    return unfit_message(status.message) if status.HasField("message") else None
+
+
+def _unfit_metadata(event: Task | TaskStatusUpdateEvent | TaskArtifactUpdateEvent) -> str | None:
+    return unfit(event.metadata) if event.HasField("metadata") else None

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
-import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from typing import Any
 
-from a2a.types import Message, SendMessageRequest, Task, TaskPushNotificationConfig, TaskState, TaskStatus
+from a2a.types import Message, SendMessageRequest, Task, TaskPushNotificationConfig, TaskState
 from a2a.utils.errors import InvalidParamsError, TaskNotFoundError, UnsupportedOperationError
 
 from recollect_memory import Memory
 from recollect_memory.sqlite import Alongside, Database, named_queries
 from recollect_server.identity import USER_ID
 
+from .rows import config_of, digest_of, named, new_id, new_task, now, scope_of, task_of, turn_of, write_of
 from .store import Listing, OwnedTask, Store
 from .turn import (
     TERMINAL,
@@ -43,11 +41,6 @@ _PURGED = ("steps", "turns", "events", "memory_outbox", "push_outbox", "push_con
 _LAST = (2**63 - 1, "")
 
 
-def now() -> int:
-    """Microseconds since the epoch."""
-    return time.time_ns() // 1000
-
-
 class SQLiteStore(Store):
     """A `Store` in a `Database`, which it shares with whoever else keeps tables there."""
 
@@ -59,19 +52,26 @@ class SQLiteStore(Store):
         self._db.migrate("runtime", _FOLDER)
 
     async def accept(
-        self, caller: Caller, request: SendMessageRequest, *, user: str | None, extensions: frozenset[str] = frozenset()
+        self,
+        caller: Caller,
+        request: SendMessageRequest,
+        *,
+        user: str | None,
+        extensions: frozenset[str] = frozenset(),
+        lasting: bool = True,
     ) -> Accepted:
-        return await self._db.write(partial(_accept, caller, request, user, extensions))
+        operation = partial(_accept, caller, request, user, extensions)
+        return await self._db.write(operation, checked=True, lasting=lasting)
 
     async def record(self, progress: Progress) -> list[DueWrite]:
-        return await self._db.write(partial(_record, progress))
+        return await self._db.write(partial(_record, progress), checked=True)
 
     async def mark(self, turn: Turn, state: TurnState) -> None:
         await self._write("mark_turn", {"id": turn.id, "attempt": turn.attempt, "state": state})
 
     async def reload(self, turn: Turn) -> tuple[Task, int] | None:
         rows = await self._rows("reload", {"task_id": turn.task_id, "owner": turn.owner})
-        return (_task(*rows[0][:2]), rows[0][2]) if rows else None
+        return (task_of(*rows[0][:2]), rows[0][2]) if rows else None
 
     async def recover(self) -> list[Accepted]:
         return await self._db.write(_recover)
@@ -80,29 +80,29 @@ class SQLiteStore(Store):
         return dict(await self._rows("steps_of_turn", (turn.id,)))
 
     async def task(self, caller: Caller, task_id: str) -> Task | None:
-        rows = await self._rows("task", _scope(caller) | {"task_id": task_id})
-        return _task(*rows[0]) if rows else None
+        rows = await self._rows("task", scope_of(caller) | {"task_id": task_id})
+        return task_of(*rows[0]) if rows else None
 
     async def tasks(self, caller: Caller, listing: Listing) -> tuple[list[Task], int]:
         return await self._db.read(partial(_list, caller, listing))
 
     async def context(self, turn: Turn, limit: int) -> list[Task]:
         key = {"context_id": turn.context_id, "owner": turn.owner, "task_id": turn.task_id, "limit": limit}
-        rows = await self._rows("context", _scope(turn.caller) | key)
-        return [_task(*row) for row in reversed(rows)]
+        rows = await self._rows("context", scope_of(turn.caller) | key)
+        return [task_of(*row) for row in reversed(rows)]
 
     async def end(self, caller: Caller, task: Task, expected: TaskState, event: bytes) -> bool:
         return await self._db.write(partial(_end, caller, task, expected, event))
 
     async def due_writes(self, memory: str, limit: int) -> list[DueWrite]:
         rows = await self._rows("due_writes", {"memory": memory, "now": now(), "limit": limit})
-        return [DueWrite(id, task_id, tries, _write(*write)) for id, task_id, tries, *write in rows]
+        return [DueWrite(id, task_id, tries, write_of(*write)) for id, task_id, tries, *write in rows]
 
     async def next_write(self, memory: str) -> int | None:
         return await self._first("next_write", (memory,))
 
     async def unconfirmed_writes(self) -> list[MemoryWrite]:
-        return [_write(*row) for row in await self._rows("unconfirmed_writes", ())]
+        return [write_of(*row) for row in await self._rows("unconfirmed_writes", ())]
 
     async def write_done(self, due: DueWrite) -> None:
         await self._db.write(partial(_write_done, due))
@@ -116,18 +116,18 @@ class SQLiteStore(Store):
 
     async def failed_writes(self, limit: int) -> list[FailedWrite]:
         rows = await self._rows("failed_writes", (limit,))
-        return [FailedWrite(task_id, tries, problem, _write(*write)) for task_id, tries, problem, *write in rows]
+        return [FailedWrite(task_id, tries, problem, write_of(*write)) for task_id, tries, problem, *write in rows]
 
     async def retry_failed_writes(self, memory: str) -> list[MemoryWrite]:
         def operation(db: sqlite3.Connection) -> list[MemoryWrite]:
             db.execute(_SQL["tasks_of_failed_writes"], (memory,))
-            return [_write(*row) for row in db.execute(_SQL["retry_failed_writes"], {"memory": memory, "now": now()})]
+            return [write_of(*row) for row in db.execute(_SQL["retry_failed_writes"], {"memory": memory, "now": now()})]
 
         return await self._db.write(operation)
 
     async def due_pushes(self, limit: int) -> list[DuePush]:
         rows = await self._rows("due_pushes", {"now": now(), "limit": limit})
-        return [DuePush(id, tries, payload, _config(config)) for id, tries, payload, config in rows]
+        return [DuePush(id, tries, payload, config_of(config)) for id, tries, payload, config in rows]
 
     async def next_push(self) -> int | None:
         return await self._first("next_push", ())
@@ -157,7 +157,7 @@ class SQLiteStore(Store):
         def operation(db: sqlite3.Connection) -> list[TaskPushNotificationConfig] | None:
             if not _reachable(db, caller, task_id):
                 return None
-            return [_config(row[0]) for row in db.execute(_SQL["push_configs"], {"task_id": task_id})]
+            return [config_of(row[0]) for row in db.execute(_SQL["push_configs"], {"task_id": task_id})]
 
         return await self._db.read(operation)
 
@@ -183,7 +183,7 @@ class SQLiteStore(Store):
     async def owned(self, tenant: str, owner: str, after: int, limit: int) -> list[OwnedTask]:
         values = {"tenant": tenant, "owner": owner, "after": after, "limit": limit}
         rows = await self._rows("owned", values)
-        return [OwnedTask(place, agent, _task(snapshot, memory)) for place, agent, snapshot, memory in rows]
+        return [OwnedTask(place, agent, task_of(snapshot, memory)) for place, agent, snapshot, memory in rows]
 
     async def restore(self, tenant: str, owner: str, agent: str, task: Task) -> bool:
         values = {
@@ -240,7 +240,7 @@ def _accept(
     found = _followed_up(caller, message, user, db) if message.task_id else None
     owner = found.owner if found else _owner(caller, message.context_id, message.message_id, user, db)
     scope = {"agent": caller.agent, "tenant": caller.tenant, "owner": owner}
-    digest = _digest(message)
+    digest = digest_of(message)
     before = db.execute(_SQL["turn_of_message"], scope | {"message_id": message.message_id}).fetchone()
     if before is not None:
         return _replay(caller, digest, before, db)
@@ -248,24 +248,31 @@ def _accept(
         request.metadata[USER_ID] = owner.removeprefix(USER)
     place = found.place() if found else _new_place(request, scope, db)
     message.context_id = place.task.context_id
-    turn_id = db.execute(
-        _SQL["insert_turn"],
-        scope
-        | {
-            "task_id": place.task.id,
-            "context_id": place.task.context_id,
-            "message_id": message.message_id,
-            "digest": digest,
-            "request": request.SerializeToString(),
-            "extensions": " ".join(sorted(extensions)),
-        },
-    ).lastrowid
+    # from here on nothing may be refused
+    values = scope | {
+        "task_id": place.task.id,
+        "context_id": place.task.context_id,
+        "message_id": message.message_id,
+        "digest": digest,
+        "request": request.SerializeToString(),
+        "extensions": " ".join(sorted(extensions)) if extensions else "",
+        "follows": found is not None,
+    }
+    turn_id = db.execute(_SQL["insert_turn"], values).lastrowid
+    if found is None:
+        values |= {
+            "place": turn_id,
+            "state": place.task.status.state,
+            "now": place.task.status.timestamp.ToMicroseconds(),
+            "snapshot": place.task.SerializeToString(),
+        }
+        db.execute(_SQL["insert_task"], values)
     pushes = request.configuration.HasField("task_push_notification_config")
     if pushes:
         config = request.configuration.task_push_notification_config
         config.task_id = place.task.id
-        values = {"task_id": config.task_id, "id": config.id, "config": config.SerializeToString()}
-        db.execute(_SQL["set_push_config"], values)
+        pushed = {"task_id": config.task_id, "id": config.id, "config": config.SerializeToString()}
+        db.execute(_SQL["set_push_config"], pushed)
     turn = Turn(
         id=turn_id or 0,
         attempt=1,
@@ -304,7 +311,7 @@ class _Followed:
     pushes: bool
 
     def place(self) -> _Place:
-        task = _task(self.snapshot, self.memory)
+        task = task_of(self.snapshot, self.memory)
         if self.state in TERMINAL:
             name = TaskState.Name(self.state).removeprefix("TASK_STATE_").lower()
             raise UnsupportedOperationError(f"task {task.id} has ended ({name}): send a message without a taskId")
@@ -312,7 +319,7 @@ class _Followed:
 
 
 def _followed_up(caller: Caller, message: Message, user: str | None, db: sqlite3.Connection) -> _Followed:
-    row = db.execute(_SQL["task_for_turn"], _scope(caller) | {"task_id": message.task_id}).fetchone()
+    row = db.execute(_SQL["task_for_turn"], scope_of(caller) | {"task_id": message.task_id}).fetchone()
     if row is None:
         raise TaskNotFoundError(f"there is no task {message.task_id}")
     found = _Followed(*row)
@@ -327,18 +334,9 @@ def _new_place(request: SendMessageRequest, scope: Mapping[str, Any], db: sqlite
     message = request.message
     given = {**scope, "context_id": message.context_id}
     known = message.context_id and db.execute(_SQL["context_is_known"], given).fetchone() is not None
-    message.task_id = str(uuid.uuid4())
-    message.context_id = message.context_id or str(uuid.uuid4())
-    task = _new_task(request)
-    values = {
-        "task_id": task.id,
-        "context_id": task.context_id,
-        "state": task.status.state,
-        "now": task.status.timestamp.ToMicroseconds(),
-        "snapshot": task.SerializeToString(),
-    }
-    db.execute(_SQL["insert_task"], {**scope, **values})
-    return _Place(task, new_context=not known)
+    message.task_id = new_id()
+    message.context_id = message.context_id or new_id()
+    return _Place(new_task(request), new_context=not known)
 
 
 def _owner(caller: Caller, context_id: str, message_id: str, user: str | None, db: sqlite3.Connection) -> str:
@@ -349,7 +347,7 @@ def _owner(caller: Caller, context_id: str, message_id: str, user: str | None, d
     own = caller.owner(user)
     if user is not None or not context_id:
         return own
-    values = _scope(caller) | {"context_id": context_id, "message_id": message_id}
+    values = scope_of(caller) | {"context_id": context_id, "message_id": message_id}
     for name in ("owners_of_message", "owners_of_context"):
         owners = [row[0] for row in db.execute(_SQL[name], values)]
         if own in owners:
@@ -365,7 +363,7 @@ def _replay(caller: Caller, digest: bytes, before: tuple[Any, ...], db: sqlite3.
     if digest != stored_digest:
         raise InvalidParamsError("messageId: it was used before, with another content; a new message needs a new id")
     cursor = db.execute(_SQL["turn_by_id"], (turn_id,))
-    row = _named(cursor, cursor.fetchone())
+    row = named(cursor, cursor.fetchone())
     message = None if answer is None else Message.FromString(answer)
     found = _accepted(row, caller)
     return replace(found, replay=True, over=row["state"] == TurnState.DONE, answer=message)
@@ -373,29 +371,24 @@ def _replay(caller: Caller, digest: bytes, before: tuple[Any, ...], db: sqlite3.
 
 def _record(progress: Progress, db: sqlite3.Connection) -> list[DueWrite]:
     turn = progress.turn
-    fence = {
+    values: dict[str, Any] = {
         "id": turn.id,
         "attempt": turn.attempt,
-        "state": TurnState.DONE if progress.done else TurnState.RUNNING,
-        "answer": progress.answer.SerializeToString() if progress.answer is not None else None,
-        "stepped": bool(progress.steps),
-    }
-    if db.execute(_SQL["record_turn"], fence).rowcount == 0:
-        raise Overtaken(f"turn {turn.id}, attempt {turn.attempt}")
-    key: dict[str, Any] = {"task_id": turn.task_id, "id": turn.id}
-    completes = progress.state == TaskState.TASK_STATE_COMPLETED
-    if completes and db.execute(_SQL["another_message_waits"], key).fetchone():
-        raise Continues(turn.task_id)
-    values = key | {
+        "task_id": turn.task_id,
         "state": progress.state,
         "status_at": progress.status_at,
         "snapshot": progress.snapshot,
         "seq": progress.seq,
         "hidden": progress.answer is not None,
         "memory": "pending" if progress.writes else None,
+        "turn_state": TurnState.DONE if progress.done else TurnState.RUNNING,
+        "answer": progress.answer.SerializeToString() if progress.answer is not None else None,
+        "stepped": bool(progress.steps),
     }
     if db.execute(_SQL["record_task"], values).rowcount == 0:
-        raise Overtaken(f"task {turn.task_id} has ended")
+        raise _obstacle(progress, values, db)
+    # from here on nothing may be refused
+    db.execute(_SQL["record_turn"], values)
     if progress.events:
         db.execute(_SQL["record_events"], (turn.task_id, progress.seq, progress.events))
     for step, result in progress.steps:
@@ -412,11 +405,22 @@ def _owe(turn: Turn, write: MemoryWrite, at: int, db: sqlite3.Connection) -> int
     return db.execute(_SQL["record_write"], values).lastrowid or 0
 
 
+def _obstacle(progress: Progress, values: Mapping[str, Any], db: sqlite3.Connection) -> Overtaken | Continues:
+    """Why nothing was recorded."""
+    turn = progress.turn
+    ours, another_waits = db.execute(_SQL["obstacles"], values).fetchone()
+    if not ours:
+        return Overtaken(f"turn {turn.id}, attempt {turn.attempt}")
+    if another_waits and progress.state == TaskState.TASK_STATE_COMPLETED:
+        return Continues(turn.task_id)
+    return Overtaken(f"task {turn.task_id} has ended")
+
+
 def _recover(db: sqlite3.Connection) -> list[Accepted]:
     for name in ("drop_turns_of_ended_tasks", "raise_attempts"):
         db.execute(_SQL[name])
     cursor = db.execute(_SQL["open_turns"])
-    rows = [_named(cursor, row) for row in cursor.fetchall()]
+    rows = [named(cursor, row) for row in cursor.fetchall()]
     found = [_accepted(row, Caller(row["agent"], row["tenant"], row["owner"], row["owner"])) for row in rows]
     asked = {accepted.turn.id for accepted in found if _has_asked(accepted)}
     db.executemany(_SQL["close_turn"], [(turn_id,) for turn_id in asked])
@@ -434,14 +438,14 @@ def _has_asked(accepted: Accepted) -> bool:
 
 def _accepted(row: Mapping[str, Any], caller: Caller) -> Accepted:
     """A turn that was accepted before."""
-    turn = replace(_turn(row, caller), new_task=bool(row["new_task"]), new_context=False)
-    return Accepted(turn, _task(row["snapshot"], row["memory"]), seq=row["seq"], pushes=bool(row["pushes"]))
+    turn = replace(turn_of(row, caller), new_context=False)
+    return Accepted(turn, task_of(row["snapshot"], row["memory"]), seq=row["seq"], pushes=bool(row["pushes"]))
 
 
 def _list(caller: Caller, listing: Listing, db: sqlite3.Connection) -> tuple[list[Task], int]:
     kind = "context" if listing.context_id else "agent" if caller.reach is None else "owner"
     before_at, before_id = listing.before or _LAST
-    values = _scope(caller) | {
+    values = scope_of(caller) | {
         "context_id": listing.context_id,
         "state": listing.state,
         "after": listing.after,
@@ -456,11 +460,11 @@ def _list(caller: Caller, listing: Listing, db: sqlite3.Connection) -> tuple[lis
         rows = db.execute(_SQL[f"tasks_of_{kind}"], values | {"size": most}).fetchall()
     finally:
         db.execute("COMMIT")
-    return [_task(*row) for row in rows], total
+    return [task_of(*row) for row in rows], total
 
 
 def _end(caller: Caller, task: Task, expected: TaskState, event: bytes, db: sqlite3.Connection) -> bool:
-    values = _scope(caller) | {
+    values = scope_of(caller) | {
         "task_id": task.id,
         "state": task.status.state,
         "status_at": task.status.timestamp.ToMicroseconds(),
@@ -487,60 +491,4 @@ def _write_failed(due: DueWrite, problem: str, retry_at: int | None, db: sqlite3
 
 
 def _reachable(db: sqlite3.Connection, caller: Caller, task_id: str) -> bool:
-    return db.execute(_SQL["task_is_reachable"], _scope(caller) | {"task_id": task_id}).fetchone() is not None
-
-
-# -- rows and values -----------------------------------------------------------------------------------------------------
-
-
-def _scope(caller: Caller) -> dict[str, Any]:
-    return {"tenant": caller.tenant, "agent": caller.agent, "reach": caller.reach}
-
-
-def _digest(message: Message) -> bytes:
-    """What makes two messages with one id the same: who says what; not where it was sent to."""
-    content = Message(role=message.role, parts=message.parts, metadata=message.metadata)
-    return hashlib.sha256(content.SerializeToString(deterministic=True)).digest()
-
-
-def _new_task(request: SendMessageRequest) -> Task:
-    message = request.message
-    task = Task(id=message.task_id, context_id=message.context_id, history=[message])
-    task.status.CopyFrom(TaskStatus(state=TaskState.TASK_STATE_SUBMITTED))
-    task.status.timestamp.FromMicroseconds(now())
-    if USER_ID in request.metadata:
-        task.metadata[USER_ID] = request.metadata[USER_ID]
-    return task
-
-
-def _task(snapshot: bytes, memory: str | None) -> Task:
-    task = Task.FromString(snapshot)
-    if memory is not None:
-        task.metadata.get_or_create_struct("memory")["update"] = memory
-    return task
-
-
-def _named(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
-    return dict(zip((column[0] for column in cursor.description), row, strict=True))
-
-
-def _turn(row: Mapping[str, Any], caller: Caller) -> Turn:
-    return Turn(
-        id=row["id"],
-        attempt=row["attempt"],
-        caller=caller,
-        owner=row["owner"],
-        task_id=row["task_id"],
-        context_id=row["context_id"],
-        request=SendMessageRequest.FromString(row["request"]),
-        extensions=frozenset(row["extensions"].split()),
-        crashes=row["crashes"],
-    )
-
-
-def _write(memory: str, context: str, messages: str) -> MemoryWrite:
-    return MemoryWrite(memory, json.loads(context), json.loads(messages))
-
-
-def _config(blob: bytes) -> TaskPushNotificationConfig:
-    return TaskPushNotificationConfig.FromString(blob)
+    return db.execute(_SQL["task_is_reachable"], scope_of(caller) | {"task_id": task_id}).fetchone() is not None

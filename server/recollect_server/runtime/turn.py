@@ -17,7 +17,8 @@ TERMINAL = frozenset(
         TaskState.TASK_STATE_REJECTED,
     )
 )
-INTERRUPTED = frozenset((TaskState.TASK_STATE_INPUT_REQUIRED, TaskState.TASK_STATE_AUTH_REQUIRED))
+RESTING = TERMINAL | {TaskState.TASK_STATE_INPUT_REQUIRED, TaskState.TASK_STATE_AUTH_REQUIRED}
+"""The states of a task that nobody works on: it has ended, or is interrupted."""
 
 
 class TurnState(IntEnum):

@@ -1,0 +1,198 @@
+"""The JSON of the messages that nearly all calls are made of, read and written without going over their descriptors.
+
+`ParseDict` and `MessageToDict` look up every field of every message; here the fields are in the code. What is not plain is
+left to them, and the results are theirs to the letter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, cast
+
+from a2a.types import Artifact, Message, Part, Role, SendMessageRequest, Task, TaskState, TaskStatus
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.timestamp_pb2 import Timestamp
+
+_MESSAGE = {"messageId": "message_id", "contextId": "context_id", "taskId": "task_id"}
+_ROLES: Mapping[int, str] = {number: name for name, number in Role.items() if number}
+_STATES: Mapping[int, str] = {number: name for name, number in TaskState.items() if number}
+_USER = Role.ROLE_USER
+
+encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+"""A JSON value as compact text."""
+
+
+def send_request(params: Any) -> SendMessageRequest | None:
+    """The request that `params` says in JSON, where it is a plain one: a user's message of text parts, its ids, metadata
+    that are strings, and whether to wait. None: it is something else, or wrong, and wants `ParseDict`.
+    """
+    if not (isinstance(params, dict) and isinstance(params.get("message"), dict)):  # pyright: ignore[reportUnknownMemberType]
+        return None
+    given = cast("dict[str, Any]", params)
+    request = SendMessageRequest()
+    request.message.SetInParent()
+    try:
+        plain = _hear(given["message"], request.message) and all(
+            key == "message" or (key in _READERS and _READERS[key](value, request)) for key, value in given.items()
+        )
+    except (TypeError, ValueError):
+        return None
+    return request if plain else None
+
+
+def _hear(given: dict[str, Any], message: Message) -> bool:
+    for key, value in given.items():
+        if key == "parts":
+            if type(value) is not list:
+                return False
+            for part in value:  # pyright: ignore[reportUnknownVariableType]
+                if type(part) is not dict or len(part) != 1 or type(part.get("text")) is not str:  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
+                    return False
+                message.parts.add(text=part["text"])
+        elif key == "role":
+            if value != "ROLE_USER":
+                return False
+            message.role = _USER
+        elif key in _MESSAGE and type(value) is str:
+            setattr(message, _MESSAGE[key], value)
+        else:
+            return False
+    return True
+
+
+def _metadata(given: Any, request: SendMessageRequest) -> bool:
+    if type(given) is not dict:
+        return False
+    request.metadata.SetInParent()
+    for key, value in cast("dict[str, Any]", given).items():
+        if type(value) is not str:
+            return False
+        request.metadata[key] = value
+    return True
+
+
+def _configuration(given: Any, request: SendMessageRequest) -> bool:
+    if type(given) is not dict or not given.keys() <= {"returnImmediately"}:  # pyright: ignore[reportUnknownMemberType]
+        return False
+    wanted = cast("dict[str, Any]", given).get("returnImmediately", False)
+    if type(wanted) is not bool:
+        return False
+    request.configuration.SetInParent()
+    request.configuration.return_immediately = wanted
+    return True
+
+
+def _tenant(given: Any, request: SendMessageRequest) -> bool:
+    if type(given) is not str:
+        return False
+    request.tenant = given
+    return True
+
+
+_READERS = {"metadata": _metadata, "configuration": _configuration, "tenant": _tenant}
+
+
+# -- written -------------------------------------------------------------------------------------------------------------
+
+
+def send_response(answer: Task | Message) -> dict[str, Any]:
+    """`MessageToDict` of the SendMessageResponse that carries `answer`."""
+    return {"task": task_json(answer)} if isinstance(answer, Task) else {"message": message_json(answer)}
+
+
+def task_json(task: Task) -> dict[str, Any]:
+    """`MessageToDict(task)`. Raises SerializeToJsonError for numbers that JSON cannot say, as it does."""
+    found: dict[str, Any] = {}
+    if task.id:
+        found["id"] = task.id
+    if task.context_id:
+        found["contextId"] = task.context_id
+    if task.HasField("status"):
+        found["status"] = _status(task.status)
+    if artifacts := task.artifacts:
+        found["artifacts"] = [_artifact(artifact) for artifact in artifacts]
+    if history := task.history:
+        found["history"] = [message_json(message) for message in history]
+    return _with_metadata(task, found)
+
+
+def message_json(message: Message) -> dict[str, Any]:
+    """`MessageToDict(message)`. Raises as `task_json` does."""
+    found: dict[str, Any] = {}
+    if message.message_id:
+        found["messageId"] = message.message_id
+    if message.context_id:
+        found["contextId"] = message.context_id
+    if message.task_id:
+        found["taskId"] = message.task_id
+    if role := message.role:
+        found["role"] = _ROLES.get(role, role)
+    if parts := message.parts:
+        found["parts"] = [_part(part) for part in parts]
+    if message.extensions:
+        found["extensions"] = list(message.extensions)
+    if message.reference_task_ids:
+        found["referenceTaskIds"] = list(message.reference_task_ids)
+    return _with_metadata(message, found)
+
+
+def _status(status: TaskStatus) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if state := status.state:
+        found["state"] = _STATES.get(state, state)
+    if status.HasField("message"):
+        found["message"] = message_json(status.message)
+    if status.HasField("timestamp"):
+        found["timestamp"] = time_json(status.timestamp)
+    return found
+
+
+def _artifact(artifact: Artifact) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if artifact.artifact_id:
+        found["artifactId"] = artifact.artifact_id
+    if artifact.name:
+        found["name"] = artifact.name
+    if artifact.description:
+        found["description"] = artifact.description
+    if parts := artifact.parts:
+        found["parts"] = [_part(part) for part in parts]
+    if artifact.extensions:
+        found["extensions"] = list(artifact.extensions)
+    return _with_metadata(artifact, found)
+
+
+def _part(part: Part) -> dict[str, Any]:
+    if not part.HasField("text") or part.HasField("metadata"):
+        return MessageToDict(part)
+    found = {"text": part.text}
+    if part.filename:
+        found["filename"] = part.filename
+    if part.media_type:
+        found["mediaType"] = part.media_type
+    return found
+
+
+def _with_metadata(message: Task | Message | Artifact, found: dict[str, Any]) -> dict[str, Any]:
+    if message.HasField("metadata"):
+        found["metadata"] = MessageToDict(message.metadata)
+    return found
+
+
+def time_json(stamp: Timestamp) -> str:
+    """`stamp.ToJsonString()`: RFC 3339 in UTC, with as many digits of a second as it needs: none, 3, 6 or 9."""
+    nanos = stamp.nanos
+    if not 0 < nanos < 1_000_000_000:
+        return stamp.ToJsonString()
+    if nanos % 1000:
+        return f"{_second(stamp.seconds)}.{nanos:09}Z"
+    if nanos % 1_000_000:
+        return f"{_second(stamp.seconds)}.{nanos // 1000:06}Z"
+    return f"{_second(stamp.seconds)}.{nanos // 1_000_000:03}Z"
+
+
+@lru_cache(64)
+def _second(seconds: int) -> str:
+    return Timestamp(seconds=seconds).ToJsonString()[:-1]

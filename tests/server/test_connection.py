@@ -1,0 +1,66 @@
+"""What goes over a connection, byte for byte: heads and bodies go together, and nothing that is waited for is kept back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from .conftest import Server
+from .inprocess import rpc
+
+SECONDS = 20.0
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@pytest.fixture
+async def connection(server: Server) -> AsyncGenerator[Streams]:
+    host, _, port = server.url.removeprefix("http://").rstrip("/").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    async with asyncio.timeout(SECONDS):
+        yield reader, writer
+    writer.close()
+
+
+def head(line: str, *fields: str) -> bytes:
+    return "\r\n".join((line, "Host: 127.0.0.1", "A2A-Version: 1.0", *fields, "", "")).encode()
+
+
+async def answered(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """The next answer's status line and body."""
+    lines = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+    length = next((line.partition(b":")[2] for line in lines if line.lower().startswith(b"content-length:")), b"0")
+    return lines[0], await reader.readexactly(int(length))
+
+
+async def test_a_body_is_asked_for_where_the_client_waits_for_that(connection: Streams) -> None:
+    """`Expect: 100-continue` is answered before the body comes."""
+    reader, writer = connection
+    body = json.dumps(rpc("GetTask", id="nothing")).encode()
+    fields = ("Content-Type: application/json", f"Content-Length: {len(body)}", "Expect: 100-continue")
+    writer.write(head("POST / HTTP/1.1", *fields))
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(body)
+    status, answer = await answered(reader)
+    assert status == b"HTTP/1.1 200 OK"
+    assert json.loads(answer)["error"]["code"] == -32001
+
+
+async def test_answers_follow_each_other_on_a_connection(connection: Streams) -> None:
+    """Requests that are sent before the answers to those before them come are answered in order, each whole."""
+    reader, writer = connection
+    writer.write(head("GET /healthz HTTP/1.1") + head("GET /nowhere HTTP/1.1") + head("GET /healthz HTTP/1.1"))
+    found = [await answered(reader) for _ in range(3)]
+    assert [status for status, _ in found] == [b"HTTP/1.1 200 OK", b"HTTP/1.1 404 Not Found", b"HTTP/1.1 200 OK"]
+    assert found[0][1] == found[2][1] == b'{"status":"ok"}'
+
+
+async def test_a_head_without_a_body_is_sent(connection: Streams) -> None:
+    """The answer to HEAD, and the last one before the connection is closed."""
+    reader, writer = connection
+    writer.write(head("HEAD /healthz HTTP/1.1", "Connection: close"))
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b"\r\n\r\n")
