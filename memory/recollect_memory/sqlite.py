@@ -97,22 +97,18 @@ class Database:
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._closed = False
-        self._syncs = True
-        self._unsynced = False
         self.scrubbed = False
         """Whether the last `scrub` succeeded; False before the first: what an earlier process left is not known."""
 
-    async def write(self, operation: Operation[T], *, checked: bool = False, lasting: bool = True) -> T:
+    async def write(self, operation: Operation[T], *, checked: bool = False) -> T:
         """Run `operation` in the next commit; its result is returned once that commit is on disk.
 
-        One that need not be `lasting` yet saves an fsync: it is committed, in its place among the others, outlives the
-        process, and is on disk with the next write that is lasting. It is for what nobody is told of until then.
         `checked` promises that it raises only before it has written anything. It needs no savepoint then, which costs as
         much as a statement or two; where it breaks the promise, all that share its commit are undone and told.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._submit(_Write(operation, future, loop, checked=checked, lasting=lasting))
+        self._submit(_Write(operation, future, loop, checked=checked))
         return await future
 
     def write_now(self, operation: Operation[T]) -> T:
@@ -245,22 +241,6 @@ class Database:
             self._connections.remove(connection)
         connection.close()
 
-    def _commit_group(self, connection: sqlite3.Connection, batch: list[_Write]) -> None:
-        """Commit a group of writes; with an fsync if one of them wants it, or if it tells of what had none so far."""
-        lasting = any(write.lasting for write in batch)
-        if lasting != self._syncs and self._synchronous == "FULL":
-            # by `executescript`: a pragma takes effect when it is compiled, and `execute` keeps what it compiled before
-            connection.executescript(f"PRAGMA synchronous = {'FULL' if lasting else 'NORMAL'}")
-            self._syncs = lasting
-        changes = connection.total_changes
-        _commit(connection, batch)
-        if not lasting:
-            self._unsynced = True
-        elif self._unsynced:
-            if connection.total_changes == changes:  # nothing was written, so nothing was synced
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            self._unsynced = False
-
     def _scrub(self) -> str | None:
         """On a connection of its own: on one with a statement half read, the file cannot be written anew."""
         connection: sqlite3.Connection | None = None
@@ -294,7 +274,7 @@ class Database:
             try:
                 if batch:
                     connection = connection or self._connect()
-                    self._commit_group(connection, batch)
+                    _commit(connection, batch)
             except (sqlite3.Error, OSError) as error:
                 if connection is not None and connection.in_transaction:
                     connection.execute("ROLLBACK")
@@ -320,8 +300,6 @@ class _Write:
     loop: asyncio.AbstractEventLoop | None
     checked: bool = False
     """Raises before it writes, or not at all."""
-    lasting: bool = True
-    """Wants to be on disk before it is acknowledged."""
     scrub: bool = False
     """Wants `_scrub` after the commit."""
     result: Any = None

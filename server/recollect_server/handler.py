@@ -72,8 +72,7 @@ class Handler(RequestHandler):
 
     @translated
     async def on_message_send(self, params: SendMessageRequest, context: ServerCallContext) -> Task | Message:
-        # who waits for the answer is told nothing before the commit that holds it
-        submission = await self._submit(params, context, lasting=params.configuration.return_immediately)
+        submission = await self._submit(params, context)
         accepted, run = submission.accepted, submission.run
         length = _history_length(params.configuration)
         if run is None:
@@ -109,9 +108,7 @@ class Handler(RequestHandler):
         if run.settled.done():
             run.settled.result()  # says why, where the turn was stopped
 
-    async def _submit(
-        self, params: SendMessageRequest, context: ServerCallContext, *, lasting: bool = True
-    ) -> Submission:
+    async def _submit(self, params: SendMessageRequest, context: ServerCallContext) -> Submission:
         message = params.message
         _need(messageId=message.message_id)
         checked_id(message.message_id, "messageId")
@@ -134,7 +131,7 @@ class Handler(RequestHandler):
         if params.configuration.HasField("task_push_notification_config"):
             await self._prepare(params.configuration.task_push_notification_config)
         extensions = frozenset(context.requested_extensions)
-        return await self._engine.submit(caller, params, user=user, extensions=extensions, lasting=lasting)
+        return await self._engine.submit(caller, params, user=user, extensions=extensions)
 
     def _now(self, accepted: Accepted, context: ServerCallContext) -> Task:
         """The task as everyone sees it: a message that waits is no part of it before its turn."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
-from collections.abc import AsyncGenerator
 from functools import partial
 from pathlib import Path
 
@@ -78,39 +77,6 @@ async def test_a_checked_write_that_breaks_its_promise_undoes_its_commit(databas
     assert [one for one in done if isinstance(one, int)] == kept
     await database.write(partial(insert, 4), checked=True)
     assert await values(database) == [*kept, 4]
-
-
-@pytest.fixture
-async def full(tmp_path: Path) -> AsyncGenerator[Database]:
-    """A database that syncs as servers do."""
-    database = Database(tmp_path / "full.db")
-    await database.write(create)
-    yield database
-    await database.aclose()
-
-
-async def test_a_lasting_write_is_synced_and_others_need_not_be(full: Database) -> None:
-    """The next lasting one takes those before it along: its own commit is synced, whichever kind the last one was."""
-
-    def level(value: int, db: sqlite3.Connection) -> int:
-        insert(value, db)
-        found: int = db.execute("PRAGMA synchronous").fetchone()[0]
-        return found
-
-    synced = {True: 2, False: 1}  # FULL and NORMAL, which does not sync a commit
-    wanted = [True, False, False, True, False, True]
-    levels = [await full.write(partial(level, number), lasting=one) for number, one in enumerate(wanted)]
-    assert levels == [synced[one] for one in wanted]
-    assert await values(full) == list(range(len(wanted)))
-
-
-async def test_what_tells_of_an_unsynced_write_has_it_synced(full: Database) -> None:
-    """Although it writes nothing itself: the log is copied into the file, which syncs both."""
-    before = full.path.stat().st_size
-    await full.write(lambda db: db.executemany("INSERT INTO t VALUES (?)", [(n,) for n in range(3000)]), lasting=False)
-    assert full.path.stat().st_size == before
-    await full.write(lambda db: db.execute("SELECT max(x) FROM t").fetchone())
-    assert full.path.stat().st_size > before
 
 
 async def test_a_read_sees_what_was_acknowledged(database: Database) -> None:

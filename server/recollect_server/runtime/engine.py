@@ -38,13 +38,7 @@ class Engine(ABC):
 
     @abstractmethod
     async def submit(
-        self,
-        caller: Caller,
-        request: SendMessageRequest,
-        *,
-        user: str | None,
-        extensions: frozenset[str] = frozenset(),
-        lasting: bool = True,
+        self, caller: Caller, request: SendMessageRequest, *, user: str | None, extensions: frozenset[str] = frozenset()
     ) -> Submission:
         """Accept the message, as `Store.accept` describes, and run its turn when its lane is free.
 

@@ -124,13 +124,7 @@ class LocalEngine(Engine):
         run.over.set()
 
     async def submit(
-        self,
-        caller: Caller,
-        request: SendMessageRequest,
-        *,
-        user: str | None,
-        extensions: frozenset[str] = frozenset(),
-        lasting: bool = True,
+        self, caller: Caller, request: SendMessageRequest, *, user: str | None, extensions: frozenset[str] = frozenset()
     ) -> Submission:
         named = request.message.task_id or request.message.context_id
         key = (caller.agent, caller.tenant, caller.owner(user), named)
@@ -139,7 +133,7 @@ class LocalEngine(Engine):
         self._counts[key] += 1
         kept = False
         try:
-            accepted = await self._store.accept(caller, request, user=user, extensions=extensions, lasting=lasting)
+            accepted = await self._store.accept(caller, request, user=user, extensions=extensions)
             if accepted.replay:
                 runs = self._runs.get(accepted.turn.task_id, ())
                 return Submission(accepted, next((run for run in runs if run.turn.id == accepted.turn.id), None))

@@ -52,16 +52,9 @@ class SQLiteStore(Store):
         self._db.migrate("runtime", _FOLDER)
 
     async def accept(
-        self,
-        caller: Caller,
-        request: SendMessageRequest,
-        *,
-        user: str | None,
-        extensions: frozenset[str] = frozenset(),
-        lasting: bool = True,
+        self, caller: Caller, request: SendMessageRequest, *, user: str | None, extensions: frozenset[str] = frozenset()
     ) -> Accepted:
-        operation = partial(_accept, caller, request, user, extensions)
-        return await self._db.write(operation, checked=True, lasting=lasting)
+        return await self._db.write(partial(_accept, caller, request, user, extensions), checked=True)
 
     async def record(self, progress: Progress) -> list[DueWrite]:
         return await self._db.write(partial(_record, progress), checked=True)

@@ -40,19 +40,10 @@ class Store(ABC):
 
     @abstractmethod
     async def accept(
-        self,
-        caller: Caller,
-        request: SendMessageRequest,
-        *,
-        user: str | None,
-        extensions: frozenset[str] = frozenset(),
-        lasting: bool = True,
+        self, caller: Caller, request: SendMessageRequest, *, user: str | None, extensions: frozenset[str] = frozenset()
     ) -> Accepted:
         """Store the message and its turn, and a new task where it names none, in one commit. The turn counts as running,
         unless another of its lane is not done: then it waits.
-
-        It outlives the process in any case, and a failure of the machine where it is `lasting`; otherwise only from the next
-        commit on, which is for a sender who is told of nothing before.
 
         The same message again, for the same owner, is a replay: nothing is stored. Raises TaskNotFoundError,
         UnsupportedOperationError for a task that has ended, and InvalidParamsError for a contextId that is not the
