@@ -36,7 +36,6 @@ def agent_card(
 ) -> AgentCard:
     """The card of an agent whose base address is `url`, which has no slash at its end, and `grpc` "host:port"."""
     provider = agent.provider
-    extensions = [_MEMORY] if remembers else []
     more = [AgentInterface(url=grpc, protocol_binding=TransportProtocol.GRPC, protocol_version="1.0")] if grpc else []
     return AgentCard(
         name=name,
@@ -48,7 +47,9 @@ def agent_card(
             AgentInterface(url=f"{url}{REST}", protocol_binding=TransportProtocol.HTTP_JSON, protocol_version="1.0"),
             *more,
         ],
-        capabilities=AgentCapabilities(streaming=True, push_notifications=True, extensions=extensions),
+        capabilities=AgentCapabilities(
+            streaming=True, push_notifications=True, extensions=_extensions(agent, remembers)
+        ),
         default_input_modes=agent.input_modes or ([ANY] if agent.executor else [TEXT, JSON]),
         default_output_modes=[TEXT],
         skills=[_skill(skill) for skill in agent.skills] or [_only_skill(name, agent)],
@@ -89,6 +90,15 @@ def _has_it(request: Request, tag: str, since: str) -> bool:
 def base_url(request: Request) -> str:
     """The server's address as this request reached it, without a slash at its end."""
     return str(request.base_url).rstrip("/")
+
+
+def _extensions(agent: AgentConfig, remembers: bool) -> list[AgentExtension]:
+    """By their URIs; what the configuration says of one goes before what is known of it."""
+    known = {MEMORY_EXTENSION: _MEMORY} if remembers else {}
+    for one in agent.extensions:
+        description = one.description or (known[one.uri].description if one.uri in known else "")
+        known[one.uri] = AgentExtension(uri=one.uri, required=one.required, description=description)
+    return list(known.values())
 
 
 def _skill(skill: SkillConfig) -> AgentSkill:

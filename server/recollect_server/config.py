@@ -165,6 +165,14 @@ class SkillConfig(Section):
     examples: tuple[str, ...] = ()
 
 
+class ExtensionConfig(Section):
+    """An A2A extension that the agent supports, beside the one of its memory."""
+
+    uri: str = Field(min_length=1)
+    required: bool = Field(default=False, description="Whether a request that does not name it is refused.")
+    description: str = ""
+
+
 class ProviderConfig(Section):
     """Who offers the agent."""
 
@@ -245,6 +253,7 @@ class AgentConfig(Section):
     )
     version: str = Field(default="1.0.0", description="The agent's own version, for its card.")
     skills: tuple[SkillConfig, ...] = ()
+    extensions: tuple[ExtensionConfig, ...] = Field(default=(), description="A2A extensions that it supports.")
     provider: ProviderConfig | None = None
 
     @model_validator(mode="after")

@@ -58,6 +58,7 @@ push: {{allow: [127.0.0.1]}}
 agents:
   actor: {{default: true, executor: "actor:Actor"}}
   picky: {{executor: "actor:Actor", input_modes: [text/plain]}}
+  strict: {{executor: "actor:Actor", extensions: [{{uri: "urn:example:signed", required: true}}, {{uri: "urn:example:x"}}]}}
 """
 
 
@@ -520,6 +521,29 @@ async def test_a_grpc_caller_who_hangs_up_loses_no_message(stage: tuple[Server, 
 
 
 # -- the card ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_required_extension_must_be_named(http: httpx.AsyncClient) -> None:
+    """Over JSON-RPC and REST: the card says which, and a request that does not name it is refused and stores nothing."""
+    base = "/agents/strict"
+    card = (await http.get(f"{base}/.well-known/agent-card.json")).json()
+    assert card["capabilities"]["extensions"] == [
+        {"uri": "urn:example:signed", "required": True},
+        {"uri": "urn:example:x", "required": False},
+    ]
+    version = {"A2A-Version": "1.0"}
+    said = {"messageId": uuid.uuid4().hex, "role": "ROLE_USER", "parts": [{"text": "done"}]}
+    call = {"jsonrpc": "2.0", "id": 1, "method": "SendMessage", "params": {"message": said}}
+    refused = (await http.post(f"{base}/", json=call, headers=version)).json()["error"]
+    assert refused["code"] == -32008
+    assert "urn:example:signed" in refused["message"]
+    path = f"{base}/rest/message:send"
+    assert (await http.post(path, json={"message": said}, headers=version)).status_code == 400
+    assert (await http.get(f"{base}/rest/tasks", headers=version)).json().get("tasks", []) == []
+    named = version | {"A2A-Extensions": "urn:example:x, urn:example:signed"}
+    assert (await http.post(path, json={"message": said}, headers=named)).status_code == 200
+    again = (await http.post(f"{base}/", json=call, headers=named)).json()
+    assert again["result"]["task"]["status"]["state"] == "TASK_STATE_COMPLETED"
 
 
 async def test_the_card_names_its_bindings_and_can_be_cached(
