@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from functools import partial
@@ -310,10 +310,17 @@ class OutboxMemory(Memory):
         scope = Scope.of(kwargs.get("ctx")).key
         await self._outbox.settle(self.name, scope)
         owed = self._owed(query, scope)
+
+        def with_owed(found: Sequence[Message]) -> list[Message]:
+            known = {message.content for message in found}
+            return [*(message for message in owed if message.content not in known), *found][:top_k]
+
         with self._outbox.metrics.retrieving(self.name):
-            found = sound(await self._memory.retrieve(query, top_k=top_k, **kwargs), top_k)
-        known = {message.content for message in found}
-        return [*(message for message in owed if message.content not in known), *found][:top_k]
+            try:
+                return with_owed(sound(await self._memory.retrieve(query, top_k=top_k, **kwargs), top_k))
+            except MemoryBackendError as error:
+                error.found = with_owed(sound(error.found, top_k))
+                raise
 
     def at_hand(self, query: str, *, top_k: int, ctx: InvocationContext) -> list[Message]:
         return self._owed(query, Scope.of(ctx).key)[:top_k]
