@@ -145,7 +145,10 @@ class _Api:
 
     async def erase(self, request: Request) -> Response:
         tenant, user = _user(request)
-        return _json(await self._users.erase(tenant, user, tasks=_flag(request, "tasks")))
+        receipt = await self._users.erase(tenant, user, tasks=_flag(request, "tasks"))
+        if failed := receipt["failed"]:
+            return _json(receipt | {"error": f"not erased, erase again: {', '.join(failed)}"}, 503)
+        return _json(receipt)
 
     async def remains(self, request: Request) -> Response:
         tenant, user = _user(request)
