@@ -14,7 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from recollect_server import TaskClient
+
 START_SECONDS = 30.0
+COUNTRY = "What's the capital of my country?"
 
 PARTS = '''
 """What the configurations of these tests name: it lies beside them."""
@@ -130,6 +133,14 @@ def recollect(server: Server, *arguments: str, stdin: str = "") -> subprocess.Co
         env=environment(),
         check=False,
     )
+
+
+def ask(url: str, text: str, user: str = "alice") -> str:
+    """What the default agent answers a user, in a conversation of its own."""
+    with TaskClient(url) as task_client:
+        done = task_client.send_task(message=text, metadata={"user_id": user})
+    assert done.state == "completed"
+    return done.text
 
 
 def counted(server: Server, name: str, **labels: str) -> float:

@@ -13,9 +13,7 @@ import pytest
 from recollect_server import TaskClient
 
 from ..memory.mem0_cloud import KEY, Cloud, Fault, eventually  # noqa: TID252 - the one stand-in there is
-from .conftest import Serve, Server, counted, recollect
-
-COUNTRY = "What's the capital of my country?"
+from .conftest import COUNTRY, Serve, Server, ask, counted, recollect
 
 
 @pytest.fixture
@@ -31,13 +29,6 @@ memory:
 agents:
   reciter: {{default: true, model: "parts:Recite"}}
 """
-
-
-def ask(url: str, text: str, user: str = "alice") -> str:
-    with TaskClient(url) as task_client:
-        done = task_client.send_task(message=text, metadata={"user_id": user})
-    assert done.state == "completed"
-    return done.text
 
 
 def test_alice_is_known_at_once_and_across_a_crash(tmp_path: Path, serve: Serve, cloud: Cloud) -> None:

@@ -8,13 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from recollect_server import TaskClient
-
 from ..memory.mem0_cloud import eventually  # noqa: TID252 - as below
 from ..memory.mem0_rest import RestServer  # noqa: TID252 - the one stand-in there is
-from .conftest import Serve
-
-COUNTRY = "What's the capital of my country?"
+from .conftest import COUNTRY, Serve, ask
 
 
 @pytest.fixture
@@ -34,13 +30,6 @@ def config(request: pytest.FixtureRequest) -> str:
         rest: RestServer = request.getfixturevalue("rest")
         memory = f'{{backend: mem0-server, url: "{rest.url}", infer: false}}'
     return f'memory:\n  default: {memory}\nagents:\n  reciter: {{default: true, model: "parts:Recite"}}\n'
-
-
-def ask(url: str, text: str, user: str = "alice") -> str:
-    with TaskClient(url) as task_client:
-        done = task_client.send_task(message=text, metadata={"user_id": user})
-    assert done.state == "completed"
-    return done.text
 
 
 def test_alice_is_known_until_she_is_erased(tmp_path: Path, serve: Serve, config: str) -> None:
