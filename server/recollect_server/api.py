@@ -208,8 +208,8 @@ def _answering(endpoint: Endpoint) -> Endpoint:
             return _json({"error": error.message}, 400)
         except ValueError as error:
             return _json({"error": str(error)}, 400)
-        except RecollectError:
-            logger.exception("%s %s failed", request.method, request.url.path)
+        except RecollectError as error:
+            logger.error("%s %s failed: %s", request.method, request.url.path, error)
             return _json({"error": "the memory cannot be reached now; the server's log says why"}, 503)
 
     return answer

@@ -398,6 +398,8 @@ def _client(url: str, key: str | None) -> Generator[httpx.Client]:
             yield client
     except httpx.ConnectError:
         refuse(f"no server answers at {url}: start one with `recollect serve`, or name another with --url", 1)
+    except httpx.RemoteProtocolError:
+        refuse(f"{url}: the answer broke off, and is not whole: the server's log says why", 1)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         refuse(f"{url}: {error or type(error).__name__}", 1)
 

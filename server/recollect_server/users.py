@@ -59,7 +59,8 @@ class Users:
             try:
                 receipt = await memory.erase(Scope(tenant, name, "user", user))
             except Exception as error:
-                log.warning("memory %s: a user could not be erased", name, exc_info=True)
+                unexpected = not isinstance(error, RecollectError)
+                log.warning("memory %s: a user could not be erased: %s", name, error, exc_info=unexpected)
                 failed.append(name)
                 left[f"memory {name}: not erased ({error or type(error).__name__}): erase again"] = None
                 continue
