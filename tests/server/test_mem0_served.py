@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,3 +55,15 @@ def test_alice_is_known_until_she_is_erased(tmp_path: Path, serve: Serve, config
         assert "Italy" not in ask(server.url, COUNTRY)
     ours = [path for folder in ("kept", "var") for path in (tmp_path / folder).rglob("*") if path.is_file()]
     assert [path.name for path in ours if b"Italy" in path.read_bytes()] == []
+
+
+def test_the_embedder_of_the_library_is_fetched_at_the_start(tmp_path: Path, serve: Serve) -> None:
+    """As that of `native` is. Where it cannot be had, the server starts, says what is missing, and answers."""
+    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
+    nowhere |= {"PIP_RETRIES": "0", "PIP_NO_CACHE_DIR": "1", "RECOLLECT_CACHE": str(tmp_path / "empty")}
+    memory = "memory:\n  default: {backend: mem0-local, path: kept}\n"
+    agents = 'agents:\n  reciter: {default: true, model: "parts:Recite"}\n'
+    with serve(tmp_path, memory + agents, **nowhere) as server:
+        assert "I am from Italy" in ask(server.url, "I am from Italy")
+        log = (tmp_path / "server.log").read_text(encoding="utf-8")
+        assert "those of mem0-local not at all: the weights could not be fetched" in log

@@ -231,7 +231,8 @@ class LocalService(Service):
         source = self._embedder or find_embedder
         embedder = source if isinstance(source, Embedder) else source()
         if embedder is None:
-            raise ServiceError("mem0 needs an embedder, and none is installed: pip install 'recollect[local]'")
+            problem = "mem0 needs an embedder: pip install 'recollect[local]', and `python -m recollect_agents.weights`"
+            raise ServiceError(problem)
         return embedder
 
     # -- the model ----------------------------------------------------------------------------------------------------
