@@ -262,8 +262,11 @@ class Outbox:
         memory, context = self._memories[write.memory], context_of(write.context)
         messages = [message_of(value) for value in write.messages]
         doubtful = due.tries > 0 or _turn(write) in self._inherited
-        if doubtful and await memory.already_written(messages, ctx=context):
-            return False
+        try:
+            if doubtful and await memory.already_written(messages, ctx=context):
+                return False
+        except MemoryBackendError as error:
+            raise MemoryBackendError(f"it cannot tell whether it has the write: {error}") from error
         done = self._store.done_alongside(due, memory)
         if done is None:
             await memory.update(messages, ctx=context)
