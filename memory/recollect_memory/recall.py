@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any, cast
 
 from .contract import InvocationContext, Memory, MemoryKind, Message, Provenance
-from .errors import RecollectError
+from .errors import MemoryBackendError, RecollectError
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +73,12 @@ class Recall:
         answers: list[Sequence[Message]] = []
         failures: list[RecallFailure] = []
         for memory, task in zip(self.memories, asked, strict=True):
-            answer = task.result() if task.done() and not task.cancelled() else f"{NO_ANSWER} {self.timeout:g} s"
-            if isinstance(answer, str):
-                log.warning("memory %s: retrieve failed: %s", memory.name, answer)
-                failures.append(RecallFailure(memory.name, answer))
-                answer = memory.at_hand(query, top_k=budget, ctx=ctx)
-            answers.append(answer)
+            late = not task.done() or task.cancelled()
+            answer, problem = ([], f"{NO_ANSWER} {self.timeout:g} s") if late else task.result()
+            if problem is not None:
+                log.warning("memory %s: retrieve failed: %s", memory.name, problem)
+                failures.append(RecallFailure(memory.name, problem))
+            answers.append(answer if answer or problem is None else memory.at_hand(query, top_k=budget, ctx=ctx))
         return RecallResult(tuple(merge(answers, budget)), tuple(failures))
 
 
@@ -163,15 +163,18 @@ def _joined(message: Message, *others: Message) -> Message:
     return replace(message, metadata={**message.metadata, "memory": {**own, "sources": sources}})
 
 
-async def _ask(memory: Memory, query: str, top_k: int, ctx: InvocationContext) -> list[Message] | str:
-    """What a memory answers, or what is wrong with it."""
+async def _ask(memory: Memory, query: str, top_k: int, ctx: InvocationContext) -> tuple[list[Message], str | None]:
+    """What a memory answers, and what is wrong with it: None where nothing is."""
     try:
-        return sound(await memory.retrieve(query, top_k=top_k, ctx=ctx), top_k)
+        try:
+            return sound(await memory.retrieve(query, top_k=top_k, ctx=ctx), top_k), None
+        except MemoryBackendError as error:
+            return sound(error.found, top_k), str(error)
     except RecollectError as error:
-        return str(error)
+        return [], str(error)
     except Exception as error:
         log.warning("memory %s: retrieve raised", memory.name, exc_info=True)
-        return f"{type(error).__name__}: {error}"
+        return [], f"{type(error).__name__}: {error}"
 
 
 def sound(answer: object, top_k: int) -> list[Message]:

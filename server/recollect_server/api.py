@@ -145,7 +145,10 @@ class _Api:
 
     async def erase(self, request: Request) -> Response:
         tenant, user = _user(request)
-        return _json(await self._users.erase(tenant, user, tasks=_flag(request, "tasks")))
+        receipt = await self._users.erase(tenant, user, tasks=_flag(request, "tasks"))
+        if failed := receipt["failed"]:
+            return _json(receipt | {"error": f"not erased, erase again: {', '.join(failed)}"}, 503)
+        return _json(receipt)
 
     async def remains(self, request: Request) -> Response:
         tenant, user = _user(request)
@@ -205,8 +208,8 @@ def _answering(endpoint: Endpoint) -> Endpoint:
             return _json({"error": error.message}, 400)
         except ValueError as error:
             return _json({"error": str(error)}, 400)
-        except RecollectError:
-            logger.exception("%s %s failed", request.method, request.url.path)
+        except RecollectError as error:
+            logger.error("%s %s failed: %s", request.method, request.url.path, error)
             return _json({"error": "the memory cannot be reached now; the server's log says why"}, 503)
 
     return answer

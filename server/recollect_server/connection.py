@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as HttpProtocol
+else:
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol as HttpProtocol
 
 _INTERIM = b"HTTP/1.1 100 "
 """What a client waits for before it sends its body."""
 
 
-class Connection(HttpToolsProtocol):
-    """uvicorn hands an answer's head and its body to the system one after the other, which costs the server a second call
-    and has the client wake up twice.
+class Connection(HttpProtocol):
+    """The protocol that uvicorn chooses: on httptools, or on h11 where that is not installed.
+
+    uvicorn hands an answer's head and its body to the system one after the other, which costs the server a second call and
+    has the client wake up twice.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

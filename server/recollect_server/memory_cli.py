@@ -226,15 +226,17 @@ def erase(
 ) -> None:
     """Delete everything that is remembered of a user, in every space, for good. Prints the receipt.
 
-    With --verify, exit code 1 where something is left.
+    Exit code 1 where a memory failed, so that it must be said again; with --verify, also where something is left.
     """
     if not yes:
         what = "memories and tasks" if tasks else "memories"
         typer.confirm(f"Delete all {what} of {user} for good?", abort=True, err=True)
     with _client(url, key) as client:
         path, params = f"/users/{_part(user)}", {"tenant": tenant}
-        receipt = _answer(client.delete(path, params=params | {"tasks": str(tasks).lower()}))
-        _print(receipt)
+        answer = client.delete(path, params=params | {"tasks": str(tasks).lower()})
+        if _is_receipt(answer):
+            _print({key: value for key, value in answer.json().items() if key != "error"})
+        _answer(answer)
         if verify:
             found = _answer(client.get(path, params=params))
             left = {table: count for table, count in found["remains"].items() if tasks or table not in _OF_TASKS}
@@ -396,6 +398,8 @@ def _client(url: str, key: str | None) -> Generator[httpx.Client]:
             yield client
     except httpx.ConnectError:
         refuse(f"no server answers at {url}: start one with `recollect serve`, or name another with --url", 1)
+    except httpx.RemoteProtocolError:
+        refuse(f"{url}: the answer broke off, and is not whole: the server's log says why", 1)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         refuse(f"{url}: {error or type(error).__name__}", 1)
 
@@ -405,6 +409,11 @@ def _answer(answer: httpx.Response) -> dict[str, Any]:
         _fail(answer)
     found: dict[str, Any] = answer.json()
     return found
+
+
+def _is_receipt(answer: httpx.Response) -> bool:
+    """Whether something was erased, if not everything."""
+    return answer.is_success or (answer.status_code == 503 and "deleted" in answer.text)
 
 
 def _fail(answer: httpx.Response) -> NoReturn:

@@ -13,11 +13,11 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from types import FrameType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
@@ -172,10 +172,17 @@ def _weights(config: Config) -> list[Weight]:
     wanted = [SMOLLM2] if any(str(agent.model).startswith("local/") for agent in agents) else []
     used = {memory for name in config.agents for memory in config.memories_of(name)}
     entries = [config.memory[name].entry for name in used]
-    embeds = any(entry["backend"] == "native" and entry.get("embedder", "minilm") == "minilm" for entry in entries)
-    if embeds and all(importlib.util.find_spec(name) for name in ("onnxruntime", "tokenizers")):
+    if any(_embeds(entry) for entry in entries) and all(
+        importlib.util.find_spec(name) for name in ("onnxruntime", "tokenizers")
+    ):
         wanted += [MINILM, VOCAB]
     return wanted
+
+
+def _embeds(entry: Mapping[str, Any]) -> bool:
+    """Whether a memory uses the built-in embedder."""
+    backend = entry["backend"]
+    return bool(backend == "mem0-local" or (backend == "native" and entry.get("embedder", "minilm") == "minilm"))
 
 
 def _fetch(weights: list[Weight]) -> None:
@@ -188,4 +195,6 @@ def _fetch(weights: list[Weight]) -> None:
     except ConfigError as error:
         if SMOLLM2 in weights and locate(SMOLLM2) is None:
             raise
-        log.warning("memories are found by words alone: %s", error)  # the model is here: serve with what there is
+        log.warning(
+            "memories are found by words alone, those of mem0-local not at all: %s", error
+        )  # the model is here: serve with what there is

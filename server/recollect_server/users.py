@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +18,8 @@ from .runtime.engine import Engine
 from .runtime.outbox import Outbox
 from .runtime.store import Store
 from .runtime.turn import USER
+
+log = logging.getLogger(__name__)
 
 _TASKS_AT_ONCE = 100
 
@@ -41,28 +44,37 @@ class Users:
         """Delete the user's memories for good and, where `tasks`, their tasks with events, journals and artifacts.
 
         It wins over turns that run: what they would have remembered is dropped. The receipt says what went by table, and
-        what could not be reached.
+        what could not be reached; a memory that fails is in `failed` by its name, and holds up nothing else: erase again.
         """
         owner = USER + user
         await self._engine.disown(tenant, owner, cancel=tasks)
         deleted = {"memory_outbox": await self._store.disown_writes(tenant, owner)}
         await self._outbox.drop(tenant, user)
         left: dict[str, None] = {}
+        failed: list[str] = []
         for name, memory in self._memories.items():
-            if isinstance(memory, ManagedMemory):
-                receipt = await memory.erase(Scope(tenant, name, "user", user))
-                left |= dict.fromkeys(receipt.left)
-                for table, count in receipt.deleted.items():
-                    deleted[table] = deleted.get(table, 0) + count
-            else:
+            if not isinstance(memory, ManagedMemory):
                 left[f"memory {name}: its backend offers no way to erase"] = None
+                continue
+            try:
+                receipt = await memory.erase(Scope(tenant, name, "user", user))
+            except Exception as error:
+                unexpected = not isinstance(error, RecollectError)
+                log.warning("memory %s: a user could not be erased: %s", name, error, exc_info=unexpected)
+                failed.append(name)
+                left[f"memory {name}: not erased ({error or type(error).__name__}): erase again"] = None
+                continue
+            left |= dict.fromkeys(receipt.left)
+            for table, count in receipt.deleted.items():
+                deleted[table] = deleted.get(table, 0) + count
         if tasks:
             for table, count in (await self._store.erase(tenant, owner)).items():
                 deleted[table] = deleted.get(table, 0) + count
         problem = await self._database.scrub()
         left |= dict.fromkeys((problem,) if problem else ())
         at = datetime.now(UTC).isoformat()
-        return {"user": user, "tenant": tenant, "at": at, "tasks": tasks, "deleted": deleted, "left": list(left)}
+        of = {"user": user, "tenant": tenant, "at": at, "tasks": tasks}
+        return {**of, "deleted": deleted, "left": list(left), "failed": failed}
 
     async def remains(self, tenant: str, user: str) -> dict[str, int]:
         """What is there of a user, by table; empty: nothing."""

@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import recollect_memory
-from recollect_memory import InvocationContext, MemoryFilter, MemoryKind, Message, Scope, open_memory
+from recollect_memory import InvocationContext, MemoryFilter, MemoryKind, Message, Recall, Scope, open_memory
 from recollect_memory.errors import ConfigError, MemoryBackendError
 from recollect_memory.mem0 import Mem0Memory
 from recollect_memory.mem0.calling import Caller
@@ -121,16 +121,21 @@ async def test_what_waits_neither_is_pushed_out_nor_pushes_out(cloud: Cloud, mem
 
 
 async def test_what_waits_is_found_where_mem0_cannot_be_searched(cloud: Cloud, memory: Mem0Memory) -> None:
-    """What the user just said does not depend on mem0: not when it fails, and not when it takes longer than a recall waits. Where
-    nothing waits, an error is an error."""
+    """What the user just said does not depend on mem0: not when it fails, and not when it takes longer than a recall waits. That
+    mem0 failed is said all the same. `budget` bounds it too."""
     cloud.indexing.clear()
     await memory.update(said("I keep bees"), ctx=turn_of())
-    cloud.faults["search"] = [Fault(404), Fault(stall=True), Fault(404)]
-    for _ in range(2):
-        async with asyncio.timeout(2.0):
-            assert await found(memory, "bees") == ["I keep bees"]
-    with pytest.raises(MemoryBackendError, match="404"):
-        await memory.retrieve("bees", ctx=turn_of("bob"))
+    cloud.faults["search"] = [Fault(404), Fault(stall=True), Fault(404), Fault(404)]
+    recall = Recall([memory])
+    for problem in ("404", r"within 1\.5 s"):
+        result = await recall.retrieve("bees", turn_of())
+        assert [message.content for message in result.messages] == ["I keep bees"]
+        (failure,) = result.failures
+        assert re.search(problem, failure.problem), failure
+    for ctx, budget in ((turn_of("bob"), None), (turn_of(), 1)):
+        with pytest.raises(MemoryBackendError, match="404") as caught:
+            await memory.retrieve("bees", ctx=ctx, budget=budget)
+        assert caught.value.found == []
 
 
 async def test_a_turn_is_sent_once(cloud: Cloud, tmp_path: Path) -> None:
@@ -610,7 +615,9 @@ def test_without_mem0_the_error_says_what_to_install() -> None:
 
 
 def test_nothing_phones_home(cloud: Cloud, tmp_path: Path) -> None:
-    """mem0 is imported at the first use, after its telemetry was switched off; only the host is contacted, at the end too."""
+    """mem0 is imported at the first use, after its telemetry was switched off; only the host is contacted, at the end too, and no
+    file is left in the home folder."""
+    (tmp_path / "passing").mkdir()
     run_python(
         f"""
         import asyncio, os, sys
@@ -639,7 +646,10 @@ def test_nothing_phones_home(cloud: Cloud, tmp_path: Path) -> None:
         assert seen and set(seen) == {{"False"}}, seen
         """,
         HOME=str(tmp_path),
+        TMPDIR=str(tmp_path / "passing"),
+        MEM0_DIR="",
     )
+    assert [(path.name, list(path.iterdir())) for path in tmp_path.iterdir()] == [("passing", [])]
 
 
 def run_python(program: str, **environment: str) -> None:

@@ -135,25 +135,31 @@ async def test_what_a_model_makes_nothing_of_is_kept_as_it_was_said(opened: Open
     assert sorted(await found(memory, "bees hives")) == ["How many hives?", "I keep bees"]
 
 
+class Slow(ScriptedModel):
+    """Answers when it may."""
+
+    def __init__(self, answer: str) -> None:
+        super().__init__([answer] * 3)
+        self.asked, self.may_answer = threading.Event(), threading.Event()
+
+    async def stream(self, messages: Any, **settings: Any) -> AsyncIterator[Any]:
+        self.asked.set()
+        await asyncio.to_thread(self.may_answer.wait, 20)
+        async for delta in super().stream(messages, **settings):
+            yield delta
+
+
 async def test_a_slow_model_holds_up_nobody(opened: Opened) -> None:
     """While the model answers one user, others are read and written, and what was said is found already."""
-    answer, asked = threading.Event(), threading.Event()
-
-    class Slow(ScriptedModel):
-        async def stream(self, messages: Any, **settings: Any) -> AsyncIterator[Any]:
-            asked.set()
-            await asyncio.to_thread(answer.wait, 20)
-            async for delta in super().stream(messages, **settings):
-                yield delta
-
-    memory = opened(model=Slow([facts("The user keeps bees")] * 3))
+    model = Slow(facts("The user keeps bees"))
+    memory = opened(model=model)
     writing = asyncio.create_task(memory.update([Message("user", "I keep bees")], ctx=turn_of()))
-    await asyncio.to_thread(asked.wait, 20)
+    await asyncio.to_thread(model.asked.wait, 20)
     assert await found(memory, "bees") == ["I keep bees"]
     added = await memory.add(BOB, "Bob sails")
     assert await found(memory, "sails", "bob") == ["Bob sails"]
     assert (await memory.get(BOB, added.id)) == added
-    answer.set()
+    model.may_answer.set()
     await writing
     assert await memory.wait_indexed(turn_of())
     assert await found(memory, "bees") == ["The user keeps bees"]
@@ -161,21 +167,13 @@ async def test_a_slow_model_holds_up_nobody(opened: Opened) -> None:
 
 async def test_an_erasure_wins_over_a_model(opened: Opened) -> None:
     """What a model draws from messages that were erased while it answered is not kept."""
-    answer, asked = threading.Event(), threading.Event()
-
-    class Slow(ScriptedModel):
-        async def stream(self, messages: Any, **settings: Any) -> AsyncIterator[Any]:
-            asked.set()
-            await asyncio.to_thread(answer.wait, 20)
-            async for delta in super().stream(messages, **settings):
-                yield delta
-
-    memory = opened(model=Slow([facts(f"The user keeps {MARK}")] * 3), patience=0.2)
+    model = Slow(facts(f"The user keeps {MARK}"))
+    memory = opened(model=model, patience=0.2)
     writing = asyncio.create_task(memory.update([Message("user", f"I keep {MARK}")], ctx=turn_of()))
-    await asyncio.to_thread(asked.wait, 20)
+    await asyncio.to_thread(model.asked.wait, 20)
     await memory.erase(ALICE)
     assert await found(memory, MARK) == []
-    answer.set()
+    model.may_answer.set()
     await asyncio.gather(writing, return_exceptions=True)
     assert await memory.wait_indexed(turn_of())
     assert await found(memory, MARK) == []

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from recollect_memory import InvocationContext, Memory, MemoryEntry, MemoryKind, Message, as_memory, as_module
+from recollect_memory import (
+    InvocationContext,
+    Memory,
+    MemoryBackend,
+    MemoryEntry,
+    MemoryKind,
+    Message,
+    as_memory,
+    as_module,
+)
 from recollect_memory.native.memory import NativeMemory
 from recollect_memory.testing import HashEmbedder, MemoryConformance, turn_of
 
@@ -22,11 +31,32 @@ async def native(tmp_path: Path) -> AsyncIterator[NativeMemory]:
 
 
 class TestThereAndBack(MemoryConformance):
-    """A memory of ours, as a module, as a memory: every promise still holds."""
+    """A memory of ours, as a module of coroutines or of plain functions, as a memory: every promise still holds."""
+
+    @pytest.fixture(params=["coroutines", "plain"])
+    async def memory(self, request: pytest.FixtureRequest, native: NativeMemory) -> Memory:
+        return as_memory(as_module(native, blocking=request.param == "plain"))
+
+
+class TestAsynchronousBackend(MemoryConformance):
+    """A backend whose three methods are coroutines."""
 
     @pytest.fixture
     async def memory(self, native: NativeMemory) -> Memory:
-        return as_memory(as_module(native))
+        kept = as_module(native)
+
+        class Asynchronous(MemoryBackend):
+            async def record(self, session_id: str, user_msg: str, assistant_msg: str, turn_id: str = "") -> None:
+                await called(kept.record(session_id, user_msg, assistant_msg, turn_id=turn_id))
+
+            async def recall(self, session_id: str, query: str, max_entries: int) -> list[MemoryEntry]:
+                found: list[MemoryEntry] = await called(kept.recall(session_id, query, max_entries))
+                return found
+
+            async def flush(self, session_id: str) -> None:
+                """It is durable as soon as it is recorded."""
+
+        return as_memory(Asynchronous())
 
 
 async def test_a_session_is_whose_memory_it_is(native: NativeMemory) -> None:

@@ -197,6 +197,18 @@ async def test_what_a_memory_has_at_hand_is_used_where_it_fails() -> None:
     prepared.let_go.set()
 
 
+async def test_what_a_memory_found_before_it_failed_is_used() -> None:
+    """`found` of its error, checked as any answer is; said to have failed all the same."""
+
+    nonsense: Any = ["no message"]
+    halfway = Fixed("halfway", MemoryBackendError("half of it is down", found=[hit("the other half")]))
+    wrong = Fixed("wrong", MemoryBackendError("so is this", found=nonsense))
+    result = await Recall([halfway, wrong, Fixed("whole", [hit("all")])]).retrieve("q", turn_of())
+    assert {message.content for message in result.messages} == {"the other half", "all"}
+    assert [failure.memory for failure in result.failures] == ["halfway", "wrong"]
+    assert result.failures[0].problem == "half of it is down"
+
+
 async def test_one_that_hangs_is_left_behind_at_its_deadline() -> None:
     """Even if it ignores being cancelled; what it raises later disturbs nobody."""
     hanging = Hanging("hanging")

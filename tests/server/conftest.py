@@ -11,9 +11,13 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
+from recollect_server import TaskClient
+
 START_SECONDS = 30.0
+COUNTRY = "What's the capital of my country?"
 
 PARTS = '''
 """What the configurations of these tests name: it lies beside them."""
@@ -118,9 +122,39 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"PYTHONUNBUFFERED": "1"} | more
 
 
+def recollect(server: Server, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """`recollect memory ...`, against this server."""
+    return subprocess.run(
+        command("memory", *arguments, "--url", server.url),
+        capture_output=True,
+        text=True,
+        input=stdin,
+        timeout=START_SECONDS,
+        env=environment(),
+        check=False,
+    )
+
+
+def ask(url: str, text: str, user: str = "alice") -> str:
+    """What the default agent answers a user, in a conversation of its own."""
+    with TaskClient(url) as task_client:
+        done = task_client.send_task(message=text, metadata={"user_id": user})
+    assert done.state == "completed"
+    return done.text
+
+
+def counted(server: Server, name: str, **labels: str) -> float:
+    """The sum of the samples of /metrics with this name and these labels."""
+    text = httpx.get(f"{server.url}/metrics").text
+    lines = [line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
+    wanted = [f'{label}="{value}"' for label, value in labels.items()]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(one in line for one in wanted))
+
+
 @contextmanager
-def serve(folder: Path, config: str = CONFIG) -> Generator[Server]:
-    """Serve `config` from `folder`, until the block ends. Fails with what the server printed if it does not come up."""
+def serve(folder: Path, config: str = CONFIG, **more: str) -> Generator[Server]:
+    """Serve `config` from `folder`, until the block ends; `more` is added to the environment. Fails with what the server printed
+    if it does not come up."""
     (folder / "parts.py").write_text(PARTS, encoding="utf-8")
     (folder / "recollect.yaml").write_text(config, encoding="utf-8")
     log = folder / "server.log"
@@ -128,7 +162,7 @@ def serve(folder: Path, config: str = CONFIG) -> Generator[Server]:
         process = subprocess.Popen(
             command("serve", "--config", "recollect.yaml", "--port", "0"),
             cwd=folder,
-            env=environment(),
+            env=environment(**more),
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

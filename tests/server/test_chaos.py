@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +15,7 @@ import httpx
 import pytest
 
 from .brain import REFUSE, Brain, Call, Line, eventually
-from .conftest import Serve, Server, command, environment
+from .conftest import Serve, Server, counted, recollect
 from .vault import CONFIG, FINE, PARTS, SHAPES, Vault
 
 JSONObject = dict[str, Any]
@@ -86,14 +85,6 @@ def update_of(server: Server, agent: str, task: JSONObject) -> str:
 
 def is_stored(server: Server, agent: str, task: JSONObject) -> bool:
     return update_of(server, agent, task) == "stored"
-
-
-def counted(server: Server, name: str, **labels: str) -> float:
-    """The sum of the samples of /metrics with this name and these labels."""
-    text = HTTP.get(f"{server.url}/metrics").text
-    lines = [line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
-    wanted = [f'{label}="{value}"' for label, value in labels.items()]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(one in line for one in wanted))
 
 
 def test_answers_come_and_turns_are_remembered_once_whatever_memories_do(
@@ -284,17 +275,10 @@ def test_what_was_given_up_is_shown_and_can_be_tried_again(tmp_path: Path, serve
     vault.healed.set()
     with serve(tmp_path, config) as server:
         assert update_of(server, "plain", task) == "failed"
-        line = recollect("memory", "failed", "--url", server.url)
+        line = recollect(server, "failed").stdout
         assert line.split()[:5] == [task["id"], "plain", "alice", "2", "tries"]
         assert "503" in line
-        assert recollect("memory", "failed", "--retry", "--url", server.url) == "tried again: 1\n"
+        assert recollect(server, "failed", "--retry").stdout == "tried again: 1\n"
         eventually(partial(is_stored, server, "plain", task), "it is stored")
-        assert recollect("memory", "failed", "--url", server.url) == ""
+        assert recollect(server, "failed").stdout == ""
     assert vault.texts("plain", "alice") == ["I keep goats", "I keep bees"]
-
-
-def recollect(*arguments: str) -> str:
-    done = subprocess.run(
-        command(*arguments), env=environment(), capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True
-    )
-    return done.stdout

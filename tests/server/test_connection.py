@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+import os
+from collections.abc import AsyncGenerator, Iterator
 
 import pytest
 
-from .conftest import Server
+from .conftest import Serve, Server
 from .inprocess import rpc
 
 SECONDS = 20.0
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
+@pytest.fixture(scope="module", params=["httptools", "h11"])
+def parsing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, serve: Serve) -> Iterator[Server]:
+    """A server with what uvicorn reads requests by: h11 is what it falls back on where httptools is not installed."""
+    if request.param == "httptools":
+        yield request.getfixturevalue("server")
+        return
+    hidden = tmp_path_factory.mktemp("hidden")
+    (hidden / "httptools.py").write_text("raise ImportError", encoding="utf-8")
+    path = os.pathsep.join(filter(None, (str(hidden), os.environ.get("PYTHONPATH"))))
+    with serve(tmp_path_factory.mktemp("h11"), PYTHONPATH=path) as server:
+        yield server
+
+
 @pytest.fixture
-async def connection(server: Server) -> AsyncGenerator[Streams]:
-    host, _, port = server.url.removeprefix("http://").rstrip("/").partition(":")
+async def connection(parsing: Server) -> AsyncGenerator[Streams]:
+    host, _, port = parsing.url.removeprefix("http://").rstrip("/").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     async with asyncio.timeout(SECONDS):
         yield reader, writer

@@ -13,9 +13,7 @@ import pytest
 from recollect_server import TaskClient
 
 from ..memory.mem0_cloud import KEY, Cloud, Fault, eventually  # noqa: TID252 - the one stand-in there is
-from .conftest import Serve, Server
-
-COUNTRY = "What's the capital of my country?"
+from .conftest import COUNTRY, Serve, Server, ask, counted, recollect
 
 
 @pytest.fixture
@@ -31,13 +29,6 @@ memory:
 agents:
   reciter: {{default: true, model: "parts:Recite"}}
 """
-
-
-def ask(url: str, text: str, user: str = "alice") -> str:
-    with TaskClient(url) as task_client:
-        done = task_client.send_task(message=text, metadata={"user_id": user})
-    assert done.state == "completed"
-    return done.text
 
 
 def test_alice_is_known_at_once_and_across_a_crash(tmp_path: Path, serve: Serve, cloud: Cloud) -> None:
@@ -117,3 +108,43 @@ def test_an_outage_costs_no_answer(tmp_path: Path, serve: Serve, cloud: Cloud) -
         assert cloud.count("add") == 0
         cloud.faults.clear()
         eventually(lambda: italy(cloud, "alice") == 1, 60)
+
+
+def test_an_outage_is_told_while_what_waits_is_used(tmp_path: Path, serve: Serve, cloud: Cloud) -> None:
+    """mem0 takes what is said, but cannot be searched: the answer knows what was said last, and the task and the metrics tell of
+    the failure."""
+    cloud.indexing.clear()
+    cloud.faults["search"] = [Fault(404)] * 100
+    with serve(tmp_path, config(cloud)) as server, TaskClient(server.url) as client:
+        ask(server.url, "I am from Italy")
+        eventually(lambda: cloud.count("add") == 1)
+        task = client.send_task(message=COUNTRY, metadata={"user_id": "alice"})
+        assert "I am from Italy" in task.text
+        (failed,) = task.to_dict()["metadata"]["memory"]["failed"]
+        assert (failed["operation"], failed["memory"]) == ("retrieve", "default")
+        assert counted(server, "recollect_memory_failures_total", operation="retrieve", reason="error") == 2
+
+
+def test_a_memory_that_fails_holds_up_no_erasure(tmp_path: Path, serve: Serve, cloud: Cloud) -> None:
+    """Her tasks and the other memory are erased; the receipt says which is not, with 503 and exit code 1, until it is."""
+    both = config(cloud).replace("memory:\n", "memory:\n  own: {backend: native, embedder: off}\n")
+    with (
+        serve(tmp_path, both.replace('"parts:Recite"', '"parts:Recite", memory: [default, own]')) as server,
+        httpx.Client(base_url=f"{server.url}/api/v1", timeout=60) as api,
+    ):
+        ask(server.url, "I am from Italy")
+        eventually(lambda: italy(cloud, "alice") == 1)
+        cloud.faults["delete_all"] = [Fault(400)] * 100
+        first = api.delete("/users/alice", params={"tasks": "true"})
+        assert (first.status_code, first.json()["failed"]) == (503, ["default"])
+        assert first.json()["deleted"]["tasks"] == 1
+        assert any("memory default: not erased" in left for left in first.json()["left"])
+        assert api.get("/memories", params={"user": "alice", "space": "own"}).json()["memories"] == []
+        told = recollect(server, "erase", "--user", "alice", "--yes")
+        assert (told.returncode, told.stderr) == (1, "not erased, erase again: default\n")
+        assert '"failed": [' in told.stdout
+        cloud.faults.clear()
+        again = api.delete("/users/alice")
+        assert (again.status_code, again.json()["failed"]) == (200, [])
+        assert api.get("/users/alice").json()["remains"] == {}
+        assert cloud.memories == {}

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from recollect_server import TaskClient
-
 from ..memory.mem0_cloud import eventually  # noqa: TID252 - as below
 from ..memory.mem0_rest import RestServer  # noqa: TID252 - the one stand-in there is
-from .conftest import Serve
-
-COUNTRY = "What's the capital of my country?"
+from .conftest import COUNTRY, Serve, ask
 
 
 @pytest.fixture
@@ -34,13 +31,6 @@ def config(request: pytest.FixtureRequest) -> str:
         rest: RestServer = request.getfixturevalue("rest")
         memory = f'{{backend: mem0-server, url: "{rest.url}", infer: false}}'
     return f'memory:\n  default: {memory}\nagents:\n  reciter: {{default: true, model: "parts:Recite"}}\n'
-
-
-def ask(url: str, text: str, user: str = "alice") -> str:
-    with TaskClient(url) as task_client:
-        done = task_client.send_task(message=text, metadata={"user_id": user})
-    assert done.state == "completed"
-    return done.text
 
 
 def test_alice_is_known_until_she_is_erased(tmp_path: Path, serve: Serve, config: str) -> None:
@@ -65,3 +55,15 @@ def test_alice_is_known_until_she_is_erased(tmp_path: Path, serve: Serve, config
         assert "Italy" not in ask(server.url, COUNTRY)
     ours = [path for folder in ("kept", "var") for path in (tmp_path / folder).rglob("*") if path.is_file()]
     assert [path.name for path in ours if b"Italy" in path.read_bytes()] == []
+
+
+def test_the_embedder_of_the_library_is_fetched_at_the_start(tmp_path: Path, serve: Serve) -> None:
+    """As that of `native` is. Where it cannot be had, the server starts, says what is missing, and answers."""
+    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
+    nowhere |= {"PIP_RETRIES": "0", "PIP_NO_CACHE_DIR": "1", "RECOLLECT_CACHE": str(tmp_path / "empty")}
+    memory = "memory:\n  default: {backend: mem0-local, path: kept}\n"
+    agents = 'agents:\n  reciter: {default: true, model: "parts:Recite"}\n'
+    with serve(tmp_path, memory + agents, **nowhere) as server:
+        assert "I am from Italy" in ask(server.url, "I am from Italy")
+        log = (tmp_path / "server.log").read_text(encoding="utf-8")
+        assert "those of mem0-local not at all: the weights could not be fetched" in log

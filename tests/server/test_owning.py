@@ -17,7 +17,7 @@ import pytest
 
 from recollect_server import TaskClient
 
-from .conftest import Serve, Server, command, environment
+from .conftest import Serve, Server, recollect
 
 CONFIG = """\
 memory:
@@ -67,18 +67,6 @@ def stored(api: httpx.Client, user: str, text: str) -> dict[str, Any]:
             if memory["content"] == text:
                 return dict(memory)
     raise AssertionError(f"{text!r} did not arrive: {memories(api, user)}")
-
-
-def recollect(server: Server, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command("memory", *arguments, "--url", server.url),
-        capture_output=True,
-        text=True,
-        input=stdin,
-        timeout=SECONDS,
-        env=environment(),
-        check=False,
-    )
 
 
 def test_a_memory_is_seen_with_where_it_came_from(server: Server, api: httpx.Client, user: str) -> None:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
-from importlib.util import find_spec
 from typing import Any, Self, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
 from recollect_memory.contract import Embedder
-from recollect_memory.errors import ConfigError
+from recollect_memory.errors import ConfigError, MemoryBackendError
+from recollect_memory.settings import positive, text
 from recollect_memory.sqlite import Database
 
 from .calling import Caller, retry_after
+from .importing import check_installed, import_mem0
 from .memory import Mem0
 from .service import PAGE, Added, Change, Entity, Item, Progress, Refused, Service, ServiceError, moment
-from .settings import positive, settings_of, text
+from .settings import settings_of
 
 T = TypeVar("T")
 
@@ -59,8 +59,7 @@ class Mem0Memory(Mem0):
             raise ConfigError("the key is not one of mem0's: it holds what no HTTP header can", key="api_key")
         if urlsplit(host).scheme not in ("http", "https") or not urlsplit(host).hostname:
             raise ConfigError(f"the host is an address such as {HOST}", key="host", value=host)
-        if find_spec("mem0") is None:
-            raise ConfigError("mem0 is not installed: pip install 'recollect[mem0]'", key="backend", value="mem0")
+        check_installed("mem0")
         service = CloudService(key, host.rstrip("/"), timeout, grace)
         super().__init__(service, space=space, name=name, database=database, infer=infer, patience=patience)
 
@@ -200,6 +199,9 @@ class CloudService(Service):
                 f"{self._host} did not answer mem0's first call within {self._timeout:g} s, and is still waited for"
             )
             raise ServiceError(problem, retry=False) from None
+        except MemoryBackendError as error:  # mem0 cannot be imported
+            self._making = None
+            raise ServiceError(str(error)) from error
         except Exception as error:  # noqa: BLE001 - translated
             self._making = None
             raise self._translated("mem0's first call", error, read_only=True) from None
@@ -214,12 +216,9 @@ class CloudService(Service):
 
         def construct() -> None:
             try:
-                # before the import: mem0 reads it there, and phones home otherwise
-                os.environ["MEM0_TELEMETRY"] = "False"
-                mem0: Any = importlib.import_module("mem0")
-                logging.getLogger("mem0.client.utils").setLevel(
-                    logging.CRITICAL
-                )  # what it logs, it raises; we log that
+                mem0 = import_mem0()
+                # what it logs, it raises; we log that
+                logging.getLogger("mem0.client.utils").setLevel(logging.CRITICAL)
                 made.set_result(mem0.AsyncMemoryClient(api_key=self._key, host=self._host, client=self._http))
             except BaseException as error:  # noqa: BLE001 - for whoever waits
                 made.set_exception(error)

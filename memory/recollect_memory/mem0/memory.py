@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recollect_memory.contract import ALL, InvocationContext, MemoryFilter, MemoryKind, Message, Scope
-from recollect_memory.errors import RecollectError
+from recollect_memory.errors import MemoryBackendError, RecollectError
 from recollect_memory.overlay import overlay
 from recollect_memory.sqlite import Database
 
@@ -28,7 +28,7 @@ _RECENT = 3
 _MORE, _MOST_FOUND = 10, 1000
 """So many times as much is asked for where a filter leaves some out, and at most so much."""
 _SEARCHED_WITHIN = 1.5
-"""Seconds after which what waits is returned without what mem0 finds: within the 2 s that a recall commonly has."""
+"""Seconds that mem0 has for a search where something waits, which is then used alone: within the 2 s of a recall."""
 
 
 class Mem0(Owned):
@@ -66,8 +66,8 @@ class Mem0(Owned):
         self._loop.start(self._begin())
 
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
-        """As the contract says. Where mem0 fails or is slow, and has not confirmed something that may matter here: that alone.
-        `kinds`, `since` and `until` choose as `MemoryFilter` does; `budget` bounds the tokens of all that comes back."""
+        """As the contract says. Where mem0 fails or is slow, the error has in `found` what may matter here and is not confirmed
+        yet. `kinds`, `since` and `until` choose as `MemoryFilter` does; `budget` bounds the tokens of all that comes back."""
         scope = Scope.of(kwargs.get("ctx"), self.space)
         where = MemoryFilter(
             kinds=frozenset(map(MemoryKind, kwargs.get("kinds") or ())),
@@ -76,8 +76,14 @@ class Mem0(Owned):
             as_of=kwargs.get("as_of"),
         )
         query = clean(query).strip()[:_LONGEST_QUERY]
-        found = await self._retrieve(scope, query, top_k, where) if query and top_k > 0 else []
-        return list(within(kwargs.get("budget"), found, lambda message: message.content))
+        if not query or top_k < 1:
+            return []
+        budget = kwargs.get("budget")
+        try:
+            return _within(budget, await self._retrieve(scope, query, top_k, where))
+        except MemoryBackendError as error:
+            error.found = _within(budget, error.found)
+            raise
 
     async def update(self, messages: list[Message], **kwargs: Any) -> None:
         ctx: InvocationContext | None = kwargs.get("ctx")
@@ -143,11 +149,12 @@ class Mem0(Owned):
         try:
             async with asyncio.timeout(_SEARCHED_WITHIN if waiting else None):
                 items = await self._found(scope, query, where, top_k, turns)
-        except (ServiceError, TimeoutError) as error:
-            if not waiting:
-                raise
-            log.warning("memory %s: without what mem0 knows: %s", self.name, error or "it takes too long")
-            items = []
+        except ServiceError as error:
+            error.found = merged(waiting, [], top_k)
+            raise
+        except TimeoutError:
+            problem = f"{self.name}: mem0 did not answer a search within {_SEARCHED_WITHIN:g} s"
+            raise MemoryBackendError(problem, found=merged(waiting, [], top_k)) from None
         return merged(waiting, [message_of(item, self._service.name) for item in items], top_k)
 
     async def _found(self, scope: Scope, query: str, where: MemoryFilter, top_k: int, turns: list[Turn]) -> list[Item]:
@@ -172,3 +179,7 @@ class Mem0(Owned):
     @on_own_loop
     async def _wait(self, scope: str | None, seconds: float) -> bool:
         return await (await self._open()).wait(scope, seconds)
+
+
+def _within(budget: int | None, messages: Sequence[Message]) -> list[Message]:
+    return list(within(budget, messages, lambda message: message.content))

@@ -15,12 +15,13 @@ from urllib.parse import quote, unquote, urlsplit
 
 from recollect_memory.contract import Embedder
 from recollect_memory.errors import ConfigError
+from recollect_memory.settings import positive, text
 from recollect_memory.sqlite import Database
 
 from .calling import Caller, retry_after
 from .memory import Mem0
 from .service import PAGE, TURN, Added, Change, Entity, Item, Refused, Service, ServiceError, TooMany, moment
-from .settings import positive, settings_of, text
+from .settings import settings_of
 
 if TYPE_CHECKING:
     import httpx

@@ -134,11 +134,6 @@ def judge(new: Statement, olds: Sequence[Statement]) -> dict[int, frozenset[int]
     return over
 
 
-def is_empty_without(text: str, sentences: frozenset[int]) -> bool:
-    """Whether nothing worth keeping is left of a text without these sentences."""
-    return not remainder(text, sentences)
-
-
 def remainder(text: str, sentences: frozenset[int]) -> str:
     """What is left of a user's text without these sentences; empty where that is only small talk."""
     rest = [part for number, part in enumerate(split(text)) if number not in sentences]

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from functools import partial
@@ -262,8 +262,11 @@ class Outbox:
         memory, context = self._memories[write.memory], context_of(write.context)
         messages = [message_of(value) for value in write.messages]
         doubtful = due.tries > 0 or _turn(write) in self._inherited
-        if doubtful and await memory.already_written(messages, ctx=context):
-            return False
+        try:
+            if doubtful and await memory.already_written(messages, ctx=context):
+                return False
+        except MemoryBackendError as error:
+            raise MemoryBackendError(f"it cannot tell whether it has the write: {error}") from error
         done = self._store.done_alongside(due, memory)
         if done is None:
             await memory.update(messages, ctx=context)
@@ -310,10 +313,17 @@ class OutboxMemory(Memory):
         scope = Scope.of(kwargs.get("ctx")).key
         await self._outbox.settle(self.name, scope)
         owed = self._owed(query, scope)
+
+        def with_owed(found: Sequence[Message]) -> list[Message]:
+            known = {message.content for message in found}
+            return [*(message for message in owed if message.content not in known), *found][:top_k]
+
         with self._outbox.metrics.retrieving(self.name):
-            found = sound(await self._memory.retrieve(query, top_k=top_k, **kwargs), top_k)
-        known = {message.content for message in found}
-        return [*(message for message in owed if message.content not in known), *found][:top_k]
+            try:
+                return with_owed(sound(await self._memory.retrieve(query, top_k=top_k, **kwargs), top_k))
+            except MemoryBackendError as error:
+                error.found = with_owed(sound(error.found, top_k))
+                raise
 
     def at_hand(self, query: str, *, top_k: int, ctx: InvocationContext) -> list[Message]:
         return self._owed(query, Scope.of(ctx).key)[:top_k]
