@@ -37,7 +37,8 @@ LOOK_BACK = 8
 READ_WITH = (0.6, 0.3)
 """The shares of the one and the two memories before it with which a vector is read: an answer means what it means after
 its question."""
-_AT_ONCE = 4096
+_FROM_ITSELF = np.arange(LOOK_BACK + 1)
+_AT_ONCE = 512
 """Memories that are related to those before them in one go: some 6 MB of vectors."""
 FULL = 20
 """Words from which a memory counts as full."""
@@ -162,6 +163,11 @@ class Index:
         """Terms of a memory, on average, at least 1."""
         return max(self._total_length / max(self.size, 1), 1.0)
 
+    def places(self, term: str) -> NDArray[np.int32]:
+        """The memories that hold a term."""
+        found = self._postings.get(term)
+        return np.array(found[0] if found is not None else (), dtype=np.int32)
+
     def postings(self, term: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The memories that hold a term, and how often."""
         found = self._postings.get(term, ((), ()))
@@ -270,17 +276,17 @@ class Index:
     def _relate(self, places: NDArray[np.int64]) -> None:
         """How new those are that were embedded, and those after them, and how long their vectors are with those before."""
         columns, vectors = self._columns, self._vectors
-        after = (places[:, None] + np.arange(LOOK_BACK + 1)).ravel()
+        after = (places[:, None] + _FROM_ITSELF).ravel()
         at = np.unique(np.concatenate((after, self._around[places, 2:].ravel())))
         at = at[(at >= 0) & (at < self.size)]
         at = at[columns["embedded"][at]]
-        own, nearest = vectors[at], np.zeros(len(at), np.float32)
-        for before in range(1, LOOK_BACK + 1):
-            cosines = np.vecdot(own, vectors[np.maximum(at - before, 0)])
-            np.maximum(nearest, cosines, out=nearest, where=at >= before)
-        columns["novelty"][at] = 1.0 - nearest
-        for share, follows in zip(READ_WITH, self._around[at, :2].T, strict=True):
-            own[follows >= 0] += np.float32(share) * vectors[follows[follows >= 0]]
+        own, before = vectors[at], at[:, None] - _FROM_ITSELF[1:]
+        cosines = np.vecdot(own[:, None], vectors[np.maximum(before, 0)])
+        columns["novelty"][at] = 1.0 - np.max(cosines, axis=1, initial=0.0, where=before >= 0)
+        follows = self._around[at, :2]
+        shares = np.where(follows >= 0, np.array(READ_WITH, np.float32), np.float32(0))
+        for share, followed in zip(shares.T, vectors[np.maximum(follows, 0)].swapaxes(0, 1), strict=True):
+            own += share[:, None] * followed
         columns["context_norms"][at] = 1.0 / np.maximum(np.sqrt(np.vecdot(own, own)), 1e-6)
 
     def _add_tokens(self, place: int, tokens: NDArray[np.int8]) -> None:

@@ -140,13 +140,12 @@ def wording(text: str) -> str:
 
 def neighbours(index: Index, text: str) -> frozenset[int]:
     """Row numbers of the current memories that share the most, and the rarest, words with a text. Hold the index's lock."""
-    if not index.size:
+    found = [index.places(term) for term in list(dict.fromkeys(terms(text)))[:_MOST_TERMS]]
+    holding = np.array([len(places) for places in found], np.intp)
+    if not holding.any():
         return frozenset()
-    shared = np.zeros(index.size, np.float32)
-    for term in list(dict.fromkeys(terms(text)))[:_MOST_TERMS]:
-        places, _ = index.postings(term)
-        if len(places):
-            shared[places] += np.log1p(index.size / len(places))
+    rarity = np.log1p(index.size / np.maximum(holding, 1))
+    shared = np.bincount(np.concatenate(found), np.repeat(rarity, holding), minlength=index.size)
     shared[index.column("valid_to") != NEVER] = 0
     most = min(_NEIGHBOURS, index.size)
     best = np.argpartition(shared, -most)[-most:]
