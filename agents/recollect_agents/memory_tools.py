@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from pydantic import Field
 
 from recollect_memory import InvocationContext, ManagedMemory, Message, Recall, Scope, provenance, render_found
 from recollect_memory.contract import NOTE
+from recollect_memory.messages import message_json, message_of
 from recollect_memory.recall import same_text
 
 from .contract import Event, JSONObject, MemoryFailed, MemoryRetrieved, MemoryUpdated, NullJournal, ToolContext
@@ -64,7 +64,7 @@ class MemoryTools:
         for failure in did.get("failed", ()):
             yield MemoryFailed(*failure)
         if "retrieved" in did:
-            messages = tuple(map(_message_of, did["retrieved"]))
+            messages = tuple(map(message_of, did["retrieved"]))
             turn.known.update(same_text(message.content) for message in messages)
             yield MemoryRetrieved(messages)
         if "added" in did:
@@ -204,21 +204,14 @@ def is_told(note: str, message: str) -> bool:
 
 
 def _message_json(message: Message) -> JSONObject:
-    return {
-        "content": message.content,
-        "id": message.id,
-        "name": message.name,
-        "created_at": message.created_at.isoformat(),
-        "memory": provenance(message),
-    }
-
-
-def _message_of(value: JSONObject) -> Message:
-    return Message(
-        "system",
-        value["content"],
-        id=value["id"],
-        name=value["name"],
-        created_at=datetime.fromisoformat(value["created_at"]),
-        metadata={"memory": value["memory"]},
+    """As far as a journal is to keep it, whatever else the memory put into it."""
+    return message_json(
+        Message(
+            "system",
+            message.content,
+            id=message.id,
+            name=message.name,
+            created_at=message.created_at,
+            metadata={"memory": provenance(message)},
+        )
     )

@@ -15,9 +15,10 @@ from google.protobuf.json_format import MessageToDict
 from numpy.typing import NDArray
 
 from recollect_memory import Embedder, InvocationContext, Memory, Message, Scope
+from recollect_memory.messages import message_json
 from recollect_memory.native.memory import NativeMemory
 from recollect_memory.sqlite import Database
-from recollect_server.runtime.outbox import Outbox, context_json, message_json
+from recollect_server.runtime.outbox import Outbox, context_json
 from recollect_server.runtime.sqlite import SQLiteStore
 from recollect_server.runtime.turn import Caller, DueWrite, MemoryWrite, Progress
 

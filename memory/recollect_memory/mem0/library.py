@@ -187,6 +187,7 @@ class Library:
                     return
                 except Exception as error:
                     if self._erasures.get(entity, 0) != erasures:
+                        log.info("mem0: a turn was dropped: its scope was erased meanwhile")
                         return
                     if self._closing:
                         raise MemoryBackendError("mem0: the memory was closed while its model answered") from error

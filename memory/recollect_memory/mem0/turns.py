@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any, Literal, TypeVar, cast
 
 from recollect_memory.contract import Message
+from recollect_memory.messages import message_json, message_of
 from recollect_memory.sqlite import Database, Operation, named_queries, path_of
 
 from .service import Entity
@@ -92,7 +93,7 @@ class Turns:
             values = self._key(turn) | {
                 "entity_field": turn.entity.field,
                 "entity_id": turn.entity.id,
-                "messages": json.dumps([_json_of(message) for message in turn.messages]),
+                "messages": json.dumps([message_json(message) for message in turn.messages]),
                 "about": json.dumps(turn.about),
                 "infer": turn.infer,
                 "now": now(),
@@ -194,7 +195,7 @@ def _turn(row: Mapping[str, Any]) -> Turn:
         scope=row["scope"],
         id=row["turn"],
         entity=Entity(field, row["entity_id"]),
-        messages=[_message_of(value) for value in json.loads(row["messages"])],
+        messages=[message_of(value) for value in json.loads(row["messages"])],
         about=json.loads(row["about"]),
         infer=bool(row["infer"]),
         state=row["state"],
@@ -204,18 +205,3 @@ def _turn(row: Mapping[str, Any]) -> Turn:
         failures=row["failures"],
         since=row["since"],
     )
-
-
-def _json_of(message: Message) -> dict[str, Any]:
-    return {
-        "id": message.id,
-        "role": message.role,
-        "name": message.name,
-        "content": message.content,
-        "created_at": message.created_at.isoformat(),
-    }
-
-
-def _message_of(value: Mapping[str, Any]) -> Message:
-    fields = dict(value)
-    return Message(created_at=datetime.fromisoformat(fields.pop("created_at")), **fields)

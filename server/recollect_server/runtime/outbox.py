@@ -8,13 +8,13 @@ import logging
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from datetime import datetime
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
-from recollect_memory import InvocationContext, ManagedMemory, Memory, Message, Scope, ToolCall
+from recollect_memory import InvocationContext, ManagedMemory, Memory, Message, Scope
 from recollect_memory.errors import MemoryBackendError, RecollectError
+from recollect_memory.messages import message_json, message_of
 from recollect_memory.overlay import overlay
 from recollect_memory.recall import sound
 from recollect_server.metrics import Metrics
@@ -40,7 +40,6 @@ _WAIT = 0.3
 _RECENT = 2
 """Messages that are owed and share no word with the question: it may well be about them ("I am from Italy", "my capital?")."""
 _CONTEXT = tuple(field.name for field in fields(InvocationContext))
-_MESSAGE = tuple(field.name for field in fields(Message))
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,17 +383,3 @@ def context_json(context: InvocationContext) -> dict[str, Any]:
 
 def context_of(value: Mapping[str, Any]) -> InvocationContext:
     return InvocationContext(**value)
-
-
-def message_json(message: Message) -> dict[str, Any]:
-    value = {field: getattr(message, field) for field in _MESSAGE}
-    value["created_at"] = message.created_at.isoformat()
-    value["tool_calls"] = [asdict(call) for call in message.tool_calls]
-    return value
-
-
-def message_of(value: Mapping[str, Any]) -> Message:
-    fields: dict[str, Any] = dict(value)
-    fields["tool_calls"] = tuple(ToolCall(**call) for call in value["tool_calls"])
-    fields["created_at"] = datetime.fromisoformat(value["created_at"])
-    return Message(**fields)
