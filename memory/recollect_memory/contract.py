@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -412,3 +412,7 @@ class Embedder(ABC):
 
         Raises ModelError where the texts cannot be embedded.
         """
+
+
+EmbedderSource = Embedder | Callable[[], Embedder | None] | None
+"""An embedder, or a function that finds one, called off the event loop at the first use. What None means, each taker says."""

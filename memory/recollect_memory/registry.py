@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .backend import MemoryBackend, MemoryModule, as_memory
-from .contract import Embedder, Memory
+from .contract import EmbedderSource, Memory
 from .errors import ConfigError, ImportAttributeError, ImportFormatError, ImportModuleError, RecollectError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class FromConfig(Protocol):
         *,
         name: str,
         database: Database | None,
-        embedder: Embedder | Callable[[], Embedder | None] | None,
+        embedder: EmbedderSource,
     ) -> Memory | MemoryBackend | MemoryModule:
         """The memory of a config entry; a `classmethod`.
 
@@ -155,7 +155,7 @@ def open_memory(
     *,
     name: str = "default",
     database: Database | None = None,
-    embedder: Embedder | Callable[[], Embedder | None] | None = None,
+    embedder: EmbedderSource = None,
 ) -> Memory:
     """The memory that a config entry names: `{"backend": "native", "database": "sqlite:///x.db"}`, or just "native".
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Self, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
-from recollect_memory.contract import Embedder
+from recollect_memory.contract import EmbedderSource
 from recollect_memory.errors import ConfigError, MemoryBackendError
 from recollect_memory.settings import positive, text
 from recollect_memory.sqlite import Database
@@ -70,7 +70,7 @@ class Mem0Memory(Mem0):
         *,
         name: str,
         database: Database | None,
-        embedder: Embedder | Callable[[], Embedder | None] | None,
+        embedder: EmbedderSource,
     ) -> Self:
         """From the keys `api_key`, `host`, `timeout`, `grace`, and those of `settings`. Raises ConfigError."""
         own = {"api_key": None, "host": HOST, "timeout": 10.0, "grace": 30.0}

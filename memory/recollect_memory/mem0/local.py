@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
 
-from recollect_memory.contract import ChatModel, Embedder, Message
+from recollect_memory.contract import ChatModel, Embedder, EmbedderSource, Message
 from recollect_memory.errors import MemoryBackendError, ModelError
 from recollect_memory.settings import model as model_of
 from recollect_memory.settings import positive, text
@@ -28,8 +28,6 @@ from .settings import settings_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-FindEmbedder = Embedder | Callable[[], Embedder | None] | None
 
 _READERS = 4
 _WRITERS = 8
@@ -68,7 +66,7 @@ class Mem0Local(Mem0):
         path: Path | str = "var/mem0",
         *,
         model: ChatModel | None = None,
-        embedder: FindEmbedder = None,
+        embedder: EmbedderSource = None,
         model_timeout: float = 60.0,
         infer: bool = True,
         space: str = "default",
@@ -86,7 +84,7 @@ class Mem0Local(Mem0):
 
     @classmethod
     def from_config(
-        cls, entry: Mapping[str, Any], *, name: str, database: Database | None, embedder: FindEmbedder
+        cls, entry: Mapping[str, Any], *, name: str, database: Database | None, embedder: EmbedderSource
     ) -> Self:
         """From the keys `path`, `model` (a `ChatModel` or its "module:attr"), `model_timeout`, and those of `settings`. Raises
         ConfigError."""
@@ -112,7 +110,9 @@ class LocalService(Service):
     knows_sessions = True
     grace = 1.0
 
-    def __init__(self, folder: Path, model: ChatModel | None, embedder: FindEmbedder, *, model_timeout: float) -> None:
+    def __init__(
+        self, folder: Path, model: ChatModel | None, embedder: EmbedderSource, *, model_timeout: float
+    ) -> None:
         self._folder = folder
         self._model = model
         self._embedder = embedder

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, unquote, urlsplit
 
-from recollect_memory.contract import Embedder
+from recollect_memory.contract import EmbedderSource
 from recollect_memory.errors import ConfigError
 from recollect_memory.settings import positive, text
 from recollect_memory.sqlite import Database
@@ -65,7 +65,7 @@ class Mem0Server(Mem0):
         *,
         name: str,
         database: Database | None,
-        embedder: Embedder | Callable[[], Embedder | None] | None,
+        embedder: EmbedderSource,
     ) -> Self:
         """From the keys `url`, `api_key`, `timeout`, `add_timeout`, `grace`, and those of `settings`. Raises ConfigError."""
         own = {"url": None, "api_key": None, "timeout": 10.0, "add_timeout": 60.0, "grace": 30.0}

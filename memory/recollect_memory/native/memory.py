@@ -16,7 +16,7 @@ import numpy as np
 
 from recollect_memory.contract import (
     ALL,
-    Embedder,
+    EmbedderSource,
     InvocationContext,
     MemoryFilter,
     MemoryHit,
@@ -68,7 +68,7 @@ class NativeMemory(Owned):
         self,
         database: Database | str = DEFAULT_DATABASE,
         *,
-        embedder: Embedder | Callable[[], Embedder | None] | None = None,
+        embedder: EmbedderSource = None,
         space: str = "default",
         name: str = "native",
         cache_mb: float = 256,
@@ -104,7 +104,7 @@ class NativeMemory(Owned):
         *,
         name: str,
         database: Database | None,
-        embedder: Embedder | Callable[[], Embedder | None] | None,
+        embedder: EmbedderSource,
     ) -> Self:
         """From a config entry; see `settings`. Raises ConfigError."""
         settings = settings_of(entry, embedder)

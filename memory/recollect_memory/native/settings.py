@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recollect_memory.contract import Embedder
+from recollect_memory.contract import EmbedderSource
 from recollect_memory.errors import ConfigError
 from recollect_memory.settings import address, model, over, positive
 
@@ -28,7 +28,7 @@ _SETTINGS: Mapping[str, Any] = {
 }
 
 
-def settings_of(entry: Mapping[str, Any], embedder: Embedder | Callable[[], Embedder | None] | None) -> dict[str, Any]:
+def settings_of(entry: Mapping[str, Any], embedder: EmbedderSource) -> dict[str, Any]:
     """From the keys `database`, `embedder` ("minilm" or off), `cache_mb`, `max_memories`, `fade_days`, `redact` (a list),
     `mode` ("verbatim" or "llm"), and for the latter `model` (a `ChatModel` or its "module:attr"), `instructions` and
     `categories`. Raises ConfigError, which names the key."""
@@ -58,9 +58,7 @@ def _consolidation(settings: Mapping[str, Any]) -> Consolidation | None:
     return Consolidation(model("model", settings["model"]), settings["instructions"], categories)
 
 
-def _embedder(
-    setting: object, given: Embedder | Callable[[], Embedder | None] | None
-) -> Embedder | Callable[[], Embedder | None] | None:
+def _embedder(setting: object, given: EmbedderSource) -> EmbedderSource:
     if setting in (False, None, "off", "none"):
         return None
     if setting != "minilm":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import monotonic
 
-from recollect_memory.contract import Embedder, Scope
+from recollect_memory.contract import Embedder, EmbedderSource, Scope
 from recollect_memory.errors import StoreError
 from recollect_memory.sqlite import Database
 
@@ -37,7 +37,7 @@ class Vectors:
     def __init__(
         self,
         memory: str,
-        source: Embedder | Callable[[], Embedder | None] | None,
+        source: EmbedderSource,
         database: Database,
         erased: Callable[[Scope], None],
     ) -> None:
