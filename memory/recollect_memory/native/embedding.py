@@ -58,9 +58,11 @@ class Reading:
 
 
 class Reader(Embedder):
-    """An embedder that tells more of a text than one vector. `token_width`: numbers to a token; 0: it gives none."""
+    """An embedder that tells more of a text than one vector. `token_width`: numbers to a token; 0: it gives none. `calls`: how
+    many at a time help each other."""
 
     token_width: int = 0
+    calls: int = 1
 
     @abstractmethod
     def read(self, texts: Sequence[str]) -> list[Reading]:
@@ -90,10 +92,13 @@ class Recent(Reader):
         self._readings: OrderedDict[str, Reading] = OrderedDict()
         self._forgotten = 0
 
-    def read(self, texts: Sequence[str]) -> list[Reading]:
+    def known(self, texts: Iterable[str]) -> dict[str, Reading]:
+        """What it has at hand of these."""
         with self._lock:
-            known = {text: self._readings[text] for text in texts if text in self._readings}
-            forgotten = self._forgotten
+            return {text: self._readings[text] for text in texts if text in self._readings}
+
+    def read(self, texts: Sequence[str]) -> list[Reading]:
+        forgotten, known = self._forgotten, self.known(texts)
         unknown = list(dict.fromkeys(text for text in texts if text not in known))
         if unknown:
             known |= zip(unknown, self._read(unknown), strict=True)

@@ -94,12 +94,12 @@ class Owned(ManagedMemory):
         """Run `work` on a thread of the memory's, once it is open."""
 
     @abstractmethod
-    def _begun(self, scope: Scope) -> int:
-        """The scope's life; one that has none begins it. Blocks."""
+    async def _begun(self, scope: Scope) -> int:
+        """The scope's life; one that has none begins it."""
 
     @abstractmethod
-    def _embedded(self, memories: Sequence[NewMemory]) -> Sequence[NewMemory]:
-        """With their vectors, where there is an embedder. Blocks."""
+    async def _given(self, memories: Sequence[NewMemory]) -> Sequence[NewMemory]:
+        """With their vectors, where there is an embedder."""
 
     @abstractmethod
     async def _write(
@@ -157,7 +157,7 @@ class Owned(ManagedMemory):
 
     async def edit(self, scope: Scope, id: str, content: str) -> MemoryRecord | None:
         new = NewMemory("user", "", self._redact(text_of(content)), "", 0)
-        (new,) = await self._run(self._embedded, [new])
+        (new,) = await self._given([new])
         at = microseconds(datetime.now(UTC))
         found = await self._change(scope, lambda change: owning.edit(change, storable(id), new, at))
         self._let_go(scope)
@@ -232,7 +232,7 @@ class Owned(ManagedMemory):
         """
         taken = 0
         with self._under_way.begun(scope) as begun:
-            life = await self._run(self._begun, scope)
+            life = await self._begun(scope)
             async for page in transfer.pages(scope, values, self._redact):
                 taken += await self._write(scope, life, functools.partial(transfer.write_page, page), begun) or 0
         return taken

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 import numpy as np
 
@@ -39,13 +39,25 @@ from .selection import allowed, retention, substance, within
 from .settings import DEFAULT_DATABASE, settings_of
 from .vectors import Vectors
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .embedding import Reading
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
 _THREADS = 4
-"""For what a turn computes: embedding releases the GIL, and one scope's loading must not hold up all others."""
+"""For what takes long: one scope's loading must not hold up all others."""
+_SMALL = 2_000
+"""Memories up to which a scope's index is worked on where the call is made: a thread that fights for the GIL with the event
+loop's takes both as long again as the millisecond that it takes."""
+_SHORT = 2_000
+"""Characters of messages up to which they are read where the call is made."""
+_FEW = 50
+"""Rows with which an index is brought up to date there."""
 _MUCH = 200
 """Rows of a write from which an index is brought up to date with it at once; a turn's few are left to who reads next."""
 _KNOWN = 30
@@ -154,7 +166,10 @@ class NativeMemory(Owned):
         if top_k < 1 or not query.strip():
             return []
         deletions = self._deletions
-        found = await self._run(self._search, scope, query, where, top_k, budget, standing)
+        index = await self._up_to_date(scope)
+        readings = await self._vectors.read([for_embedder(query, index)]) if index.size else None
+        reading = readings[0] if readings else None
+        found = await self._at(index, self._search, scope, index, query, reading, where, top_k, budget, standing)
         if deletions != self._deletions:  # an erased user's query may have come into the caches since
             self._let_go(scope)
         return found
@@ -166,9 +181,11 @@ class NativeMemory(Owned):
         scope = Scope.of(ctx, self.space)
         assert ctx is not None  # noqa: S101 - Scope.of refuses None
         with self._under_way.begun(scope) as begun:
-            new, life, rows, prepared = await self._run(self._drafted, scope, messages, ctx)
+            new = await self._drafted(messages, ctx)
             if not new:
                 return
+            life = await self._begun(scope)
+            rows, prepared = await self._made_ready(scope, new)
             pending = self._worker is not None
 
             def take(change: store.Change) -> bool:
@@ -187,8 +204,8 @@ class NativeMemory(Owned):
         text, now = self._redact(text_of(content)), store.microseconds(datetime.now(UTC))
         new = store.NewMemory("user", "", text, "", now, kind=kind)
         with self._under_way.begun(scope) as begun:
-            life = await self._run(self._begun, scope)
-            (row,), prepared = await self._run(self._made_ready, scope, [new])
+            life = await self._begun(scope)
+            (row,), prepared = await self._made_ready(scope, [new])
 
             def write(change: store.Change) -> MemoryRecord:
                 (record,) = store.by_id(change.db, scope, [writing.Writer(change, prepared).write(row).id]).values()
@@ -229,7 +246,7 @@ class NativeMemory(Owned):
             return None
         if at_once and self.indexes.get(scope) is not None:
             try:
-                index = await self._run(self._caught_up, scope)
+                index = await self._up_to_date(scope)
                 if not bool(index.column("embedded").all()):  # what is left of a message, for one
                     self._vectors.give_later(scope)
             except RecollectError as error:  # what was written is accepted all the same
@@ -270,7 +287,7 @@ class NativeMemory(Owned):
                 await self._write(scope, waiting.life, lambda change: writing.give_up(change, waiting), begun)
                 return len(records) == settings.batch
             new = writing.drawn_from(records, found[0], self._redact)
-            rows, prepared = await self._run(self._made_ready, scope, new)
+            rows, prepared = await self._made_ready(scope, new)
             told = self._redact(store.storable(found[1]))
             settled = await self._write(
                 scope, waiting.life, lambda change: writing.settle(change, waiting, rows, prepared, told), begun
@@ -286,11 +303,11 @@ class NativeMemory(Owned):
         known = tuple(record.content for record in around if record.role == "system" and record.quarantined is None)
         return dataclasses.replace(waiting, known=known[-_KNOWN:])
 
-    # -- on the pool's threads ----------------------------------------------------------------------------------------
+    # -- where work is done -------------------------------------------------------------------------------------------
 
     async def _run(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        if self._closed:
-            raise MemoryBackendError(f"{self.name}: the memory is closed")
+        """On a thread of the pool, once the memory is open."""
+        self._refuse_if_closed()
 
         def ready() -> R:
             if not self._ready:
@@ -303,6 +320,22 @@ class NativeMemory(Owned):
             raise MemoryBackendError(f"{self.name}: the memory is closed") from None
         return await asyncio.wrap_future(under_way)
 
+    async def _here(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """On this thread, if the memory is open: for what takes less than the way to another and back."""
+        if not self._ready:
+            return await self._run(work, *args, **kwargs)
+        self._refuse_if_closed()
+        return work(*args, **kwargs)
+
+    async def _at(self, index: Index, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """On this thread, if the index is small and nobody else is at it."""
+        at_hand = index.size <= _SMALL and not index.lock.locked()
+        return await (self._here if at_hand else self._run)(work, *args, **kwargs)
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise MemoryBackendError(f"{self.name}: the memory is closed")
+
     def _get_ready(self) -> None:
         with self._getting_ready:
             self.open()
@@ -310,105 +343,138 @@ class NativeMemory(Owned):
                 self._vectors.find()
                 self._ready = True
 
-    def _begun(self, scope: Scope) -> int:
+    # -- what a turn computes -----------------------------------------------------------------------------------------
+
+    async def _drafted(self, messages: Sequence[Message], ctx: InvocationContext) -> Sequence[store.NewMemory]:
+        """What is to be written of these messages."""
+        short = sum(len(message.content) for message in messages) <= _SHORT
+        return await (self._here if short else self._run)(writing.drafts, messages, ctx, self._redact)
+
+    async def _begun(self, scope: Scope) -> int:
         """The life that the scope is in; one that was never written to begins it."""
-        life = self._database.read_now(lambda db: store.state(db, scope)).life
-        return life or self._database.write_now(lambda db: store.begin(db, scope))
+        life = (await self._here(self._database.read_now, lambda db: store.state(db, scope))).life
+        return life or await self._database.write(lambda db: store.begin(db, scope))
 
-    def _drafted(
-        self, scope: Scope, messages: Sequence[Message], ctx: InvocationContext
-    ) -> tuple[Sequence[store.NewMemory], int, Sequence[store.NewMemory], writing.Prepared]:
-        """What is to be written of these messages, the life of the scope it began in, and it made ready; nothing: empty."""
-        new = writing.drafts(messages, ctx, self._redact)
-        if not new:
-            return (), 0, (), writing.Prepared()
-        return new, self._begun(scope), *self._made_ready(scope, new)
+    async def _given(self, memories: Sequence[store.NewMemory]) -> Sequence[store.NewMemory]:
+        if not self._ready:
+            await self._run(lambda: None)
+        return await self._vectors.given(memories)
 
-    def _made_ready(
+    async def _made_ready(
         self, scope: Scope, new: Sequence[store.NewMemory]
     ) -> tuple[Sequence[store.NewMemory], writing.Prepared]:
         """What a write needs: the memories with their vectors, and what they may meet."""
-        rows = self._embedded(new)
+        rows = await self._given(new)
         texts = [writing.wording(row.content) for row in rows if writing.is_claiming(row)]
         if not texts:
             return rows, writing.Prepared()
-        index = self._caught_up(scope)
+        index = await self._up_to_date(scope)
+        return rows, await self._at(index, self._prepared, scope, index, texts)
+
+    def _prepared(self, scope: Scope, index: Index, texts: Sequence[str]) -> writing.Prepared:
         with index.lock:
             version, near = index.version, {text: writing.neighbours(index, text) for text in texts}
         slots = self._database.read_now(lambda db: writing.unread_slots(db, scope, version))
-        return rows, writing.Prepared(version, near, slots)
+        return writing.Prepared(version, near, slots)
 
     def _search(
-        self, scope: Scope, query: str, where: MemoryFilter, top_k: int, budget: int | None, standing: bool
+        self,
+        scope: Scope,
+        index: Index,
+        query: str,
+        reading: Reading | None,
+        where: MemoryFilter,
+        top_k: int,
+        budget: int | None,
+        standing: bool,
     ) -> list[MemoryHit]:
-        index = self._caught_up(scope)
-        if not index.size:
-            return []
-        readings, now = self._vectors.read([for_embedder(query, index)]), datetime.now(UTC)
+        now, always = datetime.now(UTC), list[int]()
         with index.lock:
-            asked = read(query, index, readings[0] if readings else None)
-            ranking = rank(index, asked, now, allowed(index, where, now))
+            if not index.size:
+                return []
+            may = allowed(index, where, now)
+            ranking = rank(index, read(query, index, reading), now, may)
             kept = substance(index)
             if self._fade_days is not None:
                 kept *= retention(index.column("said_at"), index.column("pinned"), now, self._fade_days)
-            scores = ranking.scores * kept
-            chosen = [(int(index.column("seqs")[place]), place) for place in best(scores, top_k)]
-            explained = {seq: _explained(ranking.explain(place), float(kept[place])) for seq, place in chosen}
+            seqs = index.column("seqs")
+            chosen = [
+                (int(seqs[place]), _explained(ranking.explain(place), float(kept[place])))
+                for place in best(ranking.scores * kept, top_k)
+            ]
+            if standing and index.column("standing").any():
+                always = [int(seq) for seq in seqs[_standing(index, now)[-max(1, top_k // 3) :]]]
             missing = not bool(index.column("embedded").all())
         if missing:
             self._vectors.give_later(scope)
-        rows = self._database.read_now(lambda db: store.by_seq(db, scope, [seq for seq, _ in chosen]))
+        rows = self._database.read_now(lambda db: store.by_seq(db, scope, [*(seq for seq, _ in chosen), *always]))
         hits = [
-            MemoryHit(rows[seq], min(1.0, max(0.0, sum(explained[seq].values()))), explained[seq])
-            for seq, _ in chosen
+            MemoryHit(rows[seq], min(1.0, max(0.0, sum(explained.values()))), explained)
+            for seq, explained in chosen
             if seq in rows
         ]
-        if standing:
-            hits = self._with_standing(scope, index, hits, top_k)
+        hits = _with_standing(hits, [rows[seq] for seq in reversed(always) if seq in rows], top_k)
         return list(within(budget, ((hit, hit.record.content) for hit in hits)))
 
-    def _with_standing(self, scope: Scope, index: Index, hits: list[MemoryHit], top_k: int) -> list[MemoryHit]:
-        """With the user's standing instructions about how to answer, which no word of a question finds, in the last places."""
+    async def _up_to_date(self, scope: Scope) -> Index:
+        """The scope's index, with everything in it that was acknowledged before this call."""
+        index = self.indexes.get(scope)
+        if index is not None and await self._at(index, self._keep_up, scope, index):
+            return index
+        return await self._run(self._caught_up, scope)
+
+    def _keep_up(self, scope: Scope, index: Index) -> bool:
+        """Take in the few rows that are new; False: they are not few."""
         with index.lock:
-            if not index.column("standing").any():
-                return hits
-            where = MemoryFilter(kinds=frozenset({MemoryKind.PREFERENCE}))
-            places = np.flatnonzero(index.column("standing") & allowed(index, where, datetime.now(UTC)))
-            seqs = [int(seq) for seq in index.column("seqs")[places[-max(1, top_k // 3) :]]]
-        if not seqs:
-            return hits
-        rows = self._database.read_now(lambda db: store.by_seq(db, scope, seqs))
-        extra = [rows[seq] for seq in reversed(seqs) if seq in rows]
-        lowest = min((hit.score for hit in hits), default=0.0)
-        ids = {record.id for record in extra}
-        others = [hit for hit in hits if hit.record.id not in ids]
-        kept = others[: top_k - len(extra)] if len(hits) + len(extra) > top_k else others
-        found = {hit.record.id: hit for hit in hits}
-        last = [found.get(one.id) or MemoryHit(one, lowest, {"standing": lowest}) for one in extra]
-        return list(_by_score([*kept, *last]))
+            grown = self._database.read_now(lambda db: _catch_up(db, scope, index, _FEW))
+            if grown:
+                self.indexes.settle(scope, index)
+        return grown is not None
 
     def _caught_up(self, scope: Scope) -> Index:
-        """The scope's index, with everything in it that was acknowledged before this call."""
+        """`_up_to_date`, however much is new."""
         kept = self.indexes.get(scope)
         index = kept or self.indexes.put(scope, self._vectors.index())
         with index.lock:
-            changed = self._database.read_now(lambda db: _catch_up(db, scope, index))
-            if changed or kept is None:
+            grown = self._database.read_now(lambda db: _catch_up(db, scope, index))
+            if grown or kept is None:
                 self.indexes.settle(scope, index)
         return index
 
-    def _embedded(self, memories: Sequence[store.NewMemory]) -> Sequence[store.NewMemory]:
-        return self._vectors.given(memories)
 
-
-def _catch_up(db: Any, scope: Scope, index: Index) -> bool:
+def _catch_up(db: sqlite3.Connection, scope: Scope, index: Index, most: int | None = None) -> bool | None:
+    """Bring the index to the rows; whether there was anything new. None: it is more than `most`, and nothing was done."""
     state = store.state(db, scope)
-    if state.epoch != index.epoch:
-        index.start_over(state.epoch)
-    if state.version == index.version:
+    if state.version == index.version and state.epoch == index.epoch:
         return False
-    index.apply(store.changed_since(db, scope, index.version), state.version)
+    if state.epoch != index.epoch:
+        if most is not None:
+            return None
+        index.start_over(state.epoch)
+    rows = store.changed_since(db, scope, index.version, -1 if most is None else most + 1)
+    if most is not None and len(rows) > most:
+        return None
+    index.apply(rows, state.version)
     return True
+
+
+def _standing(index: Index, now: datetime) -> NDArray[np.intp]:
+    """The places of the instructions about how to answer that hold."""
+    where = MemoryFilter(kinds=frozenset({MemoryKind.PREFERENCE}))
+    return np.flatnonzero(index.column("standing") & allowed(index, where, now))
+
+
+def _with_standing(hits: list[MemoryHit], instructions: Sequence[MemoryRecord], top_k: int) -> list[MemoryHit]:
+    """With the user's standing instructions about how to answer, which no word of a question finds, in the last places."""
+    if not instructions:
+        return hits
+    lowest = min((hit.score for hit in hits), default=0.0)
+    ids = {record.id for record in instructions}
+    others = [hit for hit in hits if hit.record.id not in ids]
+    kept = others[: top_k - len(instructions)] if len(hits) + len(instructions) > top_k else others
+    found = {hit.record.id: hit for hit in hits}
+    last = [found.get(one.id) or MemoryHit(one, lowest, {"standing": lowest}) for one in instructions]
+    return list(_by_score([*kept, *last]))
 
 
 def _explained(signals: dict[str, float], kept: float) -> dict[str, float]:

@@ -74,6 +74,7 @@ SELECT seq, version, role, speaker, content, session_id, created_at, said_at, em
 FROM memories
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id AND version > :version
 ORDER BY seq
+LIMIT :most
 
 -- name: by_seq
 -- "+" keeps SQLite from reading the whole scope through one of its indexes: the few rows are found by seq, then checked.

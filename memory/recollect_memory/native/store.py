@@ -149,9 +149,11 @@ def state(db: sqlite3.Connection, scope: Scope) -> State:
     return State(*row) if row is not None else State()
 
 
-def changed_since(db: sqlite3.Connection, scope: Scope, version: int) -> list[IndexRow]:
-    """The rows that were written or changed after `version`, in the order in which they were first written."""
-    return [IndexRow(*row) for row in db.execute(SQL["changed_since"], key_of(scope) | {"version": version})]
+def changed_since(db: sqlite3.Connection, scope: Scope, version: int, most: int = -1) -> list[IndexRow]:
+    """The rows that were written or changed after `version`, in the order in which they were first written: the first `most`
+    of them, all where it is negative."""
+    values = key_of(scope) | {"version": version, "most": most}
+    return [IndexRow(*row) for row in db.execute(SQL["changed_since"], values)]
 
 
 def by_seq(db: sqlite3.Connection, scope: Scope, seqs: Iterable[int]) -> dict[int, MemoryRecord]:

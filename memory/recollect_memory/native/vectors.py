@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import logging
@@ -12,17 +13,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from time import monotonic
 
 from recollect_memory.contract import Embedder, EmbedderSource, Scope
-from recollect_memory.errors import StoreError
+from recollect_memory.errors import MemoryBackendError, StoreError
 from recollect_memory.sqlite import Database
 
 from . import owning, store
-from .embedding import Reading, Recent
+from .embedding import Reader, Reading, Recent
 from .index import Index
 
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 64
 """Memories that get new vectors in one go: recall waits at most for these."""
+_SLICE = 16
+"""Texts that are read without a pause: what somebody asks meanwhile waits for no more."""
+_CALLS = 4
+"""Calls at a time of an embedder that does not say how many."""
 _REST = 60.0
 """Seconds after a failure of the embedder before missing vectors are asked for again."""
 _LAST = 2**63 - 1
@@ -48,6 +53,7 @@ class Vectors:
         self._embedder: Recent | None = None
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="memory-vectors")
+        self._reading: ThreadPoolExecutor | None = None
         self._closed = False
         self._rests_until = 0.0
         self.under_way: dict[Scope, Future[None]] = {}
@@ -70,6 +76,8 @@ class Vectors:
         if found is None:
             log.warning("memory %s: no embedder: what is remembered is found by its words alone", self._memory)
             return
+        calls = found.calls if isinstance(found, Reader) else _CALLS
+        self._reading = ThreadPoolExecutor(calls, thread_name_prefix="memory-embedder")
         self._embedder = Recent(found)
 
     def forget(self) -> None:
@@ -82,37 +90,36 @@ class Vectors:
         with self._lock:
             self._closed = True
         self._thread.shutdown(wait=True, cancel_futures=True)
+        if self._reading is not None:
+            self._reading.shutdown(wait=True)
 
     def index(self) -> Index:
         """An empty index for vectors of this embedder."""
         embedder = self._embedder
         return Index(embedder.name, embedder.dimensions, embedder.token_width) if embedder else Index(None, 0)
 
-    def read(self, texts: Sequence[str]) -> list[Reading] | None:
+    async def read(self, texts: Sequence[str]) -> list[Reading] | None:
         """What the embedder makes of them; None where there is none, or where it fails: words alone are better than nothing."""
-        if self._embedder is None:
+        embedder, reading = self._embedder, self._reading
+        if embedder is None or reading is None:
             return None
+        found = embedder.known(texts)
+        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i])) if len(found) < len(texts) else ()
         try:
-            return self._embedder.read(texts)
+            for start in range(0, len(by_length), _SLICE):
+                part = [texts[i] for i in by_length[start : start + _SLICE]]
+                found |= zip(part, await asyncio.wrap_future(reading.submit(embedder.read, part)), strict=True)
         except Exception:
+            if self._closed:
+                raise MemoryBackendError(f"{self._memory}: the memory is closed") from None
             log.exception("memory %s: the embedder failed on %d texts: by words alone", self._memory, len(texts))
             return None
+        return [found[text] for text in texts]
 
-    def given(self, memories: Sequence[store.NewMemory]) -> Sequence[store.NewMemory]:
+    async def given(self, memories: Sequence[store.NewMemory]) -> Sequence[store.NewMemory]:
         """The memories with their vectors, where they can be had."""
-        readings, embedder = self.read([memory.content for memory in memories]), self._embedder
-        if readings is None or embedder is None:
-            return memories
-        return [
-            dataclasses.replace(
-                memory,
-                embedder=embedder.name,
-                dimensions=len(reading.vector),
-                vector=reading.vector.astype("<f4").tobytes(),
-                tokens=reading.tokens.tobytes() if reading.tokens is not None else None,
-            )
-            for memory, reading in zip(memories, readings, strict=True)
-        ]
+        readings = await self.read([memory.content for memory in memories])
+        return memories if readings is None or self._embedder is None else _with(self._embedder, readings, memories)
 
     def give_later(self, scope: Scope) -> None:
         """Give the scope's memories that have no vector of this embedder one, in the background; until then, their words find
@@ -122,34 +129,55 @@ class Vectors:
         with self._lock:
             if scope in self.under_way or self._closed:
                 return
-            work = self.under_way[scope] = self._thread.submit(self._give_missing, scope, self._embedder.name)
+            work = self.under_way[scope] = self._thread.submit(self._give_missing, scope, self._embedder)
         work.add_done_callback(lambda _: self.under_way.pop(scope, None))
 
-    def _give_missing(self, scope: Scope, embedder: str) -> None:
+    def _give_missing(self, scope: Scope, embedder: Recent) -> None:
         life, before = self._database.read_now(lambda db: store.state(db, scope)).life, _LAST
         try:
             while not self._closed:
                 rows = self._database.read_now(
                     functools.partial(
-                        owning.of_other_models, scope=scope, embedder=embedder, most=_AT_ONCE, before=before
+                        owning.of_other_models, scope=scope, embedder=embedder.name, most=_AT_ONCE, before=before
                     )
                 )
                 if not rows:
                     return
-                embedded = self.given([store.NewMemory("user", "", content, "", 0) for _, _, content in rows])
-                if embedded[0].vector is None:
+                try:
+                    readings = embedder.read([content for _, _, content in rows])
+                except Exception:
+                    log.exception("memory %s: the embedder failed on %d memories", self._memory, len(rows))
                     self._rests_until = monotonic() + _REST
                     return
-                done = [(seq, revision, new) for (seq, revision, _), new in zip(rows, embedded, strict=True)]
+                bare = [store.NewMemory("user", "", content, "", 0) for _, _, content in rows]
+                done = [
+                    (seq, revision, new)
+                    for (seq, revision, _), new in zip(rows, _with(embedder, readings, bare), strict=True)
+                ]
                 self._database.write_now(functools.partial(_set_vectors, scope=scope, life=life, rows=done))
                 before = rows[-1][0]
         except store.Erased:
             self._erased(scope)
         except StoreError as error:
-            log.warning("memory %s: vectors of %s are still missing: %s", self._memory, embedder, error)
+            log.warning("memory %s: vectors of %s are still missing: %s", self._memory, embedder.name, error)
 
 
 def _set_vectors(
     db: sqlite3.Connection, *, scope: Scope, life: int, rows: Sequence[tuple[int, int, store.NewMemory]]
 ) -> None:
     owning.set_vectors(store.Change(db, scope, life), rows)
+
+
+def _with(
+    embedder: Embedder, readings: Sequence[Reading], memories: Sequence[store.NewMemory]
+) -> list[store.NewMemory]:
+    return [
+        dataclasses.replace(
+            memory,
+            embedder=embedder.name,
+            dimensions=len(reading.vector),
+            vector=reading.vector.astype("<f4").tobytes(),
+            tokens=reading.tokens.tobytes() if reading.tokens is not None else None,
+        )
+        for memory, reading in zip(memories, readings, strict=True)
+    ]
