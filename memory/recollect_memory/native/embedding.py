@@ -189,22 +189,18 @@ def _hidden(session: Any, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
 
 
 def _reading(model: _Loaded, ids: NDArray[np.int64], hidden: NDArray[np.float32]) -> Reading:
-    tokens = _normalised(hidden)
     content = model.content[ids]
-    words = tokens[content]
-    if not len(words):  # "who are you?": nothing but stop words
-        mean = _normalised(tokens.sum(axis=0))
-        return Reading(mean, mean, np.zeros((0, TOKEN_WIDTH), np.int8))
-    asks = np.full(len(ids), _STOP_WORD_ASKS, np.float32)
-    asks[(ids == _CLS) | (ids == _SEP)] = _SPECIAL_ASKS
-    asks[content] = 1.0
-    kept = _normalised(words[:MOST_TOKENS] @ model.rotation)
-    packed = np.round(kept * 127).astype(np.int8)
-    return Reading(_normalised(words.sum(axis=0)), _normalised(asks @ tokens), packed)
+    words = hidden[content][:MOST_TOKENS]
+    asks = np.where(content, np.float32(1.0), np.float32(_STOP_WORD_ASKS))
+    asks[[0, -1]] = _SPECIAL_ASKS
+    shares = np.stack((content if len(words) else np.ones_like(content), asks)) / np.sqrt(np.vecdot(hidden, hidden))
+    vector, asking = _normalised(shares @ hidden)  # of the tokens at unit length
+    tokens = np.round(_normalised(words @ model.rotation) * 127).astype(np.int8)
+    return Reading(vector, asking if len(words) else vector, tokens)  # "who are you?" is nothing but stop words
 
 
 def _normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    norms = np.sqrt(np.einsum("...i,...i->...", vectors, vectors))[..., None]
+    norms = np.sqrt(np.vecdot(vectors, vectors))[..., None]
     normalised: NDArray[np.float32] = vectors / np.maximum(norms, np.float32(1e-9))
     return normalised
 

@@ -105,6 +105,8 @@ class Index:
         """Become the empty index of `epoch`."""
         self.version = 0
         self.epoch = epoch
+        self.life = 0
+        """Of the scope, when it was last looked at."""
         self.size = 0
         self.stretch_count = 0
         self.has_vectors = False

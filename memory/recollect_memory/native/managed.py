@@ -25,7 +25,7 @@ from recollect_memory.sqlite import Database
 
 from . import lifecycle, owning, store, transfer, words
 from .guard import Redaction
-from .index import Indexes
+from .index import Index, Indexes
 from .store import Change, Erased, NewMemory, microseconds, storable
 from .vectors import Vectors
 
@@ -94,8 +94,8 @@ class Owned(ManagedMemory):
         """Run `work` on a thread of the memory's, once it is open."""
 
     @abstractmethod
-    async def _begun(self, scope: Scope) -> int:
-        """The scope's life; one that has none begins it."""
+    async def _begun(self, scope: Scope) -> tuple[Index, int]:
+        """The scope's index and its life; one that has none begins it."""
 
     @abstractmethod
     async def _given(self, memories: Sequence[NewMemory]) -> Sequence[NewMemory]:
@@ -232,7 +232,7 @@ class Owned(ManagedMemory):
         """
         taken = 0
         with self._under_way.begun(scope) as begun:
-            life = await self._begun(scope)
+            _, life = await self._begun(scope)
             async for page in transfer.pages(scope, values, self._redact):
                 taken += await self._write(scope, life, functools.partial(transfer.write_page, page), begun) or 0
         return taken

@@ -184,8 +184,8 @@ class NativeMemory(Owned):
             new = await self._drafted(messages, ctx)
             if not new:
                 return
-            life = await self._begun(scope)
-            rows, prepared = await self._made_ready(scope, new)
+            index, life = await self._begun(scope)
+            rows, prepared = await self._made_ready(scope, index, new)
             pending = self._worker is not None
 
             def take(change: store.Change) -> bool:
@@ -204,8 +204,8 @@ class NativeMemory(Owned):
         text, now = self._redact(text_of(content)), store.microseconds(datetime.now(UTC))
         new = store.NewMemory("user", "", text, "", now, kind=kind)
         with self._under_way.begun(scope) as begun:
-            life = await self._begun(scope)
-            (row,), prepared = await self._made_ready(scope, [new])
+            index, life = await self._begun(scope)
+            (row,), prepared = await self._made_ready(scope, index, [new])
 
             def write(change: store.Change) -> MemoryRecord:
                 (record,) = store.by_id(change.db, scope, [writing.Writer(change, prepared).write(row).id]).values()
@@ -287,7 +287,7 @@ class NativeMemory(Owned):
                 await self._write(scope, waiting.life, lambda change: writing.give_up(change, waiting), begun)
                 return len(records) == settings.batch
             new = writing.drawn_from(records, found[0], self._redact)
-            rows, prepared = await self._made_ready(scope, new)
+            rows, prepared = await self._made_ready(scope, await self._up_to_date(scope), new)
             told = self._redact(store.storable(found[1]))
             settled = await self._write(
                 scope, waiting.life, lambda change: writing.settle(change, waiting, rows, prepared, told), begun
@@ -350,10 +350,10 @@ class NativeMemory(Owned):
         short = sum(len(message.content) for message in messages) <= _SHORT
         return await (self._here if short else self._run)(writing.drafts, messages, ctx, self._redact)
 
-    async def _begun(self, scope: Scope) -> int:
-        """The life that the scope is in; one that was never written to begins it."""
-        life = (await self._here(self._database.read_now, lambda db: store.state(db, scope))).life
-        return life or await self._database.write(lambda db: store.begin(db, scope))
+    async def _begun(self, scope: Scope) -> tuple[Index, int]:
+        """The index of the scope and the life that it is in; one that was never written to begins it."""
+        index = await self._up_to_date(scope)
+        return index, index.life or await self._database.write(lambda db: store.begin(db, scope))
 
     async def _given(self, memories: Sequence[store.NewMemory]) -> Sequence[store.NewMemory]:
         if not self._ready:
@@ -361,14 +361,13 @@ class NativeMemory(Owned):
         return await self._vectors.given(memories)
 
     async def _made_ready(
-        self, scope: Scope, new: Sequence[store.NewMemory]
+        self, scope: Scope, index: Index, new: Sequence[store.NewMemory]
     ) -> tuple[Sequence[store.NewMemory], writing.Prepared]:
         """What a write needs: the memories with their vectors, and what they may meet."""
         rows = await self._given(new)
         texts = [writing.wording(row.content) for row in rows if writing.is_claiming(row)]
         if not texts:
             return rows, writing.Prepared()
-        index = await self._up_to_date(scope)
         return rows, await self._at(index, self._prepared, scope, index, texts)
 
     def _prepared(self, scope: Scope, index: Index, texts: Sequence[str]) -> writing.Prepared:
@@ -445,6 +444,7 @@ class NativeMemory(Owned):
 def _catch_up(db: sqlite3.Connection, scope: Scope, index: Index, most: int | None = None) -> bool | None:
     """Bring the index to the rows; whether there was anything new. None: it is more than `most`, and nothing was done."""
     state = store.state(db, scope)
+    index.life = state.life
     if state.version == index.version and state.epoch == index.epoch:
         return False
     if state.epoch != index.epoch:
