@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
@@ -54,10 +54,10 @@ _THREADS = 4
 _SMALL = 2_000
 """Memories up to which a scope's index is worked on where the call is made: a thread that fights for the GIL with the event
 loop's takes both as long again as the millisecond that it takes."""
-_SHORT = 2_000
-"""Characters of messages up to which they are read where the call is made."""
+_SHORT = 4_000
+"""Characters of texts up to which they are read where the call is made."""
 _FEW = 50
-"""Rows with which an index is brought up to date there."""
+"""Rows with which an index is brought up to date there, if they are short together."""
 _MUCH = 200
 """Rows of a write from which an index is brought up to date with it at once; a turn's few are left to who reads next."""
 _KNOWN = 30
@@ -329,8 +329,7 @@ class NativeMemory(Owned):
 
     async def _at(self, index: Index, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """On this thread, if the index is small and nobody else is at it."""
-        at_hand = index.size <= _SMALL and not index.lock.locked()
-        return await (self._here if at_hand else self._run)(work, *args, **kwargs)
+        return await (self._here if _is_at_hand(index) else self._run)(work, *args, **kwargs)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -347,8 +346,8 @@ class NativeMemory(Owned):
 
     async def _drafted(self, messages: Sequence[Message], ctx: InvocationContext) -> Sequence[store.NewMemory]:
         """What is to be written of these messages."""
-        short = sum(len(message.content) for message in messages) <= _SHORT
-        return await (self._here if short else self._run)(writing.drafts, messages, ctx, self._redact)
+        where = self._here if _are_short(message.content for message in messages) else self._run
+        return await where(writing.drafts, messages, ctx, self._redact)
 
     async def _begun(self, scope: Scope) -> tuple[Index, int]:
         """The index of the scope and the life that it is in; one that was never written to begins it."""
@@ -365,12 +364,13 @@ class NativeMemory(Owned):
     ) -> tuple[Sequence[store.NewMemory], writing.Prepared]:
         """What a write needs: the memories with their vectors, and what they may meet."""
         rows = await self._given(new)
+        where = self._here if _is_at_hand(index) and _are_short(row.content for row in rows) else self._run
+        return rows, await where(self._prepared, scope, index, rows)
+
+    def _prepared(self, scope: Scope, index: Index, rows: Sequence[store.NewMemory]) -> writing.Prepared:
         texts = [writing.wording(row.content) for row in rows if writing.is_claiming(row)]
         if not texts:
-            return rows, writing.Prepared()
-        return rows, await self._at(index, self._prepared, scope, index, texts)
-
-    def _prepared(self, scope: Scope, index: Index, texts: Sequence[str]) -> writing.Prepared:
+            return writing.Prepared()
         with index.lock:
             version, near = index.version, {text: writing.neighbours(index, text) for text in texts}
         slots = self._database.read_now(lambda db: writing.unread_slots(db, scope, version))
@@ -441,8 +441,17 @@ class NativeMemory(Owned):
         return index
 
 
+def _is_at_hand(index: Index) -> bool:
+    return index.size <= _SMALL and not index.lock.locked()
+
+
+def _are_short(texts: Iterable[str]) -> bool:
+    return sum(map(len, texts)) <= _SHORT
+
+
 def _catch_up(db: sqlite3.Connection, scope: Scope, index: Index, most: int | None = None) -> bool | None:
-    """Bring the index to the rows; whether there was anything new. None: it is more than `most`, and nothing was done."""
+    """Bring the index to the rows; whether there was anything new. None: it is more than `most`, or long, and nothing was
+    done."""
     state = store.state(db, scope)
     index.life = state.life
     if state.version == index.version and state.epoch == index.epoch:
@@ -452,7 +461,7 @@ def _catch_up(db: sqlite3.Connection, scope: Scope, index: Index, most: int | No
             return None
         index.start_over(state.epoch)
     rows = store.changed_since(db, scope, index.version, -1 if most is None else most + 1)
-    if most is not None and len(rows) > most:
+    if most is not None and (len(rows) > most or not _are_short(row.content for row in rows)):
         return None
     index.apply(rows, state.version)
     return True
