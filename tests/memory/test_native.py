@@ -6,6 +6,8 @@ import asyncio
 import logging
 import re
 import sqlite3
+import threading
+import time
 import unicodedata
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -266,6 +268,65 @@ async def test_a_failing_embedder_loses_nothing(
     await memory.update([Message("user", "I fence")], ctx=turn_of())
     assert await contents(memory, "fence", turn_of()) == ["I fence"]
     assert "embedder failed" in caplog.text
+    await memory.aclose()
+
+
+class Held(HashEmbedder):
+    """Holds each call that has `held` in it until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began, self.go_on = threading.Event(), threading.Event()
+        self.calls: list[int] = []
+
+    def embed(self, texts: Sequence[str]) -> Any:
+        self.calls.append(len(texts))
+        if any("held" in text for text in texts):
+            self.began.set()
+            assert self.go_on.wait(20)
+        return super().embed(texts)
+
+
+async def test_an_embedder_that_hangs_holds_up_nobody_else(database: Database) -> None:
+    """Neither the event loop nor another's write and recall wait for it."""
+    embedder = Held()
+    memory = NativeMemory(database, embedder=embedder)
+    writing = asyncio.create_task(memory.update([Message("user", "I was held up")], ctx=turn_of("alice")))
+    assert await asyncio.to_thread(embedder.began.wait, 20)
+    await memory.update([Message("user", "I dive")], ctx=turn_of("bob"))
+    assert await contents(memory, "Do I dive?", turn_of("bob")) == ["I dive"]
+    assert not writing.done()
+    embedder.go_on.set()
+    await writing
+    assert await contents(memory, "held up", turn_of("alice")) == ["I was held up"]
+    await memory.aclose()
+
+
+async def test_what_is_embedded_at_length_lets_questions_through(database: Database) -> None:
+    """A write of many messages is embedded a few at a time, so that an embedder with one thread answers in between."""
+    embedder = Held()
+    memory = NativeMemory(database, embedder=embedder)
+    embedder.go_on.set()
+    await memory.update([Message("user", f"I met number {number}") for number in range(100)], ctx=turn_of())
+    assert max(embedder.calls) <= 16
+    assert sum(embedder.calls) == 100
+    await memory.aclose()
+
+
+async def test_long_texts_are_read_off_the_event_loop(database: Database) -> None:
+    """A novel that somebody pastes is taken and found like a line, and the loop goes on meanwhile."""
+    memory = NativeMemory(database, embedder=HashEmbedder())
+    await memory.update([Message("user", "I keep bees")], ctx=turn_of())
+    told = f"My hives stand by the mill. {'Honey and wax and smoke. ' * 16_000}"
+    pauses: list[float] = []
+    began = last = time.perf_counter()
+    working = asyncio.create_task(memory.update([Message("user", told)], ctx=turn_of()))
+    while not working.done():
+        await asyncio.sleep(0)
+        pauses.append(time.perf_counter() - last)
+        last += pauses[-1]
+    assert max(pauses) < (last - began) / 2  # read on the loop, it would be most of the time
+    assert told in await contents(memory, "Where do my hives stand?", turn_of())
     await memory.aclose()
 
 
