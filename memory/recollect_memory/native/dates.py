@@ -47,6 +47,12 @@ _RELATIVE = (
     (re.compile(r"\blast year\b", re.IGNORECASE), 180, 730),
 )
 """(what is said, the newest and the oldest day it may mean, in days before today)."""
+_SOME_DAY = re.compile(
+    rf"\b(?:(?:19|20)\d\d|{'|'.join(MONTHS)}|jan|feb|mar|apr|jun|jul|aug|sep|oct|nov|dec"
+    r"|today|tonight|yesterday|this|last|past|ago)",
+    re.IGNORECASE,
+)
+"""What stands in every text that names a day, and in others."""
 _SMALL = {
     "a": 1,
     "one": 1,
@@ -64,6 +70,11 @@ _AGO = re.compile(
     rf"\b(?P<count>\d{{1,3}}|{'|'.join(_SMALL)})\s+(?P<unit>day|week|month|year)s?\s+ago\b", re.IGNORECASE
 )
 _UNITS = {"day": 1, "week": 7, "month": 30, "year": 365}
+
+
+def names_days(question: str) -> bool:
+    """Whether a question may name a day; where it may not, it has no spans."""
+    return _SOME_DAY.search(question) is not None
 
 
 def spans(question: str, today: date, years: range) -> list[Span]:

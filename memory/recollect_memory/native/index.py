@@ -12,7 +12,7 @@ import re
 import threading
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +73,31 @@ NEVER = 2**63 - 1
 """The time of what has no end."""
 _INDEX_BYTES, _TERM_BYTES, _POSTING_BYTES = 4_000, 250, 8
 _WORD = re.compile(r"\w+")
+_NOWHERE: tuple[array[int], array[float]] = array("i"), array("f")
 _ASSISTANTS = frozenset({"assistant", "ai", "bot"})
 """Speakers of imported logs, in which every message may stand as a user's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Postings:
+    """Where some terms stand, one term's after the other's. `holding`: how many memories hold each; `places`: which, and
+    `counts`: how often. Shape (terms,), (all,) and (all,)."""
+
+    holding: NDArray[np.intp]
+    places: NDArray[np.int32]
+    counts: NDArray[np.float32]
+
+    def in_parts(self, most: int) -> Iterator[Postings]:
+        """At most `most` terms at a time, one at least."""
+        count, most = len(self.holding), max(1, most)
+        if count <= most:
+            yield self
+            return
+        ends = np.cumsum(self.holding)
+        for first in range(0, count, most):
+            last = min(first + most, count)
+            part = slice(ends[first] - self.holding[first], ends[last - 1])
+            yield Postings(self.holding[first:last], self.places[part], self.counts[part])
 
 
 @dataclass(slots=True)
@@ -118,11 +141,12 @@ class Index:
         """The same for kinds."""
         self._talks: dict[str, _Talk] = {}
         self._columns: dict[str, NDArray[Any]] = {name: np.zeros(0, dtype) for name, (dtype, _) in _COLUMNS.items()}
-        self._around = np.zeros((0, 4), np.int32)
+        self._around = np.zeros((4, 0), np.int32)
+        self._stretch_sizes = np.zeros(0, np.int32)
         self._vectors = np.zeros((0, self._dimensions), np.float32)
         self._tokens = np.zeros((0, self._token_width), np.int8)
         self._token_size = 0
-        self._postings: dict[str, tuple[array[int], array[int]]] = {}
+        self._postings: dict[str, tuple[array[int], array[float]]] = {}
         self._places: dict[int, int] = {}
         self._posted = 0
         self._total_length = 0
@@ -148,7 +172,12 @@ class Index:
     @property
     def around(self) -> NDArray[np.int32]:
         """The memories one and two before it, and one and two after it, in its session: shape (size, 4), -1 for none."""
-        return self._around[: self.size]
+        return self._around[:, : self.size].T  # a column is contiguous: that is how it is read
+
+    @property
+    def stretch_sizes(self) -> NDArray[np.int32]:
+        """How many memories each stretch of talk has: shape (stretch_count,), at least 1."""
+        return self._stretch_sizes[: self.stretch_count]
 
     @property
     def vectors(self) -> NDArray[np.float32]:
@@ -170,10 +199,15 @@ class Index:
         found = self._postings.get(term)
         return np.array(found[0] if found is not None else (), dtype=np.int32)
 
-    def postings(self, term: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """The memories that hold a term, and how often."""
-        found = self._postings.get(term, ((), ()))
-        return np.array(found[0], dtype=np.int32), np.array(found[1], dtype=np.float32)
+    def postings(self, terms: Iterable[str]) -> Postings:
+        """Where these terms stand."""
+        found = [self._postings.get(term, _NOWHERE) for term in terms]
+        places, counts = array("i"), array("f")
+        for held, often in found:
+            places += held
+            counts += often
+        holding = np.array([len(held) for held, _ in found], np.intp)
+        return Postings(holding, np.frombuffer(places, np.int32), np.frombuffer(counts, np.float32))
 
     @property
     def nbytes(self) -> int:
@@ -220,7 +254,7 @@ class Index:
         for term, count in counts.items():
             posting = self._postings.get(term)
             if posting is None:
-                posting = self._postings[term] = array("i"), array("i")
+                posting = self._postings[term] = array("i"), array("f")
             posting[0].append(place)
             posting[1].append(count)
         self._posted += len(counts)
@@ -256,15 +290,16 @@ class Index:
         if talk is None or row.created_at - talk.at > PAUSE * 1e6:
             talk = self._talks[row.session_id] = _Talk(place, row.created_at, -1, WINDOW)
         else:
-            last, before_last = talk.last, int(around[talk.last, 0])
-            around[place, :2], around[last, 2] = (last, before_last), place
+            last, before_last = talk.last, int(around[0, talk.last])
+            around[:2, place], around[2, last] = (last, before_last), place
             if before_last >= 0:
-                around[before_last, 3] = place
+                around[3, before_last] = place
             talk.last, talk.at = place, row.created_at
         if talk.filled >= WINDOW:
             talk.stretch, talk.filled = self.stretch_count, 0
             self.stretch_count += 1
         talk.filled += 1
+        self._stretch_sizes[talk.stretch] = talk.filled
         self._columns["stretches"][place] = talk.stretch
 
     def _embed(self, place: int, row: IndexRow) -> None:
@@ -279,13 +314,13 @@ class Index:
         """How new those are that were embedded, and those after them, and how long their vectors are with those before."""
         columns, vectors = self._columns, self._vectors
         after = (places[:, None] + _FROM_ITSELF).ravel()
-        at = np.unique(np.concatenate((after, self._around[places, 2:].ravel())))
+        at = np.unique(np.concatenate((after, self._around[2:, places].ravel())))
         at = at[(at >= 0) & (at < self.size)]
         at = at[columns["embedded"][at]]
         own, before = vectors[at], at[:, None] - _FROM_ITSELF[1:]
         cosines = np.vecdot(own[:, None], vectors[np.maximum(before, 0)])
         columns["novelty"][at] = 1.0 - np.max(cosines, axis=1, initial=0.0, where=before >= 0)
-        follows = self._around[at, :2]
+        follows = self._around[:2, at].T
         shares = np.where(follows >= 0, np.array(READ_WITH, np.float32), np.float32(0))
         for share, followed in zip(shares.T, vectors[np.maximum(follows, 0)].swapaxes(0, 1), strict=True):
             own += share[:, None] * followed
@@ -307,7 +342,8 @@ class Index:
         room = max(size, 2 * have, 16)
         for name, (_, fill) in _COLUMNS.items():
             self._columns[name] = _longer(self._columns[name], room, fill)
-        self._around = _longer(self._around, room, -1)
+        self._around = _longer(self._around.T, room, -1).T.copy()
+        self._stretch_sizes = _longer(self._stretch_sizes, room)
         self._vectors = _longer(self._vectors, room)
 
 

@@ -12,16 +12,17 @@ MaxSim of Khattab and Zaharia, "ColBERT" (2020), over the tokens of the sentence
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .cues import wanted
-from .dates import Span, spans
-from .index import READ_WITH, Index
+from .dates import Span, names_days, spans
+from .index import READ_WITH, Index, Postings
 from .words import terms
 
 if TYPE_CHECKING:
@@ -66,11 +67,12 @@ class Weights:
 
 
 WEIGHTS = Weights()
+_SIGNALS = len(fields(Weights))
 
 _K1, _B = 0.9, 0.4
-_FROM = (0.8, 0.6, 0.4, 0.2)
+_FROM = np.array(((0.8,), (0.6,), (0.4,), (0.2,)), np.float32)
 """What a match counts that is one and two memories before, and one and two after: in the order of `Index.around`."""
-_TO = (0.4, 0.2, 0.8, 0.6)
+_TO = np.array(((0.4,), (0.2,), (0.8,), (0.6,)), np.float32)
 """What a match counts to those around it: to the one before it, it is one after."""
 _CANDIDATES = 80
 """Memories, the best by all other signals, whose tokens are compared."""
@@ -138,30 +140,23 @@ class Ranking:
         return parts | {"floor": -below} if below < 0 else parts
 
 
-@dataclass(frozen=True, slots=True)
-class _Matches:
-    """Where the query's terms stand: the postings of `terms`, one after the other. `holding`: how many each term has."""
+class _Signals:
+    """The signals of a ranking as they are given, each a row of one table, weighted so that all of them sum up to 1 at most."""
 
-    terms: NDArray[np.intp]
-    holding: NDArray[np.intp]
-    places: NDArray[np.int32]
-    counts: Floats
+    def __init__(self, size: int, weights: Weights) -> None:
+        self.named: dict[str, Floats] = {}
+        self._weights = weights
+        self._scale = 1.0 / _highest(weights)
+        self._table = np.empty((_SIGNALS, size), np.float32)
 
-    def in_parts(self, width: int) -> Iterator[_Matches]:
-        """A few terms at a time, so that a table of `width` a term stays within `_TABLE` numbers."""
-        most, ends = max(1, _TABLE // width), np.cumsum(self.holding)
-        for first in range(0, len(self.terms), most):
-            last = min(first + most, len(self.terms))
-            part = slice(ends[first] - self.holding[first], ends[last - 1])
-            yield _Matches(self.terms[first:last], self.holding[first:last], self.places[part], self.counts[part])
+    def give(self, name: str, values: NDArray[Any], *others: str) -> None:
+        """Values of 0..1 that count as `name` does, and for what `others` would have counted."""
+        weight = sum(getattr(self._weights, each) for each in (name, *others)) * self._scale
+        self.named[name] = np.multiply(values, np.float32(weight), out=self._table[len(self.named)])
 
-
-def _matches(index: Index, terms: Sequence[str]) -> _Matches:
-    postings = [index.postings(term) for term in terms]
-    places = [places for places, _ in postings] or [np.zeros(0, np.int32)]
-    counts = [counts for _, counts in postings] or [np.zeros(0, np.float32)]
-    holding = np.array([len(places) for places, _ in postings], np.intp)
-    return _Matches(np.arange(len(terms)), holding, np.concatenate(places), np.concatenate(counts))
+    def sum(self) -> Floats:
+        total: Floats = np.add.reduce(self._table[: len(self.named)])
+        return total
 
 
 def for_embedder(text: str, index: Index) -> str:
@@ -203,33 +198,35 @@ def rank(
 
     `allowed`: which memories may be found at all (all of them, where it is None); the others score -1 and lift no other.
     """
-    size = index.size
-    if not size:
+    if not index.size:
         return Ranking(np.zeros(0, np.float32), {})
     if allowed is not None and allowed.all():
         allowed = None
-    scale = 1.0 / _highest(weights)
-    matches = _matches(index, query.terms)
-    share, same = _echo(index, matches)
-    worth = _only(allowed, _worth(index, query, same), 0.0)
-    signals = _priors(index, query, now, share, weights, scale)
+    signals = _Signals(index.size, weights)
+    matches = index.postings(query.terms)
+    echo, worth = _repeats(index, query, matches)
+    worth = _only(allowed, worth, 0.0)
+    _give_priors(signals, index, query, now)
+    signals.give("echo", echo)
     around, alone = lexical(index, matches, worth)
     evidence = [alone]
     if query.vector is not None and index.has_vectors:
-        signals["words"] = _weighted(weights.words * scale, around)
-        cosines = np.vecdot(index.vectors, query.vector) * worth  # as fast as @ on one thread, and never on several
-        signals["meaning"] = _weighted(weights.meaning * scale, _min_max(_with_context(index, cosines)))
-        evidence.append(_min_max(cosines))
+        signals.give("words", around)
+        in_context, cosines = semantic(index, query.vector, worth)
+        signals.give("meaning", in_context)
+        evidence.append(cosines)
     else:
-        signals["words"] = _weighted((weights.words + weights.meaning) * scale, around)
+        signals.give("words", around, "meaning")
     if query.tokens is not None and len(query.tokens) and len(index.tokens):
-        so_far = _only(allowed, _sum(signals.values(), size), -1.0)
+        so_far = _only(allowed, signals.sum(), -1.0)
         around, alone = max_sim(index, query.tokens, _top(so_far, _CANDIDATES), worth)
-        signals["tokens"] = _weighted(weights.tokens * scale, around)
+        signals.give("tokens", around)
         evidence.append(alone)
-    mean = _only(allowed, _sum(evidence, size) / np.float32(len(evidence)), 0.0)
-    signals["stretch"] = _weighted(weights.stretch * scale, _stretch(index, mean))
-    return Ranking(_only(allowed, np.clip(_sum(signals.values(), size), 0.0, 1.0), -1.0), signals)
+    mean = np.add.reduce(evidence) / np.float32(len(evidence))
+    signals.give("stretch", _stretch(index, _only(allowed, mean, 0.0)))
+    scores = signals.sum()
+    np.minimum(np.maximum(scores, 0.0, out=scores), 1.0, out=scores)
+    return Ranking(_only(allowed, scores, -1.0), signals.named)
 
 
 def best(scores: Floats, most: int) -> list[int]:
@@ -243,129 +240,129 @@ def best(scores: Floats, most: int) -> list[int]:
 # -- signals: each 0..1, one value a memory -------------------------------------------------------------------------------
 
 
-def lexical(index: Index, matches: _Matches, worth: Floats) -> tuple[Floats, Floats]:
+def lexical(index: Index, matches: Postings, worth: Floats) -> tuple[Floats, Floats]:
     """The share of the query's terms, by rarity, that each memory holds with those around it, and alone.
 
     A term weighs as in BM25, but at most 1, and the share is of all that the query asks: where little of it is known, the
     one memory that has a word in common with it gets little. `worth`: what a match in each memory counts, 0..1.
     """
-    size, lengths = index.size, index.column("lengths")
-    around, alone = np.zeros(size + 1, np.float32), np.zeros(size + 1, np.float32)  # the last is for place -1
-    rarity = np.log1p((size - matches.holding + 0.5) / (matches.holding + 0.5))
-    norms = _K1 * (1 - _B + _B * lengths / index.average_length)
-    for few in matches.in_parts(size + 1):
-        norm = norms[few.places]
-        here = np.minimum(few.counts * (_K1 + 1) / (few.counts + norm), 1.0)
-        here = np.repeat(rarity.astype(np.float32)[few.terms], few.holding) * here * worth[few.places]
-        table = np.zeros((len(few.terms), size + 1), np.float32)
-        flat, rows = table.ravel(), np.repeat(np.arange(len(few.terms)) * (size + 1), few.holding)
+    size, width = index.size, index.size + 1  # the last of a row is for place -1
+    around, alone, total = np.zeros(width, np.float32), np.zeros(width, np.float32), 1e-9
+    longer = np.float32(_K1 * _B / index.average_length)
+    for few in matches.in_parts(_TABLE // width):
+        rarity = np.log1p((size - few.holding + 0.5) / (few.holding + 0.5))
+        total += float(rarity.sum())
+        norms = index.column("lengths").take(few.places) * longer + np.float32(_K1 * (1 - _B))
+        here = few.counts * np.float32(_K1 + 1) / (few.counts + norms)
+        np.minimum(here, 1.0, out=here)
+        here *= np.repeat(rarity.astype(np.float32), few.holding)
+        here *= worth.take(few.places)
+        table = np.zeros((len(few.holding), width), np.float32)
+        flat, rows = table.ravel(), np.repeat(np.arange(len(few.holding)) * width, few.holding)
         flat[rows + few.places] = here
-        alone += table.sum(axis=0)
-        for readers, share in zip(index.around[few.places].T, _TO, strict=True):
-            at = rows + readers  # of place -1: where the row before it ends
-            flat[at] = np.maximum(flat[at], np.float32(share) * here)
-        around += table.sum(axis=0)
-    shares = np.float32(max(float(rarity.sum()), 1e-9))
-    return around[:size] / shares, alone[:size] / shares
+        alone += np.add.reduce(table)
+        readers = rows + index.around.T.take(few.places, axis=1)  # of place -1: where the row before it ends
+        np.maximum.at(flat, readers.ravel(), (_TO * here).ravel())
+        around += np.add.reduce(table)
+    return around[:size] / np.float32(total), alone[:size] / np.float32(total)
+
+
+def semantic(index: Index, vector: Floats, worth: Floats) -> tuple[Floats, Floats]:
+    """Cosines of the query's vector and each memory's: read with shares of those before it, and alone; both scaled to 0..1."""
+    known = np.zeros(index.size + 1, np.float32)  # the last element is where place -1 points
+    alone = known[:-1]
+    np.vecdot(index.vectors, vector, out=alone)  # as fast as @ on one thread, and never on several
+    alone *= worth
+    in_context = alone.copy()
+    for before, share in enumerate(READ_WITH):
+        in_context += np.float32(share) * known.take(index.around[:, before])
+    in_context *= index.column("context_norms")
+    return _min_max(in_context), _min_max(alone)
 
 
 def max_sim(index: Index, query_tokens: NDArray[np.int8], candidates: Places, worth: Floats) -> tuple[Floats, Floats]:
     """The mean over the query's tokens of the nearest token, in each candidate and those around it, and in it alone;
     scaled to 0..1 over the candidates, 0 for the others."""
     around, alone = np.zeros(index.size, np.float32), np.zeros(index.size, np.float32)
-    candidates = candidates[index.column("token_counts")[candidates] > 0]
+    candidates = candidates[index.column("token_counts").take(candidates) > 0]
     if not len(candidates):
         return around, alone
-    counts = index.column("token_counts")[candidates]
-    starts = np.cumsum(counts) - counts
-    rows = np.repeat(index.column("token_starts")[candidates] - starts, counts) + np.arange(int(counts.sum()))
-    near = index.tokens[rows].astype(np.float32) @ (query_tokens.T / np.float32(127 * 127))
-    own = np.maximum.reduceat(near, starts, axis=0) * worth[candidates][:, None]
+    counts = index.column("token_counts").take(candidates)
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    rows = np.repeat(index.column("token_starts").take(candidates) - starts, counts) + np.arange(int(ends[-1]))
+    near = index.tokens.take(rows, axis=0).astype(np.float32) @ (query_tokens.T / np.float32(127 * 127))
+    known = np.full((len(candidates) + 1, len(query_tokens)), -1.0, np.float32)  # the last row: what is no candidate
+    own = known[:-1]
+    np.maximum.reduceat(near, starts, axis=0, out=own)
+    own *= worth.take(candidates)[:, None]
     row_of = np.full(index.size + 1, len(candidates), np.int32)  # the last element is where place -1 points
     row_of[candidates] = np.arange(len(candidates))
-    known = np.vstack((own, np.full((1, own.shape[1]), -1.0, np.float32)))
-    reach = own.copy()
-    for neighbours, share in zip(index.around[candidates].T, _FROM, strict=True):
-        np.maximum(reach, np.float32(share) * known[row_of[neighbours]], out=reach)
-    around[candidates] = _min_max(reach.mean(axis=1))
-    alone[candidates] = _min_max(own.mean(axis=1))
+    reach = known.take(row_of.take(index.around.T.take(candidates, axis=1)), axis=0)
+    reach *= _FROM[:, None]
+    reach = np.maximum(own, np.maximum.reduce(reach))
+    around[candidates] = _min_max(np.add.reduce(reach, axis=1))
+    alone[candidates] = _min_max(np.add.reduce(own, axis=1))
     return around, alone
 
 
-def _priors(
-    index: Index, query: Query, now: datetime, echo: Floats, weights: Weights, scale: float
-) -> dict[str, Floats]:
-    signals: dict[str, Floats] = {}
-
-    def give(name: str, values: NDArray[Any]) -> None:
-        signals[name] = _weighted(getattr(weights, name) * scale, values)
-
+def _give_priors(signals: _Signals, index: Index, query: Query, now: datetime) -> None:
+    """What of a memory speaks for it before a word of it is compared."""
     if len(query.named) == 1:
-        give("speaker", index.column("speakers") == query.named[0])
+        signals.give("speaker", index.column("speakers") == query.named[0])
     elif not query.named:
-        give("role", index.column("by_user") != query.asks_assistant)
-    days = _spans(index, query.text, now)
-    if days:
-        give("date", _dated(index, days))
+        signals.give("role", index.column("by_user") != query.asks_assistant)
+    if names_days(query.text) and (days := _spans(index, query.text, now)):
+        signals.give("date", _dated(index, days))
     if query.wanted:
-        give("answer", (index.column("cues") & query.wanted) != 0)
-    give("question", index.column("asking"))
-    give("echo", echo)
-    give("novelty", index.column("novelty"))
-    give("fullness", index.column("fullness"))
-    give("recency", np.exp2(np.maximum(now.timestamp() - index.column("said_at"), 0.0) / -_HALF_LIFE))
-    return signals
-
-
-def _with_context(index: Index, cosines: Floats) -> Floats:
-    """Cosines of the query and each memory's vector summed with shares of those before it."""
-    summed, known = cosines.copy(), np.append(cosines, np.float32(0))  # the last element is where place -1 points
-    for share, before in zip(READ_WITH, index.around.T, strict=False):
-        summed += np.float32(share) * known[before]
-    summed *= index.column("context_norms")
-    return summed
+        signals.give("answer", (index.column("cues") & query.wanted) != 0)
+    signals.give("question", index.column("asking"))
+    signals.give("novelty", index.column("novelty"))
+    signals.give("fullness", index.column("fullness"))
+    age = (index.column("said_at") - now.timestamp()).astype(np.float32)
+    signals.give("recency", np.exp2(np.minimum(age, 0.0) / np.float32(_HALF_LIFE)))
 
 
 def _stretch(index: Index, evidence: Floats) -> Floats:
     """The mean of the three best of each memory's stretch of talk."""
-    stretches, count = index.column("stretches"), index.stretch_count
-    sizes = np.bincount(stretches, minlength=count)
+    stretches, sizes = index.column("stretches"), index.stretch_sizes
     order = np.argsort(stretches, kind="stable")  # they are nearly in order
-    starts, left, numbers = np.cumsum(sizes) - sizes, evidence[order], np.arange(index.size)
-    total = np.zeros(count, np.float32)
-    for taken in range(_STRETCH_BEST):
-        highest = np.maximum.reduceat(left, starts)
-        total += np.where(sizes > taken, highest, np.float32(0))
-        reached = np.where(left == np.repeat(highest, sizes), numbers, index.size)
-        left[np.minimum.reduceat(reached, starts)] = -1.0  # of equal ones, one
-    total /= np.clip(sizes, 1, _STRETCH_BEST)
-    best_of: Floats = total[stretches]
+    # floats from 0 up are ordered as their bits are: how much, and then where, in one number
+    left = (evidence.take(order).view(np.int32).astype(np.int64) << 32) | np.arange(index.size)
+    starts, highest = np.cumsum(sizes) - sizes, np.empty((_STRETCH_BEST, len(sizes)), np.int64)
+    for taken in highest:
+        np.maximum.reduceat(left, starts, out=taken)
+        at = taken & 0xFFFFFFFF
+        left[at] = at
+    total = np.add.reduce((highest >> 32).astype(np.int32).view(np.float32))
+    best_of: Floats = (total / np.minimum(sizes, _STRETCH_BEST).astype(np.float32)).take(stretches)
     return best_of
 
 
-def _echo(index: Index, matches: _Matches) -> tuple[Floats, Floats]:
-    """For what asks rather than tells: which share of its different terms the query holds, and how far it is the same
-    question, which is more: the query has hardly another term either."""
-    matched: Floats = np.bincount(matches.places, minlength=index.size).astype(np.float32)
-    matched *= index.column("asking") > _MOSTLY
-    share: Floats = np.divide(matched, np.maximum(index.column("distinct"), 1), dtype=np.float32)
-    return share, np.maximum(2 * share * matched / np.float32(max(len(matches.holding), 1)) - 1, 0)
+def _repeats(index: Index, query: Query, matches: Postings) -> tuple[Floats, Floats]:
+    """What repeats the query. First the echo: of what asks rather than tells, the share of its different terms that the query
+    holds. Then what a match in each memory is worth, 0..1, to itself and to those around it.
 
-
-def _worth(index: Index, query: Query, same: Floats) -> Floats:
-    """What a match in each memory is worth, 0..1, to itself and to those around it.
-
-    The same question asked before is worth nothing, nor what was answered to it then: that only repeats, or guesses, what
-    there was to know. Other answers are worth less than a user's words. Asked what it said, the assistant is heard.
+    The same question asked before, where the query has hardly another term either, is worth nothing, nor what was answered
+    to it then: that only repeats, or guesses, what there was to know. Other answers are worth less than a user's words.
+    Asked what it said, the assistant is heard.
     """
-    worth = 1 - same
-    if query.asks_assistant:
-        return worth
-    by_user, asked = index.column("by_user"), np.flatnonzero(same)
-    answers = index.around[asked, 2]
-    known = (answers >= 0) & ~by_user[answers]
-    worth[answers[known]] = 1 - same[asked[known]]
-    return np.where(by_user, worth, np.float32(_ASSISTANT) * worth)
+    echo, by_user = np.zeros(index.size, np.float32), index.column("by_user")
+    worth = np.where(by_user | query.asks_assistant, np.float32(1), np.float32(_ASSISTANT))
+    asking = np.flatnonzero(index.column("asking") > _MOSTLY)
+    if not len(asking) or not len(matches.places):
+        return echo, worth
+    matched = np.bincount(matches.places, minlength=index.size).take(asking).astype(np.float32)
+    echo[asking] = share = matched / np.maximum(index.column("distinct").take(asking), 1)
+    same = 2 * share * matched / np.float32(len(matches.holding)) - 1
+    again = np.flatnonzero(same > 0)
+    asked, left = asking[again], 1 - same[again]
+    worth[asked] *= left
+    if not query.asks_assistant:
+        answers = index.around[asked, 2]
+        known = (answers >= 0) & ~by_user[answers]
+        worth[answers[known]] = np.float32(_ASSISTANT) * left[known]
+    return echo, worth
 
 
 def _spans(index: Index, text: str, now: datetime) -> list[Span]:
@@ -390,6 +387,7 @@ def _dated(index: Index, days: Iterable[Span]) -> Floats:
 # -- smaller parts --------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=8)
 def _highest(weights: Weights) -> float:
     return sum(max(0.0, float(getattr(weights, field.name))) for field in fields(weights))
 
@@ -409,18 +407,6 @@ def _only(allowed: NDArray[np.bool_] | None, values: Floats, otherwise: float) -
     return values if allowed is None else np.where(allowed, values, np.float32(otherwise))
 
 
-def _weighted(weight: float, values: NDArray[Any]) -> Floats:
-    weighted: Floats = np.multiply(values, np.float32(weight), dtype=np.float32, casting="same_kind")
-    return weighted
-
-
-def _sum(parts: Iterable[Floats], size: int) -> Floats:
-    total = np.zeros(size, np.float32)
-    for part in parts:
-        total += part
-    return total
-
-
 def _min_max(values: Floats) -> Floats:
-    low, high = values.min(), values.max()
+    low, high = np.minimum.reduce(values), np.maximum.reduce(values)
     return (values - low) / (high - low) if high > low else np.zeros_like(values)
