@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from .claims import ME, MOMENT, NAME_WORD, NUMBER, NUMBERS, YOU, Claim, Clause, words_of
-from .words import terms
+from .words import terms, words_in
 
 _PEOPLE = frozenset(
     words_of(
@@ -60,6 +60,7 @@ _COUPLES = {
     "husband": "married",
 }
 _COUPLE = "|".join(_COUPLES)
+_COUPLE_WORDS = " ".join(max(status.split(), key=len) for status in _COUPLES)
 _TRADES = re.compile(
     r"(?:\w+(?:[^aeo]er|eer|or|ist|ian|ician|ect|grapher|logist|mechanic|man|woman)|nurse|chef|cook|pilot|"
     r"student|clerk|"
@@ -320,8 +321,9 @@ _PAST = re.compile(
 )
 
 
-def _rule(pattern: str, make: Maker) -> tuple[re.Pattern[str], Maker]:
-    return re.compile(pattern, re.IGNORECASE), make
+def _rule(words: str, pattern: str, make: Maker) -> tuple[frozenset[str], re.Pattern[str], Maker]:
+    """`words`: one of them is in every clause that fits, so the others need not be tried ("": none is)."""
+    return frozenset(words.split()), re.compile(pattern, re.IGNORECASE), make
 
 
 _PLACE = (
@@ -329,112 +331,165 @@ _PLACE = (
     r"village|suburbs|country\w*)\b)"
 )
 _FIRM = r"(?P<firm>(?:the |a |an )?[^,.;]+?)"
-_RULES: tuple[tuple[re.Pattern[str], Maker], ...] = (
+_RULES: tuple[tuple[frozenset[str], re.Pattern[str], Maker], ...] = (
     _rule(
+        "live lives living reside resides based settled rent share",
         rf"{_WHO} {_AUX}(?:live|lives|living|reside|resides|based|settled|rent (?:a|an) \w+|share (?:a|an) \w+)"
         rf"(?: together| alone| permanently)? (?:in|at|on|near)(?P<moved>\b) (?P<value>.+)",
         lambda found, clause: _home(found, clause),
     ),
     _rule(
+        "moved relocated emigrated",
         rf"{_WHO} {_AUX}(?P<moved>moved|relocated|emigrated)(?: back| out| house| permanently| home| here)?"
         rf"(?: from [\w ]+?)? (?:to|into|in) (?P<value>{_PLACE}.*)",
         _home,
     ),
     _rule(
+        "quit left resigned lost fired laid",
         rf"{_WHO} {_AUX}(?:quit|left|resigned from|lost|fired from|laid off(?: from| by)?)"
         rf"(?: (?:my|his|her|the|a) (?:job|position|work))?(?: (?:at|with|in|from) (?P<value>.+))?$",
         _out_of_work,
     ),
-    _rule(rf"{_WHO} {_AUX}left (?P<value>{NAME_WORD})\b.*", _out_of_work),
-    _rule(rf"{_WHO} {_AUX}(?P<value>retired|unemployed|out of work|between jobs)\b.*", _without_work),
+    _rule("left", rf"{_WHO} {_AUX}left (?P<value>{NAME_WORD})\b.*", _out_of_work),
     _rule(
+        "retired unemployed out between",
+        rf"{_WHO} {_AUX}(?P<value>retired|unemployed|out of work|between jobs)\b.*",
+        _without_work,
+    ),
+    _rule(
+        "job position",
         rf"{_WHO} {_AUX}(?P<event>found|started|landed|took|accepted|have|begun|began)(?: a| an|"
         rf" my)?(?: new)? (?:job|position)"
         rf"(?: (?:at|with|for|in) {_FIRM})?(?: as (?:a |an |the )?(?P<trade>[^,.;]+))?$",
         _works_at,
     ),
     _rule(
+        "work works working employed started",
         rf"{_WHO} {_AUX}(?:work|works|working|employed|started) as (?:a |an |"
         rf"the )?(?P<trade>[^,.;]+?)(?: (?:at|for|with) {_FIRM})?$",
         _works_at,
     ),
     _rule(
+        "work works working employed",
         rf"{_WHO} {_AUX}(?:work|works|working|employed) (?:at|for|by|with) {_FIRM}(?: as (?:a |an |"
         rf"the )?(?P<trade>[^,.;]+))?$",
         _works_at,
     ),
     _rule(
+        "promoted started hired become became retrained",
         rf"{_WHO} {_AUX}(?P<event>promoted|started|hired|become|became|retrained)(?: to| as)? (?:a |an |"
         rf"the )?(?P<value>.+)",
         _is_a,
     ),
-    _rule(rf"(?P<who>i|we|\w+) (?:and i )?{_AUX}(?:broke|split|separated)(?: up)?(?: with \w+)?$", _parted),
-    _rule(r"(?P<other>\w+) and i (?:broke|split|separated)(?: up)?\b.*", _parted),
-    _rule(r"(?P<other>\w+) and i (?:are |got |have |been )+(?P<status>married|engaged|divorced|dating)\b.*", _wed),
-    _rule(rf"i {_AUX}(?:a |an |my )?(?P<status>{_COUPLE})\b(?: to| with)?(?P<other>(?: {NAME_WORD})?)", _couple),
-    _rule(rf"i have (?:a |an )?(?:new )?(?P<status>{_COUPLE})\b(?P<other>(?: (?:called|named) {NAME_WORD})?)", _couple),
     _rule(
+        "broke split separated",
+        rf"(?P<who>i|we|\w+) (?:and i )?{_AUX}(?:broke|split|separated)(?: up)?(?: with \w+)?$",
+        _parted,
+    ),
+    _rule("broke split separated", r"(?P<other>\w+) and i (?:broke|split|separated)(?: up)?\b.*", _parted),
+    _rule(
+        "married engaged divorced dating",
+        r"(?P<other>\w+) and i (?:are |got |have |been )+(?P<status>married|engaged|divorced|dating)\b.*",
+        _wed,
+    ),
+    _rule(
+        _COUPLE_WORDS,
+        rf"i {_AUX}(?:a |an |my )?(?P<status>{_COUPLE})\b(?: to| with)?(?P<other>(?: {NAME_WORD})?)",
+        _couple,
+    ),
+    _rule(
+        _COUPLE_WORDS,
+        rf"i have (?:a |an )?(?:new )?(?P<status>{_COUPLE})\b(?P<other>(?: (?:called|named) {NAME_WORD})?)",
+        _couple,
+    ),
+    _rule(
+        "girlfriend boyfriend partner wife husband fiance fiancee",
         rf"my (?P<status>girlfriend|boyfriend|partner|wife|husband|fiancee?) is (?:called |"
         rf"named )?(?P<other>{NAME_WORD})$",
         _couple,
     ),
     _rule(
+        _DIETS.replace("|", " ").replace("-", " "),
         rf"{_WHO} {_AUX}(?:(?:became|become|went|turned|on) )?(?:a |"
         rf"an )?(?:strict )?(?P<value>{_DIETS})\b.*",
         _diet,
     ),
-    _rule(rf"{_WHO} {_AUX}(?:turned )?(?P<value>\d{{1,3}}|{'|'.join(NUMBERS)})(?: years? old| today)?$", _age),
+    _rule("", rf"{_WHO} {_AUX}(?:turned )?(?P<value>\d{{1,3}}|{'|'.join(NUMBERS)})(?: years? old| today)?$", _age),
     _rule(
-        rf"{_WHO} {_AUX}(?:weigh|weighs|down to|up to) (?P<value>[\d.,]+ ?(?:kg|kilos?|lbs?|pounds|stone)).*", _weight
+        "weigh weighs down up",
+        rf"{_WHO} {_AUX}(?:weigh|weighs|down to|up to) (?P<value>[\d.,]+ ?(?:kg|kilos?|lbs?|pounds|stone)).*",
+        _weight,
     ),
-    _rule(r"(?:please )?call me (?P<value>.+)", _call_me),
-    _rule(r"(?:please )?(?:use|call|text|reach me (?:at|on)|dial) (?P<value>\+?[\d][\d ()-]{5,}).*", _number),
-    _rule(r"(?:you can )?(?:reach|call|text) me (?:at|on|under) (?P<value>\+?[\d][\d ()-]{5,}).*", _number),
-    _rule(rf"{_WHO} {_AUX}born (?:in|on) (?P<value>.+)", _born),
+    _rule("call", r"(?:please )?call me (?P<value>.+)", _call_me),
     _rule(
+        "use call text reach dial",
+        r"(?:please )?(?:use|call|text|reach me (?:at|on)|dial) (?P<value>\+?[\d][\d ()-]{5,}).*",
+        _number,
+    ),
+    _rule(
+        "reach call text",
+        r"(?:you can )?(?:reach|call|text) me (?:at|on|under) (?P<value>\+?[\d][\d ()-]{5,}).*",
+        _number,
+    ),
+    _rule("born", rf"{_WHO} {_AUX}born (?:in|on) (?P<value>.+)", _born),
+    _rule(
+        "answer reply respond write speak talk",
         r"(?:please |always )*(?:answer|reply|respond|write|speak|talk)(?: to me| me)? (?:in|with) (?P<value>.+)",
         _answers_in,
     ),
-    _rule(r"(?P<how>please(?: do not| always| never)?|always|never|do not|stop) (?P<value>\w+ .+)", _orders),
-    _rule(rf"{_WHO} prefers? (?P<value>.+?) (?:to|over|rather than) (?P<than>.+)", _prefers),
     _rule(
+        "please always never do stop",
+        r"(?P<how>please(?: do not| always| never)?|always|never|do not|stop) (?P<value>\w+ .+)",
+        _orders,
+    ),
+    _rule("prefer prefers", rf"{_WHO} prefers? (?P<value>.+?) (?:to|over|rather than) (?P<than>.+)", _prefers),
+    _rule(
+        "like likes love loves enjoy enjoys adore adores hate hates dislike dislikes detest detests stand fond into allergic",
         rf"{_WHO} {_AUX}(?P<how>likes?|loves?|enjoys?|adores?|hates?|dislikes?|detests?|stand|fond of|into|"
         rf"allergic to) (?P<value>.+)",
         _likes,
     ),
     _rule(
+        "switched changed moved migrated converted",
         r"(?:(?P<who>i|we|(?:my|our|the) \w+) )?(?:have |has |had to )?(?:switched|changed|moved|migrated|converted) "
         r"(?:over )?from (?P<old>.+?) to (?P<value>.+)",
         _switches,
     ),
     _rule(
+        "traded swapped exchanged replaced",
         r"(?:(?P<who>i|we|(?:my|our|the) \w+) )?(?:have |has )?(?:traded|swapped|exchanged|replaced)(?: in)? "
         r"(?:my |our |the )?(?P<old>.+?) (?:for|with|by) (?P<value>.+)",
         _switches,
     ),
     _rule(
+        "sold gave rid rehomed",
         r"(?P<who>i|we|(?:my|our|the) \w+) (?:have |has )?(?:sold|gave away|got rid of|rehomed) (?:my |our |the )?"
         r"(?P<old>.+?)(?: and (?:got|bought|have) (?P<value>.+))?$",
         _switches,
     ),
     _rule(
+        "canceled cancelled off happening abandoned scrapped",
         r"(?P<gone>.+?) (?:(?:is|are|was|were|has|have|been|got) )+(?:cancell?ed|called off|off|happening|"
         r"abandoned|scrapped)\b.*",
         lambda found, clause: _ends(found, clause) if clause.denied or "happening" not in found[0] else iter(()),
     ),
     _rule(
+        "cancel canceled cancelled called dropped backed scrapped",
         r"(?:i|we|they) (?:have |had to )?(?:cancell?ed|called off|dropped out of|backed out of|scrapped|"
         r"cancel) (?P<gone>.+)",
         _ends,
     ),
-    _rule(r"(?P<gone>.+?) (?:fell through|got cancell?ed)\b.*", _ends),
-    _rule(rf"{_THING} {_AUX}(?:died|passed away|put down|ran away|put to sleep)\b.*", _died),
+    _rule("fell canceled cancelled", r"(?P<gone>.+?) (?:fell through|got cancell?ed)\b.*", _ends),
+    _rule("died passed put ran", rf"{_THING} {_AUX}(?:died|passed away|put down|ran away|put to sleep)\b.*", _died),
     _rule(
+        "new",
         r"(?:i|we) (?:have|got|bought|chose) (?:a|an) new (?P<who>(?:phone number|[\w-]+))(?:[,:]? (?:it is |"
         r"called |named |a |an |the )*(?P<value>[^,].*))?$",
         _gets_new,
     ),
     _rule(
+        "changed gone went rose risen increased dropped fell raised lowered moved rescheduled postponed pushed brought "
+        "delayed renamed grown",
         rf"{_THING} (?:(?:is|has|have|been|was|got|had) )*(?:changed|gone up|went up|rose|risen|increased|"
         rf"dropped|fell|gone down|"
         r"went down|raised|lowered|moved|rescheduled|postponed|pushed|brought forward|delayed|renamed|grown)"
@@ -442,27 +497,32 @@ _RULES: tuple[tuple[re.Pattern[str], Maker], ...] = (
         _changes,
     ),
     _rule(
+        "to for until till",
         r"(?:\w+|the \w+|my \w+) (?:have |has |had to )?(?:change|move|reschedule|postpone|push|raise|put|"
         r"increase|lower|reduce|set|delay|"
         r"update|rename|bring)d?(?:ed)? (?P<who>(?:my|our|the) [\w' -]+?)(?: up| down| back| forward)? (?:to|"
         r"for|until|till) (?P<value>.+)",
         _changes,
     ),
-    _rule(rf"{_THING} (?:is|are) (?:called|named) (?P<value>.+)", _called),
-    _rule(rf"{_THING} (?:is|are)(?: at| on| in| for| planned for| set for| scheduled for)? (?P<value>.+)", _is),
-    _rule(rf"{_WHO} (?:am|is|are) (?P<event>)(?:a|an|the) (?P<value>.+)", _is_a),
+    _rule("called named", rf"{_THING} (?:is|are) (?:called|named) (?P<value>.+)", _called),
     _rule(
+        "is are", rf"{_THING} (?:is|are)(?: at| on| in| for| planned for| set for| scheduled for)? (?P<value>.+)", _is
+    ),
+    _rule("am is are", rf"{_WHO} (?:am|is|are) (?P<event>)(?:a|an|the) (?P<value>.+)", _is_a),
+    _rule(
+        "am is are will want wants plan plans intend signed enrolled registered booked reserved got",
         rf"{_WHO} (?:(?:am|is|are) (?:going|planning|flying|driving|travelling|traveling|intending|hoping) to|will|"
         rf"(?:want|wants|plan|plans|"
         r"intend) to|signed up for|enrolled in|registered for|booked|reserved|got tickets for) (?P<value>.+)",
         _plans,
     ),
     _rule(
+        "planning organising organizing preparing hosting throwing",
         rf"{_WHO} (?:am|is|are) (?:planning|organi[sz]ing|preparing|hosting|throwing) (?P<value>(?:a|an|the|our|my) .+)",
         _plans,
     ),
-    _rule(rf"{_WHO} (?:am|is|are) (?P<verb>\w+ing) (?:to )?(?P<value>.+)", _does),
-    _rule(rf"{_WHO} (?:can |have to )?(?P<verb>[a-z]+)\b(?P<value>.*)", _does),
+    _rule("am is are", rf"{_WHO} (?:am|is|are) (?P<verb>\w+ing) (?:to )?(?P<value>.+)", _does),
+    _rule("", rf"{_WHO} (?:can |have to )?(?P<verb>[a-z]+)\b(?P<value>.*)", _does),
 )
 _OF_NOBODY = frozenset({"any", "cancel"})
 """What may be said to be over without saying whose it was."""
@@ -470,7 +530,10 @@ _OF_NOBODY = frozenset({"any", "cancel"})
 
 def claims_of(clause: Clause) -> Iterator[Claim]:
     """What a plain clause claims."""
-    for pattern, make in _RULES:
+    said = words_in(clause.text)
+    for words, pattern, make in _RULES:
+        if words and words.isdisjoint(said):
+            continue
         if found := pattern.match(clause.text):
             made = [
                 claim

@@ -15,6 +15,7 @@ from recollect_memory.contract import NOTE
 from recollect_memory.errors import ConfigError
 
 from .reading import split
+from .words import Form, words_in
 
 # -- redaction ----------------------------------------------------------------------------------------------------------
 
@@ -30,22 +31,23 @@ _TOKENS = r"""
   | SG\.[\w-]{16,}\.[\w-]{16,}                       # SendGrid
   | eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}            # JSON Web Token
 """
+_TOKEN = re.compile(rf"(?<![\w-])(?:{_TOKENS})(?![\w-])", re.VERBOSE)
 _SECRETS = (
-    re.compile(r"-----BEGIN (?P<kind>[A-Z ]*PRIVATE KEY)-----.*?(?:-----END (?P=kind)-----|\Z)", re.DOTALL),
-    re.compile(rf"(?<![\w-])(?:{_TOKENS})(?![\w-])", re.VERBOSE),
-    re.compile(r"(?<=\bbearer )[\w.~+/-]{16,}=*", re.IGNORECASE),
-    re.compile(r"(?<=://)[^\s/:@]{1,64}:[^\s/@]{1,128}(?=@)"),
+    Form.of("begin", r"-----BEGIN (?P<kind>[A-Z ]*PRIVATE KEY)-----.*?(?:-----END (?P=kind)-----|\Z)", re.DOTALL),
+    Form.of("bearer", r"(?<=\bbearer )[\w.~+/-]{16,}=*"),
+    Form.of("://*", r"(?<=://)[^\s/:@]{1,64}:[^\s/@]{1,128}(?=@)", 0),
 )
-_NAMED = re.compile(
+_NAMED = Form.of(
+    "pass* pwd* key* secret* token* credential*",
     r"\b(?P<name>pass(?:word|wd|phrase|code)?|pwd|api[ _-]?key|access[ _-]?key|secret(?:[ _-]?(?:key|"
     r"access[ _-]?key))?|"
     r"(?:auth|access|refresh|api)?[ _-]?token|credentials?)(?P<tie>\s*[\"']?\s*(?:[:=]|\bis\b:?)\s*[\"'`]?)"
     r"(?P<value>[^\s\"'`,;]{4,256})",
-    re.IGNORECASE,
 )
 _PLACEHOLDER = re.compile(
     r"(?:[<${\[].*|x+|\*+|\.+|null|none|true|false|required|optional|string|str|bool|int|your\W?.*)", re.IGNORECASE
 )
+_DIGIT = re.compile(r"\d")
 _CARD = re.compile(r"(?<![\w.])(?:[3-6]\d{3}|2[2-7]\d\d)(?:[ -]?\d){9,15}(?![\w])")
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[0-9A-Z]{4}){2,7}(?: ?[0-9A-Z]{1,4})?\b")
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,4}")
@@ -56,9 +58,11 @@ _DATE = re.compile(r"\d{4}[./-]\d{1,2}[./-]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](?:\d
 
 
 def _secrets(text: str) -> str:
-    for pattern in _SECRETS:
-        text = pattern.sub("[redacted secret]", text)
-    return _NAMED.sub(_named, text)
+    said = words_in(text)
+    text = _TOKEN.sub("[redacted secret]", text)
+    for form in _SECRETS:
+        text, _ = form.cut(text, said, "[redacted secret]")
+    return _NAMED.cut(text, said, _named)[0]
 
 
 def _named(found: re.Match[str]) -> str:
@@ -71,6 +75,8 @@ def _named(found: re.Match[str]) -> str:
 
 
 def _cards(text: str) -> str:
+    if _DIGIT.search(text) is None:
+        return text
     text = _CARD.sub(lambda found: "[redacted card]" if _luhn(found[0]) else found[0], text)
     return _IBAN.sub(lambda found: "[redacted IBAN]" if _mod97(found[0]) else found[0], text)
 
@@ -138,31 +144,67 @@ def _step(kind: object) -> Callable[[str], str]:
 # -- quarantine ---------------------------------------------------------------------------------------------------------
 
 _RULES_WORD = r"(?:instruction|prompt|rule|guideline|direction|command|order|constraint|message|context|polic)\w*"
-_TAKES_OVER = re.compile(
-    rf"""
-    \b(?:ignore|disregard|forget|override|bypass|discard)\b.{{0,40}}\b(?:previous|prior|above|earlier|preceding|
-        all|any|your|other|existing|
-        the|system)\b.{{0,30}}\b{_RULES_WORD}
-  | \b(?:ignor\w+|vergiss|missachte)\b.{{0,40}}\b(?:anweisung|regel|instrucci|instru|consigne|r\u00e8gle|regla)\w*
-  | \b(?:you\ are|you're|du\ bist)\ (?:now|ab\ jetzt|no\ longer)\b.{{0,60}}
-  | \b(?:your|the)\ (?:new|real|actual|true|only)\ (?:task|role|instructions?|goal|objective|identity|purpose|
-      system\ prompt)\b
-  | \b(?:reveal|print|repeat|show|output|leak)\b.{{0,30}}\b(?:system|hidden|initial)\ (?:prompt|instructions?|message)
-  | <\|?(?:system|im_start|im_end|assistant|endoftext)\b | \[/?(?:INST|SYS(?:TEM)?)\] | ^\W{{0,4}}(?:system|
-      developer)\ ?(?:prompt|message|note|override)?\ ?:
-  | \b(?:do\ not|don't|never|without)\ (?:tell|telling|inform|informing|alert|mention\w*|reveal\w*|show\w*|
-      warn\w*)\b.{{0,30}}\b(?:the\ )?user\b
-  | \b(?:when|whenever|if|every\ time|next\ time)\b.{{0,30}}\b(?:the\ )?(?:user|human|
-      customer)\b.{{0,60}}\b(?:reply|respond|answer|say|tell|recommend|
-        suggest|send|include|call|claim|insist|output)\b
-  | \b(?:ai|llm|language\ model|chat\ ?bot|assistant|agent)s?\b.{{0,25}}\b(?:must|should|shall|has\ to|have\ to|
-      need\ to|is\ to|are\ to|please|will\ now|required\ to|
-        instructed\ to)\b
-  | \b(?:attention|note\ to|message\ (?:to|for)|instructions?\ (?:to|for)|dear)\W{{1,3}}(?:the\ |any\ |
-      all\ )?(?:ai|llm|language\ model|chat\ ?bot|assistant|agent)s?\b
-  | \b(?:save|store|add|commit|write|remember)\b.{{0,30}}\b(?:to|in|into)\ (?:your\ )?(?:long-?term\ )?memory\b
-    """,
-    re.IGNORECASE | re.VERBOSE | re.MULTILINE | re.DOTALL,
+_MODEL = r"(?:ai|llm|language\ model|chat\ ?bot|assistant|agent)s?"
+_MODELS = "ai ais llm llms model models bot bots chatbot chatbots assistant assistants agent agents"
+_READING = re.IGNORECASE | re.VERBOSE | re.MULTILINE | re.DOTALL
+_TAKES_OVER = tuple(
+    Form.of(words, pattern, _READING)
+    for words, pattern in (
+        (
+            "ignore disregard forget override bypass discard",
+            rf"""\b(?:ignore|disregard|forget|override|bypass|discard)\b.{{0,40}}\b(?:previous|prior|above|earlier|preceding|
+                all|any|your|other|existing|the|system)\b.{{0,30}}\b{_RULES_WORD}""",
+        ),
+        (
+            "ignor* vergiss missachte",
+            r"""\b(?:ignor\w+|vergiss|missachte)\b.{0,40}\b(?:anweisung|regel|instrucci|instru|consigne|r\u00e8gle|
+                regla)\w*""",
+        ),
+        (
+            "now jetzt longer",
+            r"\b(?:you\ are|you're|du\ bist)\ (?:now|ab\ jetzt|no\ longer)\b.{0,60}",
+        ),
+        (
+            "task role instruction instructions goal objective identity purpose prompt",
+            r"""\b(?:your|the)\ (?:new|real|actual|true|only)\ (?:task|role|instructions?|goal|objective|identity|purpose|
+                system\ prompt)\b""",
+        ),
+        (
+            "system hidden initial",
+            r"""\b(?:reveal|print|repeat|show|output|leak)\b.{0,30}\b(?:system|hidden|initial)\ (?:prompt|instructions?|
+                message)""",
+        ),
+        (
+            "system* developer* im assistant endoftext inst sys",
+            r"""<\|?(?:system|im_start|im_end|assistant|endoftext)\b | \[/?(?:INST|SYS(?:TEM)?)\]
+              | ^\W{0,4}(?:system|developer)\ ?(?:prompt|message|note|override)?\ ?:""",
+        ),
+        (
+            "user",
+            r"""\b(?:do\ not|don't|never|without)\ (?:tell|telling|inform|informing|alert|mention\w*|reveal\w*|show\w*|
+                warn\w*)\b.{0,30}\b(?:the\ )?user\b""",
+        ),
+        (
+            "user human customer",
+            r"""\b(?:when|whenever|if|every\ time|next\ time)\b.{0,30}\b(?:the\ )?(?:user|human|customer)\b.{0,60}
+                \b(?:reply|respond|answer|say|tell|recommend|suggest|send|include|call|claim|insist|output)\b""",
+        ),
+        (
+            _MODELS,
+            rf"""\b{_MODEL}\b.{{0,25}}\b(?:must|should|shall|has\ to|have\ to|need\ to|is\ to|are\ to|please|will\ now|
+                required\ to|instructed\ to)\b""",
+        ),
+        (
+            _MODELS,
+            rf"""\b(?:attention|note\ to|message\ (?:to|for)|instructions?\ (?:to|for)|dear)\W{{1,3}}(?:the\ |any\ |
+                all\ )?{_MODEL}\b""",
+        ),
+        (
+            "memory",
+            r"""\b(?:save|store|add|commit|write|remember)\b.{0,30}\b(?:to|in|into)\ (?:your\ )?(?:long-?term\ )?
+                memory\b""",
+        ),
+    )
 )
 """Orders to whoever reads the text as a model: they change who commands, what it is, or what the user may know."""
 _ORDERS = re.compile(
@@ -181,6 +223,7 @@ _ORDERS = re.compile(
 )
 """Orders that a user may give, and a page, a file or another agent may not."""
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\U000e0000-\U000e007f]")
+_QUOTES = re.compile('[`<>"\u201c]')
 _QUOTED = re.compile(
     r"```.*?(?:```|\Z)|<(?P<tag>document|file|page|attachment|quote|webpage|email|search_results?|"
     r"tool_result)\b[^>]*>.*?(?:</(?P=tag)>|\Z)"
@@ -206,6 +249,8 @@ def screen(text: str, origin: str = OWN) -> Screened:
     """Whether a text gives orders that it has no right to give. A user's own words have; what they quote has not."""
     if origin != OWN:
         return Screened(text, orders(text, origin))
+    if _QUOTES.search(text) is None:
+        return Screened(text)
     quoted = [found[0] for found in _QUOTED.finditer(text)]
     bad = [part for part in quoted if orders(part, "quotation")]
     if not bad:
@@ -220,7 +265,8 @@ def orders(text: str, origin: str) -> str | None:
     """Why a text of foreign origin is not to reach a prompt; None: it may. An assistant's advice ("always rinse rice") may, and
     what it noted that the user wants."""
     seen = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
-    found = _TAKES_OVER.search(seen)
+    taking = [found for form in _TAKES_OVER if (found := form.search(seen)) is not None]
+    found = min(taking, key=lambda found: found.start(), default=None)
     if found is None and origin not in ("assistant", NOTE):
         found = _ORDERS.search(seen)
     if found is None:

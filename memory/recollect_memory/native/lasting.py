@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from .claims import words_of
 from .reading import plain, split
-from .words import RECENT_TEXTS, asks, terms
+from .words import RECENT_TEXTS, asks, terms, words_in
 
 # -- what is worth keeping ----------------------------------------------------------------------------------------------
 
@@ -109,6 +109,8 @@ _NOW_ONLY = re.compile(
     r"week))\b",
     re.IGNORECASE,
 )
+_ENDING = frozenset({"until", "till", "through", "for", "today", "tonight", "this", "all"})
+"""Words of which one is in whatever names an end."""
 
 
 def end_of(text: str, said_at: datetime) -> datetime | None:
@@ -119,6 +121,8 @@ def end_of(text: str, said_at: datetime) -> datetime | None:
 
 
 def _sentence_end(sentence: str, said_at: datetime) -> datetime | None:
+    if _ENDING.isdisjoint(words_in(sentence)):
+        return None
     if asks(sentence) or _DONE.search(sentence) or not _PRESENT.search(sentence):
         return None
     if found := _UNTIL.search(sentence):

@@ -6,9 +6,11 @@ import importlib
 import re
 import threading
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from itertools import chain
+from typing import Any, Self, cast
 
 RECENT_TEXTS = 256
 """Texts of which it is kept what they were read as: a turn's are asked with, compared, written and indexed."""
@@ -47,7 +49,7 @@ _stemming = threading.Lock()
 def terms(text: str) -> tuple[str, ...]:
     """The terms of a text in order, repeated as often as they occur; those of unspaced scripts are character pairs."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return tuple(term for word in _WORD.findall(folded) for term in _terms_of(word))
+    return tuple(chain.from_iterable(map(_terms_of, _WORD.findall(folded))))
 
 
 def is_stop_word(word: str) -> bool:
@@ -57,8 +59,8 @@ def is_stop_word(word: str) -> bool:
 
 def forget() -> None:
     """Keep no word any longer that was met."""
-    terms.cache_clear()
-    _terms_of.cache_clear()
+    for kept in (terms, _terms_of, words_in):
+        kept.cache_clear()
 
 
 @lru_cache(maxsize=65_536)
@@ -67,8 +69,63 @@ def _terms_of(word: str) -> tuple[str, ...]:
         return tuple(_pairs(word))
     if word in _STOP:
         return ()
+    if word.isdigit():
+        return (word,)  # no stemmer changes it
     with _stemming:  # the stemmer keeps the word it works on in itself
         return (cast(str, _stemmer.stemWord(word)),)
+
+
+# -- looking before searching --------------------------------------------------------------------------------------------
+
+_ODD = str.maketrans("\u0130\u0131\u017f", "iis")
+"""The letters that `re.IGNORECASE` takes for others and `str.lower` does not."""
+
+
+def folded(text: str) -> str:
+    """The text in lower case, so that what a pattern finds in it whatever the case is written one way."""
+    return text.lower() if text.isascii() else text.translate(_ODD).lower()
+
+
+@lru_cache(maxsize=RECENT_TEXTS)
+def words_in(text: str) -> frozenset[str]:
+    """The words of a text, `folded`."""
+    return frozenset(_WORD.findall(folded(text)))
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A pattern, and `words` of which one is in every text that it is in, or, with a star, a part of a word ("imagin*").
+
+    Most texts have none of them and are not searched: to look for words is many times quicker.
+    """
+
+    pattern: re.Pattern[str]
+    words: frozenset[str]
+    parts: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, words: str, pattern: str, flags: int = re.IGNORECASE) -> Self:
+        listed = words.split()
+        parts = tuple(word.rstrip("*") for word in listed if word.endswith("*"))
+        return cls(re.compile(pattern, flags), frozenset(word for word in listed if not word.endswith("*")), parts)
+
+    def may_be_in(self, text: str, said: frozenset[str]) -> bool:
+        """Whether a text whose words are among `said` need be searched."""
+        if not self.words.isdisjoint(said):
+            return True
+        return bool(self.parts) and any(map(folded(text).__contains__, self.parts))
+
+    def search(self, text: str) -> re.Match[str] | None:
+        return self.pattern.search(text) if self.may_be_in(text, words_in(text)) else None
+
+    def split(self, text: str) -> list[str]:
+        return self.pattern.split(text) if self.may_be_in(text, words_in(text)) else [text]
+
+    def cut(
+        self, text: str, said: frozenset[str], to: str | Callable[[re.Match[str]], str] = "", count: int = 0
+    ) -> tuple[str, int]:
+        """`re.subn` in a text whose words are among `said`."""
+        return self.pattern.subn(to, text, count) if self.may_be_in(text, said) else (text, 0)
 
 
 def asks(text: str) -> bool:
