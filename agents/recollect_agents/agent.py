@@ -199,7 +199,8 @@ class Agent:
             yield MemoryRetrieved(recalled.messages)
             if block := render(recalled.messages):
                 turn.prompt.append(block)
-                turn.known.update(same_text(message.content) for message in recalled.messages)
+                if self._memory_tools is not None:
+                    turn.known.update(same_text(message.content) for message in recalled.messages)
         turn.prompt += state.messages
         before = len(turn.prompt)
         steps = self.max_steps if max_steps is None else max_steps
@@ -367,7 +368,7 @@ class Agent:
 
         return MemoryTools(self._recall, self._writes, self.memory_mode)
 
-    def _write(self, turn: Turn, answer: Message | None = None) -> asyncio.Task[list[MemoryFailed]] | None:
+    def _write(self, turn: Turn, answer: Message | None = None) -> asyncio.Future[list[MemoryFailed]] | None:
         """Begin to write the turn. None where nothing is to be remembered."""
         if turn.asked is None:
             return None

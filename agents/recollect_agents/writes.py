@@ -23,20 +23,26 @@ class Writes:
         self._memories = memories
         self._under_way: dict[asyncio.Task[list[MemoryFailed]], InvocationContext] = {}
 
-    def begin(self, messages: Sequence[Message], ctx: InvocationContext) -> asyncio.Task[list[MemoryFailed]]:
-        """Write in a task that outlives whoever began it."""
-        task = asyncio.create_task(self._update(messages, ctx))
+    def begin(self, messages: Sequence[Message], ctx: InvocationContext) -> asyncio.Future[list[MemoryFailed]]:
+        """Write in a task that outlives whoever began it. Where every memory takes the messages at once, that was all."""
+        waiting = [memory for memory in self._memories if not _takes(memory, messages, ctx)]
+        if not waiting:
+            done: asyncio.Future[list[MemoryFailed]] = asyncio.get_running_loop().create_future()
+            done.set_result([])
+            return done
+        task = asyncio.create_task(self._update(waiting, messages, ctx))
         self._under_way[task] = ctx
         task.add_done_callback(self._under_way.pop)
         return task
 
     async def ended(
-        self, write: asyncio.Task[list[MemoryFailed]] | None, at_most: float | None = None
+        self, write: asyncio.Future[list[MemoryFailed]] | None, at_most: float | None = None
     ) -> Sequence[MemoryFailed | MemoryUpdated]:
         """How a write ended, or nothing where it has not within `at_most` seconds. Being cancelled leaves it running."""
         if write is None:
             return ()
-        await asyncio.wait((write,), timeout=at_most)
+        if not write.done():
+            await asyncio.wait((write,), timeout=at_most)
         return (write.result() or (MemoryUpdated(),)) if write.done() else ()
 
     async def settled(self, ctx: InvocationContext | None = None, at_most: float | None = None) -> None:
@@ -55,11 +61,13 @@ class Writes:
         if pending:
             await asyncio.wait(pending, timeout=at_most)
 
-    async def _update(self, messages: Sequence[Message], ctx: InvocationContext) -> list[MemoryFailed]:
-        if len(self._memories) == 1:
-            outcomes = [await self._update_one(self._memories[0], messages, ctx)]
+    async def _update(
+        self, memories: Sequence[Memory], messages: Sequence[Message], ctx: InvocationContext
+    ) -> list[MemoryFailed]:
+        if len(memories) == 1:
+            outcomes = [await self._update_one(memories[0], messages, ctx)]
         else:
-            outcomes = await asyncio.gather(*(self._update_one(memory, messages, ctx) for memory in self._memories))
+            outcomes = await asyncio.gather(*(self._update_one(memory, messages, ctx) for memory in memories))
         return [outcome for outcome in outcomes if outcome is not None]
 
     async def _update_one(
@@ -85,6 +93,13 @@ class Writes:
             log.warning("memory %s: %s raised", memory.name, what, exc_info=True)
             return MemoryFailed(what, memory.name, f"{type(error).__name__}: {error}")
         return None
+
+
+def _takes(memory: Memory, messages: Sequence[Message], ctx: InvocationContext) -> bool:
+    try:
+        return memory.take(list(messages), ctx=ctx)
+    except RecollectError:
+        return False  # `update` raises it again, where it is told
 
 
 def _same_owner(one: InvocationContext, other: InvocationContext) -> bool:

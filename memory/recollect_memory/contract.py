@@ -148,6 +148,11 @@ class Memory(ABC):
         Returning means accepted: the messages survive the process. Raises MemoryBackendError or IdentityError.
         """
 
+    def take(self, messages: list[Message], *, ctx: InvocationContext) -> bool:
+        """Take what `update` would be given, to write it later; False, as by default: nothing was taken, `update` is to be
+        awaited. Raises IdentityError where there is no scope."""
+        return False
+
     async def already_written(self, messages: list[Message], *, ctx: InvocationContext) -> bool:
         """Whether this turn is there, as far as the memory can tell; asked before a write that may have been made before.
 

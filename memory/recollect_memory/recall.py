@@ -6,7 +6,7 @@ import asyncio
 import logging
 import numbers
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -89,21 +89,28 @@ def merge(answers: Sequence[Sequence[Message]], budget: int) -> list[Message]:
     A text that was already taken joins the message that has it, which then names the sources of both. A message without a
     score has one by its place in its answer.
     """
-    heads = [(answer, 0) for answer in answers if answer]
+    given = [answer for answer in answers if answer]
     taken: dict[str, list[Message]] = {}
+    for message in given[0] if len(given) == 1 else _ranked(given):
+        same = same_text(message.content)
+        if same in taken:
+            taken[same].append(message)
+        elif len(taken) < budget:
+            taken[same] = [message]
+    return [_joined(*messages) for messages in taken.values()]
+
+
+def _ranked(answers: Sequence[Sequence[Message]]) -> Iterator[Message]:
+    """The messages of all answers, none of which is empty, in the order that `merge` describes."""
+    heads = [(answer, 0) for answer in answers]
     while heads:
         best = max(range(len(heads)), key=lambda i: (*_standing(*heads[i]), -i))
         answer, place = heads[best]
-        same = same_text(answer[place].content)
-        if same in taken:
-            taken[same].append(answer[place])
-        elif len(taken) < budget:
-            taken[same] = [answer[place]]
+        yield answer[place]
         if place + 1 < len(answer):
             heads[best] = answer, place + 1
         else:
             del heads[best]
-    return [_joined(*messages) for messages in taken.values()]
 
 
 def provenance(message: Message) -> Provenance:
@@ -125,22 +132,25 @@ def provenance(message: Message) -> Provenance:
 def moment(message: Message) -> datetime:
     """When it was said, in UTC; a time without zone is taken as that."""
     created = message.created_at
+    if created.tzinfo is UTC:
+        return created
     return created.replace(tzinfo=UTC) if created.tzinfo is None else created.astimezone(UTC)
 
 
 def _given(message: Message) -> Mapping[str, Any]:
     found = message.metadata.get("memory")
-    return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
+    return cast("Mapping[str, Any]", found) if isinstance(found, dict | Mapping) else {}
 
 
 def _score(message: Message) -> float | None:
     score = _given(message).get("score")
-    known = isinstance(score, numbers.Real) and abs(cast("Any", score)) < _LARGEST_SCORE
+    known = isinstance(score, float | numbers.Real) and abs(cast("Any", score)) < _LARGEST_SCORE
     return float(cast("Any", score)) if known else None
 
 
 def _storable(value: object) -> str:
-    return str(value).encode(errors="replace").decode()
+    text = str(value)
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def _standing(answer: Sequence[Message], place: int) -> tuple[float, datetime]:

@@ -57,9 +57,10 @@ def _fenced(introduction: str, entries: Iterable[str]) -> str:
 
 def _entry(memory: Message) -> str:
     speaker = " ".join(_harmless(memory.name or "").split())
-    return f"[{moment(memory):%Y-%m-%d}] {speaker + ': ' if speaker else ''}{_harmless(memory.content)}"
+    return f"[{moment(memory).date().isoformat()}] {speaker + ': ' if speaker else ''}{_harmless(memory.content)}"
 
 
 def _harmless(text: str) -> str:
     """The text without fence marks; further lines are indented, so that none can pass for an entry of its own."""
-    return "\n    ".join(line for line in _FENCE.sub("(", text).splitlines() if line.strip())
+    plain = _FENCE.sub("(", text) if "<" in text else text
+    return "\n    ".join([line for line in plain.splitlines() if line.strip()])

@@ -36,7 +36,6 @@ from a2a.utils.errors import (
     InvalidParamsError,
     TaskNotFoundError,
 )
-from google.protobuf.json_format import MessageToDict
 
 from .cards import ANY
 from .errors import translated
@@ -48,6 +47,7 @@ from .runtime.events import Event
 from .runtime.store import Listing, Store
 from .runtime.turn import Accepted, Caller
 from .values import unfit, unfit_message
+from .wire import struct_json
 
 _PAGE, _LONGEST_PAGE = 50, 100
 _USER = Role.ROLE_USER  # to look a name up in a protobuf enumeration takes longer than to check it
@@ -127,7 +127,7 @@ class Handler(RequestHandler):
         self._check_extensions(context)
         _history_length(params.configuration)
         caller = self._caller(context)
-        user = user_of(MessageToDict(params.metadata) if params.HasField("metadata") else {}, message.metadata)
+        user = user_of(struct_json(params.metadata), message.metadata)
         if params.configuration.HasField("task_push_notification_config"):
             await self._prepare(params.configuration.task_push_notification_config)
         extensions = frozenset(context.requested_extensions)

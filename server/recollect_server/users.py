@@ -95,7 +95,7 @@ class Users:
         return [
             {
                 "memory": failed.write.memory,
-                "user": failed.write.context.get("user_id"),
+                "user": failed.write.context.user_id,
                 "task": failed.task_id,
                 "tries": failed.tries,
                 "problem": failed.problem,

@@ -7,12 +7,14 @@ left to them, and the results are theirs to the letter.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, cast
 
 from a2a.types import Artifact, Message, Part, Role, SendMessageRequest, Task, TaskState, TaskStatus
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 _MESSAGE = {"messageId": "message_id", "contextId": "context_id", "taskId": "task_id"}
@@ -177,8 +179,27 @@ def _part(part: Part) -> dict[str, Any]:
 
 def _with_metadata(message: Task | Message | Artifact, found: dict[str, Any]) -> dict[str, Any]:
     if message.HasField("metadata"):
-        found["metadata"] = MessageToDict(message.metadata)
+        found["metadata"] = struct_json(message.metadata)
     return found
+
+
+def struct_json(struct: Struct) -> dict[str, Any]:
+    """`MessageToDict(struct)`. Raises ValueError for numbers that JSON cannot say, as it does."""
+    fields = struct.fields
+    return {key: _value_json(fields[key]) for key in fields}
+
+
+def _value_json(value: Value) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "string_value":
+        return value.string_value
+    if kind == "struct_value":
+        return struct_json(value.struct_value)
+    if kind == "number_value" and math.isfinite(number := value.number_value):
+        return number
+    if kind == "list_value":
+        return [_value_json(one) for one in value.list_value.values]
+    return MessageToDict(value)
 
 
 def time_json(stamp: Timestamp) -> str:

@@ -15,10 +15,9 @@ from google.protobuf.json_format import MessageToDict
 from numpy.typing import NDArray
 
 from recollect_memory import Embedder, InvocationContext, Memory, Message, Scope
-from recollect_memory.messages import message_json
 from recollect_memory.native.memory import NativeMemory
 from recollect_memory.sqlite import Database
-from recollect_server.runtime.outbox import Outbox, context_json
+from recollect_server.runtime.outbox import Outbox
 from recollect_server.runtime.sqlite import SQLiteStore
 from recollect_server.runtime.turn import Caller, DueWrite, MemoryWrite, Progress
 
@@ -76,7 +75,7 @@ class Turns:
         task.CopyFrom(accepted.task)
         task.status.state = TaskState.TASK_STATE_COMPLETED
         context = InvocationContext("s", user, turn_id=f"{accepted.task.id}/m")
-        write = MemoryWrite(memory, context_json(context), [message_json(Message("user", text))])
+        write = MemoryWrite(memory, context, [Message("user", text)])
         done = Progress(
             accepted.turn,
             state=task.status.state,

@@ -27,6 +27,8 @@ from google.protobuf.json_format import MessageToDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from recollect_memory import InvocationContext, ToolCall
+from recollect_memory import Message as Said
 from recollect_memory.sqlite import Database
 from recollect_server.runtime.sqlite import SQLiteStore
 from recollect_server.runtime.store import Listing, Store
@@ -330,7 +332,9 @@ async def test_progress_is_written_together(store: Store) -> None:
     """Snapshot, steps, pushes and memory writes of one commit."""
     found = await accept(store)
     await store.set_push_config(ANYONE, push_config(found.task.id))
-    write = MemoryWrite("default", {"session_id": "s"}, [{"role": "user", "content": "é 👩‍👩‍👧"}])
+    call = ToolCall("c", "look", {"at": "👩‍👩‍👧"})
+    said = [Said("user", "é", metadata={"origin": "note"}), Said("assistant", "", tool_calls=(call,))]
+    write = MemoryWrite("default", InvocationContext("s", metadata={"user_id": "é"}), said)
     pushed = status(found.task.id, COMPLETED)
     await end(store, found, steps=[("llm/0", '{"a":1}'), ("tool/1", None)], pushes=[pushed], writes=[write])
     assert await state_of(store, found) == COMPLETED
@@ -599,8 +603,7 @@ async def test_pages_are_stable_under_writes(
 def memory_write(
     memory: str = "default", text: str = "hello", *, session: str = "s", user: str | None = None, tenant: str = ""
 ) -> MemoryWrite:
-    context = {"session_id": session, "user_id": user, "tenant": tenant}
-    return MemoryWrite(memory, context, [{"role": "user", "content": text}])
+    return MemoryWrite(memory, InvocationContext(session, user, tenant), [Said("user", text)])
 
 
 async def test_memory_writes_are_owed_until_they_are_done(store: Store) -> None:
@@ -609,7 +612,7 @@ async def test_memory_writes_are_owed_until_they_are_done(store: Store) -> None:
     await end(store, first, writes=[memory_write(text="1"), memory_write("other", "2")])
     await end(store, second, writes=[memory_write(text="3", session="another")])
     due = await store.due_writes("default", 10)
-    assert [(one.task_id, one.tries, one.write.messages[0]["content"]) for one in due] == [
+    assert [(one.task_id, one.tries, one.write.messages[0].content) for one in due] == [
         (first.task.id, 0, "1"),
         (second.task.id, 0, "3"),
     ]
@@ -649,7 +652,7 @@ async def test_a_scopes_memory_writes_wait_for_each_other(store: Store) -> None:
         await end(store, await accept(store), writes=[memory_write(text=str(number), **scope)])
 
     async def due(memory: str = "default") -> list[str]:
-        return [str(one.write.messages[0]["content"]) for one in await store.due_writes(memory, 10)]
+        return [one.write.messages[0].content for one in await store.due_writes(memory, 10)]
 
     assert await due() == ["0", "1", "2", "3", "4"]
     first = (await store.due_writes("default", 1))[0]

@@ -7,14 +7,13 @@ import contextlib
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from recollect_memory import InvocationContext, ManagedMemory, Memory, Message, Scope
 from recollect_memory.errors import MemoryBackendError, RecollectError
-from recollect_memory.messages import message_json, message_of
 from recollect_memory.overlay import overlay
 from recollect_memory.recall import sound
 from recollect_server.metrics import Metrics
@@ -28,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 300.0
 """Seconds between tries: doubled each time, each a random part of it less."""
-_AT_ONCE = 8
+_AT_ONCE, _AT_ONCE_HERE = 8, 64
+"""Scopes that one memory is written for at the same time; the second where it shares the server's database: what is written
+at once shares a commit."""
 _MOST_IN_HAND = 1000
 """Writes of a memory that are handed over without being read again; beyond it, they are read from their rows."""
 _CANCEL_WITHIN = 1.0
@@ -39,7 +40,6 @@ _WAIT = 0.3
 """Seconds that a recall waits for what its scope is owed to arrive; what has not is laid over its answer."""
 _RECENT = 2
 """Messages that are owed and share no word with the question: it may well be about them ("I am from Italy", "my capital?")."""
-_CONTEXT = tuple(field.name for field in fields(InvocationContext))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class Outbox:
                 self._wake[name].set()
 
     def _note(self, write: MemoryWrite) -> None:
-        self._owed.setdefault(_key(write), []).append(write)
+        self._owed.setdefault(write.key, []).append(write)
 
     def owed(self, memory: str, scope: str) -> list[MemoryWrite]:
         return self._owed.get((memory, scope), [])
@@ -194,17 +194,19 @@ class Outbox:
     async def _deliver_all(self, due: list[DueWrite]) -> None:
         scopes: dict[tuple[str, str], list[DueWrite]] = {}
         for one in due:
-            scopes.setdefault(_key(one.write), []).append(one)
+            scopes.setdefault(one.write.key, []).append(one)
         if len(scopes) == 1:
             ((key, writes),) = scopes.items()
             return await self._deliver_in_order(key, writes)
-        gate = asyncio.Semaphore(_AT_ONCE)
+        here = self._store.done_alongside(due[0], self._memories[due[0].write.memory]) is not None
+        left = iter(scopes.items())
 
-        async def deliver(key: tuple[str, str], writes: list[DueWrite]) -> None:
-            async with gate:
+        async def deliver() -> None:
+            for key, writes in left:
                 await self._deliver_in_order(key, writes)
 
-        outcomes = await asyncio.gather(*(deliver(*one) for one in scopes.items()), return_exceptions=True)
+        several = (deliver() for _ in range(min(_AT_ONCE_HERE if here else _AT_ONCE, len(scopes))))
+        outcomes = await asyncio.gather(*several, return_exceptions=True)
         for outcome in outcomes:  # none is left running when one fails, for all that is due is read again
             if outcome is not None:
                 raise outcome
@@ -258,8 +260,7 @@ class Outbox:
 
     async def _hand_over(self, due: DueWrite) -> bool:
         write = due.write
-        memory, context = self._memories[write.memory], context_of(write.context)
-        messages = [message_of(value) for value in write.messages]
+        memory, context, messages = self._memories[write.memory], write.context, list(write.messages)
         doubtful = due.tries > 0 or _turn(write) in self._inherited
         try:
             if doubtful and await memory.already_written(messages, ctx=context):
@@ -313,7 +314,9 @@ class OutboxMemory(Memory):
         await self._outbox.settle(self.name, scope)
         owed = self._owed(query, scope)
 
-        def with_owed(found: Sequence[Message]) -> list[Message]:
+        def with_owed(found: list[Message]) -> list[Message]:
+            if not owed:
+                return found
             known = {message.content for message in found}
             return [*(message for message in owed if message.content not in known), *found][:top_k]
 
@@ -328,19 +331,23 @@ class OutboxMemory(Memory):
         return self._owed(query, Scope.of(ctx).key)[:top_k]
 
     def _owed(self, query: str, scope: str) -> list[Message]:
-        said = [message_of(value) for write in self._outbox.owed(self.name, scope) for value in write.messages]
+        owed = self._outbox.owed(self.name, scope)
+        if not owed:
+            return []
+        said = [message for write in owed for message in write.messages]
         return overlay(query, said, backend=self.name, recent=_RECENT)
 
     async def update(self, messages: list[Message], **kwargs: Any) -> None:
+        if not self.take(messages, ctx=kwargs["ctx"]):
+            await self._memory.update(messages, **kwargs)
+
+    def take(self, messages: list[Message], *, ctx: InvocationContext) -> bool:
         run = CURRENT.get()
         if run is None:
-            await self._memory.update(messages, **kwargs)
-            return
-        context: InvocationContext = kwargs["ctx"]
+            return False
         step = STEP.get()
-        (run.writes if step is None else step).append(
-            MemoryWrite(self.name, context_json(context), [message_json(message) for message in messages])
-        )
+        (run.writes if step is None else step).append(MemoryWrite(self.name, ctx, list(messages)))
+        return True
 
     @property
     def managed(self) -> ManagedMemory | None:
@@ -354,18 +361,15 @@ def backoff(tries: int, first: float = _FIRST_DELAY) -> float:
 
 
 def _is_of(write: MemoryWrite, tenant: str, user: str) -> bool:
-    context = context_of(write.context)
-    return (context.tenant, context.user_id) == (tenant, user)
-
-
-def _key(write: MemoryWrite) -> tuple[str, str]:
-    return write.memory, Scope.of(context_of(write.context)).key
+    return (write.context.tenant, write.context.user_id) == (tenant, user)
 
 
 def _same(one: MemoryWrite, other: MemoryWrite) -> bool:
     """Whether it is one write, in hand or read from its row: the same messages of the same turn."""
-    ids = [[message["id"] for message in write.messages] for write in (one, other)]
-    return one is other or (_turn(one) == _turn(other) and ids[0] == ids[1])
+    if one is other:
+        return True
+    ids = [[message.id for message in write.messages] for write in (one, other)]
+    return _turn(one) == _turn(other) and ids[0] == ids[1]
 
 
 def _seen(task: asyncio.Task[bool]) -> None:
@@ -374,12 +378,4 @@ def _seen(task: asyncio.Task[bool]) -> None:
 
 
 def _turn(write: MemoryWrite) -> tuple[str, object]:
-    return write.memory, write.context.get("turn_id")
-
-
-def context_json(context: InvocationContext) -> dict[str, Any]:
-    return {field: getattr(context, field) for field in _CONTEXT}
-
-
-def context_of(value: Mapping[str, Any]) -> InvocationContext:
-    return InvocationContext(**value)
+    return write.memory, write.context.turn_id

@@ -8,13 +8,18 @@ import os
 import sqlite3
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from a2a.types import Message, SendMessageRequest, Task, TaskPushNotificationConfig, TaskState
 
+from recollect_memory import InvocationContext
+from recollect_memory.messages import message_json, message_of
 from recollect_server.identity import USER_ID
 
 from .turn import Caller, MemoryWrite, Turn
+
+_CONTEXT = tuple(field.name for field in fields(InvocationContext))
 
 
 def now() -> int:
@@ -78,8 +83,15 @@ def turn_of(row: Mapping[str, Any], caller: Caller) -> Turn:
     )
 
 
+def write_values(write: MemoryWrite) -> tuple[str, str, str]:
+    """The memory, the context and the messages, as `write_of` takes them."""
+    context = {field: getattr(write.context, field) for field in _CONTEXT}
+    return write.memory, json.dumps(context), json.dumps([message_json(message) for message in write.messages])
+
+
 def write_of(memory: str, context: str, messages: str) -> MemoryWrite:
-    return MemoryWrite(memory, json.loads(context), json.loads(messages))
+    said = [message_of(value) for value in json.loads(messages)]
+    return MemoryWrite(memory, InvocationContext(**json.loads(context)), said)
 
 
 def config_of(blob: bytes) -> TaskPushNotificationConfig:

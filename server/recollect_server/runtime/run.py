@@ -83,13 +83,17 @@ class Run(EventQueue):
     # -- what the executor says ----------------------------------------------------------------------------------------
 
     async def enqueue_event(self, event: Event) -> None:
+        """`say` an event, if it can be stored."""
+        if problem := _unfit(event):
+            raise InvalidAgentResponseError(f"what the agent said cannot be stored: {problem}")
+        await self.say(event)
+
+    async def say(self, event: Event) -> None:
         """Apply, publish and log an event. One that ends or interrupts the task is published after it is committed."""
         if self.finishing:
             raise InvalidAgentResponseError("the agent went on speaking after its task had ended")
         if self._answer is not None or (self._spoke and isinstance(event, Message)):
             raise InvalidAgentResponseError("a message is an agent's only event, or none")
-        if problem := _unfit(event):
-            raise InvalidAgentResponseError(f"what the agent said cannot be stored: {problem}")
         if isinstance(event, Message):
             event.context_id = self.turn.context_id
             self._answer = event
@@ -193,7 +197,7 @@ class Run(EventQueue):
             message.role = Role.ROLE_AGENT
             message.parts.add(text=text)
         self._answer = None
-        await self.enqueue_event(event)
+        await self.say(event)
 
     # -- who listens ---------------------------------------------------------------------------------------------------
 

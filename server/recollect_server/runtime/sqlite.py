@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from recollect_memory import Memory
 from recollect_memory.sqlite import Alongside, Database, named_queries
 from recollect_server.identity import USER_ID
 
-from .rows import config_of, digest_of, named, new_id, new_task, now, scope_of, task_of, turn_of, write_of
+from .rows import config_of, digest_of, named, new_id, new_task, now, scope_of, task_of, turn_of, write_of, write_values
 from .store import Listing, OwnedTask, Store
 from .turn import (
     TERMINAL,
@@ -393,8 +392,7 @@ def _record(progress: Progress, db: sqlite3.Connection) -> list[DueWrite]:
 
 
 def _owe(turn: Turn, write: MemoryWrite, at: int, db: sqlite3.Connection) -> int:
-    context, messages = json.dumps(write.context), json.dumps(write.messages)
-    values = (turn.task_id, turn.id, write.memory, context, messages, at)
+    values = (turn.task_id, turn.id, *write_values(write), at)
     return db.execute(_SQL["record_write"], values).lastrowid or 0
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
 
 from a2a.types import Message, SendMessageRequest, Task, TaskPushNotificationConfig, TaskState
+
+from recollect_memory import InvocationContext, Scope
+from recollect_memory import Message as Remembered
 
 TERMINAL = frozenset(
     (
@@ -87,11 +89,16 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class MemoryWrite:
-    """A memory update that a turn owes: `context` and `messages` as JSON values."""
+    """A memory update that a turn owes. Raises IdentityError where `context` names no scope."""
 
     memory: str
-    context: Mapping[str, Any]
-    messages: list[Mapping[str, Any]]
+    context: InvocationContext
+    messages: Sequence[Remembered]
+    key: tuple[str, str] = field(init=False, compare=False)
+    """The memory and the scope: writes of one key are made in their order."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", (self.memory, Scope.of(self.context).key))
 
 
 @dataclass(frozen=True, slots=True)
