@@ -67,7 +67,6 @@ class Weights:
 
 
 WEIGHTS = Weights()
-_SIGNALS = len(fields(Weights))
 
 _K1, _B = 0.9, 0.4
 _FROM = np.array(((0.8,), (0.6,), (0.4,), (0.2,)), np.float32)
@@ -135,7 +134,7 @@ class Ranking:
     def explain(self, place: int) -> dict[str, float]:
         """What each signal gave this memory, adding up to its score; those that gave nothing are left out. "floor" is what
         lifts a sum below 0 to it."""
-        parts = {name: float(values[place]) for name, values in self.signals.items() if values[place]}
+        parts = {name: part for name, values in self.signals.items() if (part := float(values[place]))}
         below = sum(parts.values())
         return parts | {"floor": -below} if below < 0 else parts
 
@@ -145,13 +144,12 @@ class _Signals:
 
     def __init__(self, size: int, weights: Weights) -> None:
         self.named: dict[str, Floats] = {}
-        self._weights = weights
-        self._scale = 1.0 / _highest(weights)
-        self._table = np.empty((_SIGNALS, size), np.float32)
+        self._weights = _scaled(weights)
+        self._table = np.empty((len(self._weights), size), np.float32)
 
-    def give(self, name: str, values: NDArray[Any], *others: str) -> None:
-        """Values of 0..1 that count as `name` does, and for what `others` would have counted."""
-        weight = sum(getattr(self._weights, each) for each in (name, *others)) * self._scale
+    def give(self, name: str, values: NDArray[Any], instead_of: str | None = None) -> None:
+        """Values of 0..1. `instead_of`: a signal that cannot be had, for which this one counts too."""
+        weight = self._weights[name] + (self._weights[instead_of] if instead_of else 0)
         self.named[name] = np.multiply(values, np.float32(weight), out=self._table[len(self.named)])
 
     def sum(self) -> Floats:
@@ -261,7 +259,7 @@ def lexical(index: Index, matches: Postings, worth: Floats) -> tuple[Floats, Flo
         flat, rows = table.ravel(), np.repeat(np.arange(len(few.holding)) * width, few.holding)
         flat[rows + few.places] = here
         alone += np.add.reduce(table)
-        readers = rows + index.around.T.take(few.places, axis=1)  # of place -1: where the row before it ends
+        readers = rows + index.neighbours(few.places)  # of place -1: where the row before it ends
         np.maximum.at(flat, readers.ravel(), (_TO * here).ravel())
         around += np.add.reduce(table)
     return around[:size] / np.float32(total), alone[:size] / np.float32(total)
@@ -298,7 +296,7 @@ def max_sim(index: Index, query_tokens: NDArray[np.int8], candidates: Places, wo
     own *= worth.take(candidates)[:, None]
     row_of = np.full(index.size + 1, len(candidates), np.int32)  # the last element is where place -1 points
     row_of[candidates] = np.arange(len(candidates))
-    reach = known.take(row_of.take(index.around.T.take(candidates, axis=1)), axis=0)
+    reach = known.take(row_of.take(index.neighbours(candidates)), axis=0)
     reach *= _FROM[:, None]
     reach = np.maximum(own, np.maximum.reduce(reach))
     around[candidates] = _min_max(np.add.reduce(reach, axis=1))
@@ -348,7 +346,7 @@ def _repeats(index: Index, query: Query, matches: Postings) -> tuple[Floats, Flo
     Asked what it said, the assistant is heard.
     """
     echo, by_user = np.zeros(index.size, np.float32), index.column("by_user")
-    worth = np.where(by_user | query.asks_assistant, np.float32(1), np.float32(_ASSISTANT))
+    worth: Floats = np.maximum(by_user, np.float32(1 if query.asks_assistant else _ASSISTANT))
     asking = np.flatnonzero(index.column("asking") > _MOSTLY)
     if not len(asking) or not len(matches.places):
         return echo, worth
@@ -388,8 +386,10 @@ def _dated(index: Index, days: Iterable[Span]) -> Floats:
 
 
 @lru_cache(maxsize=8)
-def _highest(weights: Weights) -> float:
-    return sum(max(0.0, float(getattr(weights, field.name))) for field in fields(weights))
+def _scaled(weights: Weights) -> dict[str, float]:
+    """The weights by their names; those above 0 add up to 1."""
+    highest = sum(max(0.0, float(getattr(weights, field.name))) for field in fields(weights))
+    return {field.name: getattr(weights, field.name) / highest for field in fields(weights)}
 
 
 def _top(scores: Floats, most: int) -> Places:
