@@ -11,6 +11,7 @@ MaxSim of Khattab and Zaharia, "ColBERT" (2020), over the tokens of the sentence
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -214,7 +215,7 @@ def rank(
         signals.give("meaning", in_context)
         evidence.append(cosines)
     else:
-        signals.give("words", around, "meaning")
+        signals.give("words", around, instead_of="meaning")
     if query.tokens is not None and len(query.tokens) and len(index.tokens):
         so_far = _only(allowed, signals.sum(), -1.0)
         around, alone = max_sim(index, query.tokens, _top(so_far, _CANDIDATES), worth)
@@ -246,17 +247,16 @@ def lexical(index: Index, matches: Postings, worth: Floats) -> tuple[Floats, Flo
     """
     size, width = index.size, index.size + 1  # the last of a row is for place -1
     around, alone, total = np.zeros(width, np.float32), np.zeros(width, np.float32), 1e-9
-    longer = np.float32(_K1 * _B / index.average_length)
+    norms = index.column("lengths") * np.float32(_K1 * _B / index.average_length) + np.float32(_K1 * (1 - _B))
     for few in matches.in_parts(_TABLE // width):
-        rarity = np.log1p((size - few.holding + 0.5) / (few.holding + 0.5))
-        total += float(rarity.sum())
-        norms = index.column("lengths").take(few.places) * longer + np.float32(_K1 * (1 - _B))
-        here = few.counts * np.float32(_K1 + 1) / (few.counts + norms)
+        rarity = [math.log1p((size - held + 0.5) / (held + 0.5)) for held in few.holding.tolist()]
+        total += sum(rarity)
+        here = few.counts * np.float32(_K1 + 1) / (few.counts + norms.take(few.places))
         np.minimum(here, 1.0, out=here)
-        here *= np.repeat(rarity.astype(np.float32), few.holding)
+        here *= np.array(rarity, np.float32).repeat(few.holding)
         here *= worth.take(few.places)
-        table = np.zeros((len(few.holding), width), np.float32)
-        flat, rows = table.ravel(), np.repeat(np.arange(len(few.holding)) * width, few.holding)
+        table = np.zeros((len(rarity), width), np.float32)
+        flat, rows = table.ravel(), np.arange(0, len(rarity) * width, width).repeat(few.holding)
         flat[rows + few.places] = here
         alone += np.add.reduce(table)
         readers = rows + index.neighbours(few.places)  # of place -1: where the row before it ends
@@ -286,15 +286,16 @@ def max_sim(index: Index, query_tokens: NDArray[np.int8], candidates: Places, wo
     if not len(candidates):
         return around, alone
     counts = index.column("token_counts").take(candidates)
-    ends = np.cumsum(counts)
+    ends = counts.cumsum()
     starts = ends - counts
-    rows = np.repeat(index.column("token_starts").take(candidates) - starts, counts) + np.arange(int(ends[-1]))
+    firsts: Places = index.column("token_starts").take(candidates) - starts
+    rows = firsts.repeat(counts) + np.arange(int(ends[-1]))
     near = index.tokens.take(rows, axis=0).astype(np.float32) @ (query_tokens.T / np.float32(127 * 127))
-    known = np.full((len(candidates) + 1, len(query_tokens)), -1.0, np.float32)  # the last row: what is no candidate
-    own = known[:-1]
+    known = np.empty((len(candidates) + 1, len(query_tokens)), np.float32)
+    own, known[-1] = known[:-1], -1.0  # the last row is for what is no candidate
     np.maximum.reduceat(near, starts, axis=0, out=own)
     own *= worth.take(candidates)[:, None]
-    row_of = np.full(index.size + 1, len(candidates), np.int32)  # the last element is where place -1 points
+    row_of = np.full(index.size + 1, -1, np.int32)  # the last element is where place -1 points
     row_of[candidates] = np.arange(len(candidates))
     reach = known.take(row_of.take(index.neighbours(candidates)), axis=0)
     reach *= _FROM[:, None]
@@ -324,10 +325,10 @@ def _give_priors(signals: _Signals, index: Index, query: Query, now: datetime) -
 def _stretch(index: Index, evidence: Floats) -> Floats:
     """The mean of the three best of each memory's stretch of talk."""
     stretches, sizes = index.column("stretches"), index.stretch_sizes
-    order = np.argsort(stretches, kind="stable")  # they are nearly in order
+    order = stretches.argsort(kind="stable")  # they are nearly in order
     # floats from 0 up are ordered as their bits are: how much, and then where, in one number
     left = (evidence.take(order).view(np.int32).astype(np.int64) << 32) | np.arange(index.size)
-    starts, highest = np.cumsum(sizes) - sizes, np.empty((_STRETCH_BEST, len(sizes)), np.int64)
+    starts, highest = sizes.cumsum() - sizes, np.empty((_STRETCH_BEST, len(sizes)), np.int64)
     for taken in highest:
         np.maximum.reduceat(left, starts, out=taken)
         at = taken & 0xFFFFFFFF
@@ -347,7 +348,7 @@ def _repeats(index: Index, query: Query, matches: Postings) -> tuple[Floats, Flo
     """
     echo, by_user = np.zeros(index.size, np.float32), index.column("by_user")
     worth: Floats = np.maximum(by_user, np.float32(1 if query.asks_assistant else _ASSISTANT))
-    asking = np.flatnonzero(index.column("asking") > _MOSTLY)
+    (asking,) = (index.column("asking") > _MOSTLY).nonzero()
     if not len(asking) or not len(matches.places):
         return echo, worth
     matched = np.bincount(matches.places, minlength=index.size).take(asking).astype(np.float32)
@@ -395,8 +396,10 @@ def _scaled(weights: Weights) -> dict[str, float]:
 def _top(scores: Floats, most: int) -> Places:
     if most >= len(scores):
         return np.arange(len(scores))
-    bound = np.partition(scores, len(scores) - most)[len(scores) - most]
-    return np.flatnonzero(scores >= bound)
+    ordered = scores.copy()
+    ordered.partition(len(scores) - most)
+    places: Places = (scores >= ordered[len(scores) - most]).nonzero()[0]
+    return places
 
 
 def _day(day: date) -> int:
@@ -409,4 +412,4 @@ def _only(allowed: NDArray[np.bool_] | None, values: Floats, otherwise: float) -
 
 def _min_max(values: Floats) -> Floats:
     low, high = np.minimum.reduce(values), np.maximum.reduce(values)
-    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return (values - low) / (high - low) if high > low else np.zeros(len(values), np.float32)
