@@ -37,6 +37,7 @@ LOOK_BACK = 8
 READ_WITH = (0.6, 0.3)
 """The shares of the one and the two memories before it with which a vector is read: an answer means what it means after
 its question."""
+_SHARES = np.array(READ_WITH, np.float32)[:, None]
 _FROM_ITSELF = np.arange(LOOK_BACK + 1)
 _AT_ONCE = 512
 """Memories that are related to those before them in one go: some 6 MB of vectors."""
@@ -342,10 +343,9 @@ class Index:
         own, before = vectors[at], at[:, None] - _FROM_ITSELF[1:]
         cosines = np.vecdot(own[:, None], vectors[np.maximum(before, 0)]) * (before >= 0)
         columns["novelty"][at] = 1.0 - np.maximum(np.maximum.reduce(cosines, axis=1), 0.0)
-        for place, share in enumerate(READ_WITH):
-            follows = self._around[place].take(at)
-            shares = np.where(follows >= 0, np.float32(share), np.float32(0))
-            own += shares[:, None] * vectors[np.maximum(follows, 0)]
+        follows = self._around[:2, at]
+        shares = np.where(follows >= 0, _SHARES, np.float32(0))
+        own += np.add.reduce(shares[:, :, None] * vectors[np.maximum(follows, 0)])
         columns["context_norms"][at] = 1.0 / np.maximum(np.sqrt(np.vecdot(own, own)), 1e-6)
 
     def _add_tokens(self, place: int, tokens: NDArray[np.int8]) -> None:
