@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -221,7 +221,7 @@ def rank(
         around, alone = max_sim(index, query.tokens, _top(so_far, _CANDIDATES), worth)
         signals.give("tokens", around)
         evidence.append(alone)
-    mean = np.add.reduce(evidence) / np.float32(len(evidence))
+    mean = reduce(np.add, evidence) / np.float32(len(evidence))
     signals.give("stretch", _stretch(index, _only(allowed, mean, 0.0)))
     scores = signals.sum()
     np.minimum(np.maximum(scores, 0.0, out=scores), 1.0, out=scores)
@@ -247,11 +247,12 @@ def lexical(index: Index, matches: Postings, worth: Floats) -> tuple[Floats, Flo
     """
     size, width = index.size, index.size + 1  # the last of a row is for place -1
     around, alone, total = np.zeros(width, np.float32), np.zeros(width, np.float32), 1e-9
-    norms = index.column("lengths") * np.float32(_K1 * _B / index.average_length) + np.float32(_K1 * (1 - _B))
+    longer, shortest = np.float32(_K1 * _B / index.average_length), np.float32(_K1 * (1 - _B))
     for few in matches.in_parts(_TABLE // width):
         rarity = [math.log1p((size - held + 0.5) / (held + 0.5)) for held in few.holding.tolist()]
         total += sum(rarity)
-        here = few.counts * np.float32(_K1 + 1) / (few.counts + norms.take(few.places))
+        norms = index.column("lengths").take(few.places) * longer + shortest
+        here = few.counts * np.float32(_K1 + 1) / (few.counts + norms)
         np.minimum(here, 1.0, out=here)
         here *= np.array(rarity, np.float32).repeat(few.holding)
         here *= worth.take(few.places)
@@ -348,14 +349,17 @@ def _repeats(index: Index, query: Query, matches: Postings) -> tuple[Floats, Flo
     """
     echo, by_user = np.zeros(index.size, np.float32), index.column("by_user")
     worth: Floats = np.maximum(by_user, np.float32(1 if query.asks_assistant else _ASSISTANT))
-    (asking,) = (index.column("asking") > _MOSTLY).nonzero()
-    if not len(asking) or not len(matches.places):
+    if not len(matches.places):
         return echo, worth
-    matched = np.bincount(matches.places, minlength=index.size).take(asking).astype(np.float32)
-    echo[asking] = share = matched / np.maximum(index.column("distinct").take(asking), 1)
-    same = 2 * share * matched / np.float32(len(matches.holding)) - 1
-    again = np.flatnonzero(same > 0)
-    asked, left = asking[again], 1 - same[again]
+    matched = np.bincount(matches.places, minlength=index.size) * (index.column("asking") > _MOSTLY)
+    (asking,) = matched.nonzero()
+    count = matched.take(asking).astype(np.float32)
+    echo[asking] = share = count / index.column("distinct").take(asking)
+    same = 2 * share * count / np.float32(len(matches.holding)) - 1
+    (again,) = (same > 0).nonzero()
+    if not len(again):
+        return echo, worth
+    asked, left = asking.take(again), 1 - same.take(again)
     worth[asked] *= left
     if not query.asks_assistant:
         answers = index.around[asked, 2]
