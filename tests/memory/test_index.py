@@ -40,6 +40,8 @@ COLUMNS = (
         "expires_at",
         "pinned",
         "quarantined",
+        "found_until",
+        "substance",
     ),
 )
 
@@ -203,6 +205,46 @@ def test_what_has_no_end_ends_never() -> None:
     assert index.column("valid_to").tolist() == [NEVER, 6]
     assert index.column("expires_at").tolist() == [NEVER, 7]
     assert index.column("quarantined").tolist() == [False, True]
+
+
+def test_until_when_it_is_found() -> None:
+    """What is hidden is not, what is pinned always; what passes counts for less, unless it is kept."""
+    rows = [
+        *(row(1, "tea"), row(2, "tea", expires_at=7), row(3, "tea", expires_at=7, pinned=1)),
+        *(
+            row(4, "tea", valid_to=6, pinned=1),
+            row(5, "tea", quarantined=1),
+            row(6, "tea", expires_at=7, kind="Entity"),
+        ),
+    ]
+    index = index_of(*rows)
+    assert index.column("found_until").tolist() == [NEVER, 7, NEVER, 0, 0, 7]
+    assert (index.column("substance") < 1).tolist() == [False, True, True, False, False, False]
+
+
+def test_only_a_preference_is_an_instruction_for_every_answer() -> None:
+    """Also one that a message became later."""
+    text = "Always answer in French"
+    index = index_of(row(1, text), row(2, text, kind="Preference"), row(3, "I like tea", kind="Preference"))
+    assert index.column("standing").tolist() == [False, True, False]
+    index.apply([row(1, text, 4, kind="Preference")], 4)
+    assert index.column("standing").tolist() == [True, True, False]
+
+
+def test_terms_a_few_at_a_time_are_the_same() -> None:
+    """Postings in parts: one term at least, none twice, none lost."""
+    found = index_of(row(1, "tea and cake and tea"), row(2, "a car")).postings(["car", "of", "tea", "cake"])
+    for most in (0, 1, 3, 4):
+        parts = list(found.in_parts(most))
+        assert max(len(part.holding) for part in parts) == max(most, 1)
+        for name in ("holding", "places", "counts"):
+            joined = np.concatenate([getattr(part, name) for part in parts])
+            np.testing.assert_array_equal(joined, getattr(found, name))
+    assert (found.holding.tolist(), found.places.tolist(), found.counts.tolist()) == (
+        [1, 0, 1, 1],
+        [1, 0, 0],
+        [1, 2, 1],
+    )
 
 
 def test_the_least_recently_used_goes_first() -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from recollect_memory import Message
 from recollect_memory.native.cues import NUMBER, PLACE, REASON, TIME, TITLE, asking, cues, naming, needs_memory, wanted
-from recollect_memory.native.dates import spans
+from recollect_memory.native.dates import names_days, spans
 from recollect_memory.native.memory import NativeMemory
 from recollect_memory.native.words import asks, forget, terms
 from recollect_memory.sqlite import Database
@@ -221,14 +221,17 @@ def test_sorts_of_questions(question: str, expected: int) -> None:
 def test_days_that_a_question_names(question: str, expected: list[tuple[str, str]]) -> None:
     """First and last day; without a year, in each that is looked for; from today where it counts from there."""
     assert [(str(first), str(last)) for first, last in spans(question, TODAY, YEARS)] == expected
+    assert names_days(question) or not expected
 
 
 @given(
     st.text(max_size=60) | st.from_regex(r"(in|on|between)? ?[0-9]{1,4}[-/ ](May|Feb|[0-9]{2})[- ][0-9]{1,4}( ago)?")
 )
 def test_law_any_question_names_days_or_none(question: str) -> None:
-    """Whatever it says: days in order, and no error."""
-    for first, last in spans(question, TODAY, YEARS):
+    """Whatever it says: days in order, and no error; where none may be, there is none."""
+    found = spans(question, TODAY, YEARS)
+    assert names_days(question) or not found
+    for first, last in found:
         assert first <= last
 
 

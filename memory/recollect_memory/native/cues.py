@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 
 from .words import asks, is_stop_word
 
@@ -12,54 +13,124 @@ MONTHS = (
     *("january", "february", "march", "april", "may", "june", "july"),
     *("august", "september", "october", "november", "december"),
 )
-_PLAIN_MONTHS = "|".join(month for month in MONTHS if month not in ("march", "may"))
-_TIMES = rf"""
-    yesterday | today | tonight | tomorrow | last | ago | next | since | recently | (?:week(?:end)? | month | year | day)s?
-    | mon(?:day)? | tues(?:day)? | wed(?:nesday)? | thurs(?:day)? | fri(?:day)? | saturday | sunday
-    | (?:19|20)\d\d | \d{{1,2}}(?:st|nd|rd|th) | {_PLAIN_MONTHS}
-"""
-_NUMBERS = r"""
-    \d+ | one | two | three | four | five | six | seven | eight | nine | ten | eleven | twelve | twenty | thirty
-    | forty | fifty | hundred | thousand | dozen | couple | twice | once | first
-    | second | third
-"""
-_REASONS = r"""
-    because | '?cause | cuz | so\ that | that's\ why | reason | inspire\w* | motivat\w+ | made\ me | want(?:ed)?\ to
-    | helps?\ me | due\ to | thanks\ to
-"""
-_QUOTED = r"[\"\u201c\u00ab]\s?[A-Z][^\"\u201d\u00bb]{2,60}[\"\u201d\u00bb]"
-_CAPITALISED = r"(?<=[a-z,]\ )(?:[A-Z][\w'\u2019]+\ ){1,4}[A-Z][\w'\u2019]+"
 
 
 def _any_of(words: str) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{words})\b", re.IGNORECASE | re.VERBOSE)
 
 
-_HELD = (
-    (TIME, _any_of(_TIMES)),
-    (PLACE, re.compile(r"\b(?:in|at|to|from|near|around|visit(?:ed|ing)?)\s+(?:the\s+)?[A-Z]\w+")),
-    (NUMBER, _any_of(_NUMBERS)),
-    (TITLE, re.compile(f"{_QUOTED}|{_CAPITALISED}", re.VERBOSE)),
-    (REASON, _any_of(_REASONS)),
-)
-_WANTED = (
+_Cue = tuple[int, frozenset[str], re.Pattern[str] | None]
+"""A sort of answer, words of which one is enough, and how else it is told."""
+_HELD: tuple[_Cue, ...] = (
     (
         TIME,
+        frozenset(month for month in MONTHS if month not in ("march", "may"))
+        | frozenset(["yesterday", "today", "tonight", "tomorrow", "last", "ago", "next", "since", "recently"])
+        | frozenset(
+            [
+                "day",
+                "days",
+                "week",
+                "weeks",
+                "weekend",
+                "weekends",
+                "month",
+                "months",
+                "year",
+                "years",
+                "saturday",
+                "sunday",
+            ]
+        )
+        | frozenset(["mon", "monday", "tues", "tuesday", "wed", "wednesday", "thurs", "thursday", "fri", "friday"]),
+        _any_of(r"(?:19|20)\d\d | \d{1,2}(?:st|nd|rd|th)"),
+    ),
+    (
+        PLACE,
+        frozenset(),
+        re.compile(r"\b(?:in|at|to|from|near|around|visit(?:ed|ing)?)\s+(?:the\s+)?[A-Z]\w+"),
+    ),
+    (
+        NUMBER,
+        frozenset(
+            [
+                "one",
+                "two",
+                "three",
+                "four",
+                "five",
+                "six",
+                "seven",
+                "eight",
+                "nine",
+                "ten",
+                "eleven",
+                "twelve",
+                "twenty",
+                "thirty",
+                "forty",
+                "fifty",
+            ]
+        )
+        | frozenset(["hundred", "thousand", "dozen", "couple", "twice", "once", "first", "second", "third"]),
+        re.compile(r"\b\d+\b"),
+    ),
+    (
+        TITLE,
+        frozenset(),
+        re.compile(
+            r"[\"\u201c\u00ab]\s?[A-Z][^\"\u201d\u00bb]{2,60}[\"\u201d\u00bb]"
+            r"|(?<=[a-z,] )(?:[A-Z][\w'\u2019]+ ){1,4}[A-Z][\w'\u2019]+"
+        ),
+    ),
+    (
+        REASON,
+        frozenset({"because", "cause", "cuz", "reason"}),
         _any_of(
-            r"when | (?:what|which)\ (?:date|day|month|year|time|week) | how\ (?:long|old) | what\ age"
+            r"so\ that | that's\ why | inspire\w* | motivat\w+ | made\ me | want(?:ed)?\ to | helps?\ me | due\ to"
+            r"| thanks\ to"
+        ),
+    ),
+)
+_WANTED: tuple[_Cue, ...] = (
+    (
+        TIME,
+        frozenset({"when"}),
+        _any_of(
+            r"(?:what|which)\ (?:date|day|month|year|time|week) | how\ (?:long|old) | what\ age"
             r"| how\ (?:many|much)\ (?:days|weeks|months|years|time)"
         ),
     ),
-    (PLACE, _any_of(r"where | (?:what|which)\ (?:city|cities|country|countries|state|town|place|location)s?")),
-    (NUMBER, _any_of(r"how\ (?:many|much|often|long|old|far|big|tall) | what\ number")),
+    (
+        PLACE,
+        frozenset({"where"}),
+        _any_of(r"(?:what|which)\ (?:city|cities|country|countries|state|town|place|location)s?"),
+    ),
+    (NUMBER, frozenset(), _any_of(r"how\ (?:many|much|often|long|old|far|big|tall) | what\ number")),
     (
         TITLE,
-        _any_of(
-            r"(?:book|novel|movie|film|show|song|album|band|artist|author|podcast|game|restaurant|brand|title|name)s?"
-            r"| series | called | named"
+        frozenset(["series", "called", "named"]).union(
+            *(
+                (noun, f"{noun}s")
+                for noun in [
+                    "book",
+                    "novel",
+                    "movie",
+                    "film",
+                    "show",
+                    "song",
+                    "album",
+                    "band",
+                    "artist",
+                    "author",
+                    "podcast",
+                ]
+            ),
+            *((noun, f"{noun}s") for noun in ["game", "restaurant", "brand", "title", "name"]),
         ),
+        None,
     ),
-    (REASON, _any_of(r"why | reasons? | inspire\w* | motivat\w+")),
+    (REASON, frozenset({"why", "reason", "reasons"}), _any_of(r"inspire\w* | motivat\w+")),
 )
 _SENTENCE = re.compile(r"(?<=[.!?\u061f\uff1f\u3002\uff01])\s+|\n+")
 _WORD = re.compile(r"\w+")
@@ -98,23 +169,32 @@ _COURTESY = re.compile(rf"(?:(?:{_COURTESIES})(?:\ |$)(?:(?:and|so|then|well|ple
 
 def cues(text: str) -> int:
     """Which sorts of answer a text may hold: a sum of TIME, PLACE, NUMBER, TITLE and REASON."""
-    return sum(bit for bit, pattern in _HELD if pattern.search(text))
+    return _seen(text, _HELD)
 
 
 def wanted(question: str) -> int:
     """Which sorts of answer a question wants, in the same bits."""
-    return sum(bit for bit, pattern in _WANTED if pattern.search(question))
+    return _seen(question, _WANTED)
+
+
+def _seen(text: str, cues: Sequence[_Cue]) -> int:
+    words = frozenset(_WORD.findall(text.casefold()))
+    return sum(
+        bit
+        for bit, telling, pattern in cues
+        if not words.isdisjoint(telling) or (pattern is not None and pattern.search(text) is not None)
+    )
 
 
 def asking(text: str) -> float:
     """The share of a text's words that stand in questions and requests, 0..1."""
-    asked = words = 0
-    for sentence in _SENTENCE.split(_without_aside(text)):
-        count = len(_WORD.findall(sentence))
-        words += count
-        if asks(sentence.rstrip(_CLOSING)):
-            asked += count
-    return asked / max(words, 1)
+    sentences = _SENTENCE.split(_without_aside(text))
+    asked = [sentence for sentence in sentences if asks(sentence.rstrip(_CLOSING))]
+    return _count(asked) / max(_count(sentences), 1) if asked else 0.0
+
+
+def _count(sentences: Iterable[str]) -> int:
+    return sum(len(_WORD.findall(sentence)) for sentence in sentences)
 
 
 def _without_aside(text: str) -> str:

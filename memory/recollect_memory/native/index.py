@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recollect_memory.contract import Scope
+from recollect_memory.contract import MemoryKind, Scope
 
 from .cues import asking, cues, naming
 from .guard import applies_always
@@ -37,6 +37,7 @@ LOOK_BACK = 8
 READ_WITH = (0.6, 0.3)
 """The shares of the one and the two memories before it with which a vector is read: an answer means what it means after
 its question."""
+_SHARES = np.array(READ_WITH, np.float32)[:, None]
 _FROM_ITSELF = np.arange(LOOK_BACK + 1)
 _AT_ONCE = 512
 """Memories that are related to those before them in one go: some 6 MB of vectors."""
@@ -68,9 +69,13 @@ _COLUMNS: dict[str, tuple[type[np.generic], float]] = {
     "expires_at": (np.int64, 0),
     "pinned": (np.bool_, 0),
     "quarantined": (np.bool_, 0),
+    "found_until": (np.int64, 0),
+    "substance": (np.float32, 1),
 }
 NEVER = 2**63 - 1
 """The time of what has no end."""
+_PASSING = 0.6
+"""What the score of small talk and questions counts for, which are kept for a while only."""
 _INDEX_BYTES, _TERM_BYTES, _POSTING_BYTES = 4_000, 250, 8
 _WORD = re.compile(r"\w+")
 _NOWHERE: tuple[array[int], array[float]] = array("i"), array("f")
@@ -84,7 +89,7 @@ class Postings:
     `counts`: how often. Shape (terms,), (all,) and (all,)."""
 
     holding: NDArray[np.intp]
-    places: NDArray[np.int32]
+    places: NDArray[np.intp]
     counts: NDArray[np.float32]
 
     def in_parts(self, most: int) -> Iterator[Postings]:
@@ -160,19 +165,24 @@ class Index:
         and different ones. fullness: 0..1, from nothing to `FULL` words. asking: share of the words that stand in
         questions. novelty: 1 - the highest cosine to the `LOOK_BACK` before it. context_norms: 1 / the length of the
         vector summed with `READ_WITH` of those before it. cues: bits of `cues`. by_user: said by the user, or made from
-        what was said. standing: an instruction for every answer. embedded: has a vector of the current model. speakers:
-        numbers of `speaker_codes`. stretches: which stretch of talk, below `stretch_count`. token_starts, token_counts: its
-        rows of `tokens`.
+        what was said. embedded: has a vector of the current model. speakers: numbers of `speaker_codes`. stretches: which
+        stretch of talk, below `stretch_count`. token_starts, token_counts: its rows of `tokens`.
 
-        And what may change of it: kinds: numbers of `kind_codes`. created_at, valid_from, valid_to, expires_at: in
-        microseconds, NEVER for what has no end. pinned, quarantined.
+        And what may change of it: kinds: numbers of `kind_codes`. standing: a preference that is an instruction for every
+        answer. created_at, valid_from, valid_to, expires_at: in microseconds, NEVER for what has no end. pinned,
+        quarantined. found_until: until when it is found by who asks for nothing special. substance: 0..1, what its score
+        counts for.
         """
         return self._columns[name][: self.size]
 
     @property
     def around(self) -> NDArray[np.int32]:
         """The memories one and two before it, and one and two after it, in its session: shape (size, 4), -1 for none."""
-        return self._around[:, : self.size].T  # a column is contiguous: that is how it is read
+        return self._around[:, : self.size].T
+
+    def neighbours(self, places: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
+        """The same of these memories, in columns: shape (4, places)."""
+        return self._around.take(places, axis=1)
 
     @property
     def stretch_sizes(self) -> NDArray[np.int32]:
@@ -207,7 +217,7 @@ class Index:
             places += held
             counts += often
         holding = np.array([len(held) for held, _ in found], np.intp)
-        return Postings(holding, np.frombuffer(places, np.int32), np.frombuffer(counts, np.float32))
+        return Postings(holding, np.frombuffer(places, np.int32).astype(np.intp), np.frombuffer(counts, np.float32))
 
     @property
     def nbytes(self) -> int:
@@ -224,29 +234,37 @@ class Index:
         What may change of a row it knows is all but its text: who takes a text away starts a new epoch.
         """
         self._reserve(self.size + len(rows))
-        embedded: list[int] = []
+        new: list[int] = []  # those that are given a vector
+        late: list[int] = []
         for row in rows:
-            place = self._places.get(row.seq)
-            if place is None:
-                place = self._append(row)
-            if row.embedder is not None and row.embedder == self._embedder and not self._columns["embedded"][place]:
-                self._embed(place, row)
-                embedded.append(place)
+            known = self._places.get(row.seq)
+            place = self._append(row) if known is None else known
+            if not self._columns["embedded"][place] and self._embed(place, row):
+                (new if known is None else late).append(place)
             self._refresh(place, row)
-        for start in range(0, len(embedded), _AT_ONCE):
-            self._relate(np.array(embedded[start : start + _AT_ONCE]))
+        for start in range(0, len(new), _AT_ONCE):
+            self._relate(np.array(new[start : start + _AT_ONCE]))
+        for start in range(0, len(late), _AT_ONCE):
+            self._relate(self._affected(np.array(late[start : start + _AT_ONCE])))
         self.version = max([self.version, version, *(row.version for row in rows)])
 
     def _refresh(self, place: int, row: IndexRow) -> None:
         columns = self._columns
+        valid_to = NEVER if row.valid_to is None else row.valid_to
+        expires_at = NEVER if row.expires_at is None else row.expires_at
         columns["said_at"][place] = row.said_at / 1e6
         columns["kinds"][place] = self.kind_codes.setdefault(row.kind, len(self.kind_codes))
+        columns["standing"][place] = row.kind == MemoryKind.PREFERENCE and applies_always(row.content)
         columns["created_at"][place] = row.created_at
         columns["valid_from"][place] = row.created_at if row.valid_from is None else row.valid_from
-        columns["valid_to"][place] = NEVER if row.valid_to is None else row.valid_to
-        columns["expires_at"][place] = NEVER if row.expires_at is None else row.expires_at
+        columns["valid_to"][place] = valid_to
+        columns["expires_at"][place] = expires_at
         columns["pinned"][place] = row.pinned
         columns["quarantined"][place] = row.quarantined
+        hidden = row.quarantined or valid_to != NEVER
+        columns["found_until"][place] = 0 if hidden else NEVER if row.pinned else expires_at
+        passes = row.kind == MemoryKind.RECENT_MESSAGE and expires_at != NEVER
+        columns["substance"][place] = _PASSING if passes else 1.0
 
     def _append(self, row: IndexRow) -> int:
         place, columns = self.size, self._columns
@@ -267,7 +285,6 @@ class Index:
         columns["asking"][place] = asking(row.content)
         columns["cues"][place] = cues(row.content)
         columns["by_user"][place] = row.role != "assistant" and row.speaker.casefold() not in _ASSISTANTS
-        columns["standing"][place] = applies_always(row.content)
         columns["speakers"][place] = self._speaker(row.speaker)
         self._follow(place, row)
         self._places[row.seq] = place
@@ -302,28 +319,35 @@ class Index:
         self._stretch_sizes[talk.stretch] = talk.filled
         self._columns["stretches"][place] = talk.stretch
 
-    def _embed(self, place: int, row: IndexRow) -> None:
-        """Take in the vectors."""
-        if row.vector is not None and len(row.vector) == 4 * self._dimensions:
-            self._vectors[place] = np.frombuffer(row.vector, dtype="<f4")
-            self._columns["embedded"][place] = self.has_vectors = True
+    def _embed(self, place: int, row: IndexRow) -> bool:
+        """Take in the vectors, if they are of this model; whether there is one now."""
+        if row.embedder is None or row.embedder != self._embedder:
+            return False
         if row.tokens and self._token_width and not len(row.tokens) % self._token_width:
             self._add_tokens(place, np.frombuffer(row.tokens, dtype=np.int8).reshape(-1, self._token_width))
+        if row.vector is None or len(row.vector) != 4 * self._dimensions:
+            return False
+        self._vectors[place] = np.frombuffer(row.vector, dtype="<f4")
+        self._columns["embedded"][place] = self.has_vectors = True
+        return True
 
-    def _relate(self, places: NDArray[np.int64]) -> None:
-        """How new those are that were embedded, and those after them, and how long their vectors are with those before."""
-        columns, vectors = self._columns, self._vectors
+    def _affected(self, places: NDArray[np.int64]) -> NDArray[np.integer[Any]]:
+        """These and those after them, as far as they have a vector: what is read in the light of these."""
         after = (places[:, None] + _FROM_ITSELF).ravel()
         at = np.unique(np.concatenate((after, self._around[2:, places].ravel())))
         at = at[(at >= 0) & (at < self.size)]
-        at = at[columns["embedded"][at]]
+        embedded: NDArray[np.bool_] = self._columns["embedded"][at]
+        return at[embedded]
+
+    def _relate(self, at: NDArray[np.integer[Any]]) -> None:
+        """How new these are, and how long their vectors are with those before; they have one."""
+        columns, vectors = self._columns, self._vectors
         own, before = vectors[at], at[:, None] - _FROM_ITSELF[1:]
-        cosines = np.vecdot(own[:, None], vectors[np.maximum(before, 0)])
-        columns["novelty"][at] = 1.0 - np.max(cosines, axis=1, initial=0.0, where=before >= 0)
-        follows = self._around[:2, at].T
-        shares = np.where(follows >= 0, np.array(READ_WITH, np.float32), np.float32(0))
-        for share, followed in zip(shares.T, vectors[np.maximum(follows, 0)].swapaxes(0, 1), strict=True):
-            own += share[:, None] * followed
+        cosines = np.vecdot(own[:, None], vectors[np.maximum(before, 0)]) * (before >= 0)
+        columns["novelty"][at] = 1.0 - np.maximum(np.maximum.reduce(cosines, axis=1), 0.0)
+        follows = self._around[:2, at]
+        shares = np.where(follows >= 0, _SHARES, np.float32(0))
+        own += np.add.reduce(shares[:, :, None] * vectors[np.maximum(follows, 0)])
         columns["context_norms"][at] = 1.0 / np.maximum(np.sqrt(np.vecdot(own, own)), 1e-6)
 
     def _add_tokens(self, place: int, tokens: NDArray[np.int8]) -> None:
@@ -348,8 +372,10 @@ class Index:
 
 
 def _longer(column: NDArray[Any], room: int, fill: float = 0) -> NDArray[Any]:
-    longer = np.full((room, *column.shape[1:]), fill, column.dtype)
+    longer = np.zeros((room, *column.shape[1:]), column.dtype)  # whose memory is only had when it is written to
     longer[: len(column)] = column
+    if fill:
+        longer[len(column) :] = fill
     return longer
 
 

@@ -11,11 +11,12 @@ MaxSim of Khattab and Zaharia, "ColBERT" (2020), over the tokens of the sentence
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,7 +68,6 @@ class Weights:
 
 
 WEIGHTS = Weights()
-_SIGNALS = len(fields(Weights))
 
 _K1, _B = 0.9, 0.4
 _FROM = np.array(((0.8,), (0.6,), (0.4,), (0.2,)), np.float32)
@@ -135,7 +135,7 @@ class Ranking:
     def explain(self, place: int) -> dict[str, float]:
         """What each signal gave this memory, adding up to its score; those that gave nothing are left out. "floor" is what
         lifts a sum below 0 to it."""
-        parts = {name: float(values[place]) for name, values in self.signals.items() if values[place]}
+        parts = {name: part for name, values in self.signals.items() if (part := float(values[place]))}
         below = sum(parts.values())
         return parts | {"floor": -below} if below < 0 else parts
 
@@ -145,13 +145,12 @@ class _Signals:
 
     def __init__(self, size: int, weights: Weights) -> None:
         self.named: dict[str, Floats] = {}
-        self._weights = weights
-        self._scale = 1.0 / _highest(weights)
-        self._table = np.empty((_SIGNALS, size), np.float32)
+        self._weights = _scaled(weights)
+        self._table = np.empty((len(self._weights), size), np.float32)
 
-    def give(self, name: str, values: NDArray[Any], *others: str) -> None:
-        """Values of 0..1 that count as `name` does, and for what `others` would have counted."""
-        weight = sum(getattr(self._weights, each) for each in (name, *others)) * self._scale
+    def give(self, name: str, values: NDArray[Any], instead_of: str | None = None) -> None:
+        """Values of 0..1. `instead_of`: a signal that cannot be had, for which this one counts too."""
+        weight = self._weights[name] + (self._weights[instead_of] if instead_of else 0)
         self.named[name] = np.multiply(values, np.float32(weight), out=self._table[len(self.named)])
 
     def sum(self) -> Floats:
@@ -216,13 +215,13 @@ def rank(
         signals.give("meaning", in_context)
         evidence.append(cosines)
     else:
-        signals.give("words", around, "meaning")
+        signals.give("words", around, instead_of="meaning")
     if query.tokens is not None and len(query.tokens) and len(index.tokens):
         so_far = _only(allowed, signals.sum(), -1.0)
         around, alone = max_sim(index, query.tokens, _top(so_far, _CANDIDATES), worth)
         signals.give("tokens", around)
         evidence.append(alone)
-    mean = np.add.reduce(evidence) / np.float32(len(evidence))
+    mean = reduce(np.add, evidence) / np.float32(len(evidence))
     signals.give("stretch", _stretch(index, _only(allowed, mean, 0.0)))
     scores = signals.sum()
     np.minimum(np.maximum(scores, 0.0, out=scores), 1.0, out=scores)
@@ -248,20 +247,20 @@ def lexical(index: Index, matches: Postings, worth: Floats) -> tuple[Floats, Flo
     """
     size, width = index.size, index.size + 1  # the last of a row is for place -1
     around, alone, total = np.zeros(width, np.float32), np.zeros(width, np.float32), 1e-9
-    longer = np.float32(_K1 * _B / index.average_length)
+    longer, shortest = np.float32(_K1 * _B / index.average_length), np.float32(_K1 * (1 - _B))
     for few in matches.in_parts(_TABLE // width):
-        rarity = np.log1p((size - few.holding + 0.5) / (few.holding + 0.5))
-        total += float(rarity.sum())
-        norms = index.column("lengths").take(few.places) * longer + np.float32(_K1 * (1 - _B))
+        rarity = [math.log1p((size - held + 0.5) / (held + 0.5)) for held in few.holding.tolist()]
+        total += sum(rarity)
+        norms = index.column("lengths").take(few.places) * longer + shortest
         here = few.counts * np.float32(_K1 + 1) / (few.counts + norms)
         np.minimum(here, 1.0, out=here)
-        here *= np.repeat(rarity.astype(np.float32), few.holding)
+        here *= np.array(rarity, np.float32).repeat(few.holding)
         here *= worth.take(few.places)
-        table = np.zeros((len(few.holding), width), np.float32)
-        flat, rows = table.ravel(), np.repeat(np.arange(len(few.holding)) * width, few.holding)
+        table = np.zeros((len(rarity), width), np.float32)
+        flat, rows = table.ravel(), np.arange(0, len(rarity) * width, width).repeat(few.holding)
         flat[rows + few.places] = here
         alone += np.add.reduce(table)
-        readers = rows + index.around.T.take(few.places, axis=1)  # of place -1: where the row before it ends
+        readers = rows + index.neighbours(few.places)  # of place -1: where the row before it ends
         np.maximum.at(flat, readers.ravel(), (_TO * here).ravel())
         around += np.add.reduce(table)
     return around[:size] / np.float32(total), alone[:size] / np.float32(total)
@@ -288,17 +287,18 @@ def max_sim(index: Index, query_tokens: NDArray[np.int8], candidates: Places, wo
     if not len(candidates):
         return around, alone
     counts = index.column("token_counts").take(candidates)
-    ends = np.cumsum(counts)
+    ends = counts.cumsum()
     starts = ends - counts
-    rows = np.repeat(index.column("token_starts").take(candidates) - starts, counts) + np.arange(int(ends[-1]))
+    firsts: Places = index.column("token_starts").take(candidates) - starts
+    rows = firsts.repeat(counts) + np.arange(int(ends[-1]))
     near = index.tokens.take(rows, axis=0).astype(np.float32) @ (query_tokens.T / np.float32(127 * 127))
-    known = np.full((len(candidates) + 1, len(query_tokens)), -1.0, np.float32)  # the last row: what is no candidate
-    own = known[:-1]
+    known = np.empty((len(candidates) + 1, len(query_tokens)), np.float32)
+    own, known[-1] = known[:-1], -1.0  # the last row is for what is no candidate
     np.maximum.reduceat(near, starts, axis=0, out=own)
     own *= worth.take(candidates)[:, None]
-    row_of = np.full(index.size + 1, len(candidates), np.int32)  # the last element is where place -1 points
+    row_of = np.full(index.size + 1, -1, np.int32)  # the last element is where place -1 points
     row_of[candidates] = np.arange(len(candidates))
-    reach = known.take(row_of.take(index.around.T.take(candidates, axis=1)), axis=0)
+    reach = known.take(row_of.take(index.neighbours(candidates)), axis=0)
     reach *= _FROM[:, None]
     reach = np.maximum(own, np.maximum.reduce(reach))
     around[candidates] = _min_max(np.add.reduce(reach, axis=1))
@@ -326,10 +326,10 @@ def _give_priors(signals: _Signals, index: Index, query: Query, now: datetime) -
 def _stretch(index: Index, evidence: Floats) -> Floats:
     """The mean of the three best of each memory's stretch of talk."""
     stretches, sizes = index.column("stretches"), index.stretch_sizes
-    order = np.argsort(stretches, kind="stable")  # they are nearly in order
+    order = stretches.argsort(kind="stable")  # they are nearly in order
     # floats from 0 up are ordered as their bits are: how much, and then where, in one number
     left = (evidence.take(order).view(np.int32).astype(np.int64) << 32) | np.arange(index.size)
-    starts, highest = np.cumsum(sizes) - sizes, np.empty((_STRETCH_BEST, len(sizes)), np.int64)
+    starts, highest = sizes.cumsum() - sizes, np.empty((_STRETCH_BEST, len(sizes)), np.int64)
     for taken in highest:
         np.maximum.reduceat(left, starts, out=taken)
         at = taken & 0xFFFFFFFF
@@ -348,15 +348,18 @@ def _repeats(index: Index, query: Query, matches: Postings) -> tuple[Floats, Flo
     Asked what it said, the assistant is heard.
     """
     echo, by_user = np.zeros(index.size, np.float32), index.column("by_user")
-    worth = np.where(by_user | query.asks_assistant, np.float32(1), np.float32(_ASSISTANT))
-    asking = np.flatnonzero(index.column("asking") > _MOSTLY)
-    if not len(asking) or not len(matches.places):
+    worth: Floats = np.maximum(by_user, np.float32(1 if query.asks_assistant else _ASSISTANT))
+    if not len(matches.places):
         return echo, worth
-    matched = np.bincount(matches.places, minlength=index.size).take(asking).astype(np.float32)
-    echo[asking] = share = matched / np.maximum(index.column("distinct").take(asking), 1)
-    same = 2 * share * matched / np.float32(len(matches.holding)) - 1
-    again = np.flatnonzero(same > 0)
-    asked, left = asking[again], 1 - same[again]
+    matched = np.bincount(matches.places, minlength=index.size) * (index.column("asking") > _MOSTLY)
+    (asking,) = matched.nonzero()
+    count = matched.take(asking).astype(np.float32)
+    echo[asking] = share = count / index.column("distinct").take(asking)
+    same = 2 * share * count / np.float32(len(matches.holding)) - 1
+    (again,) = (same > 0).nonzero()
+    if not len(again):
+        return echo, worth
+    asked, left = asking.take(again), 1 - same.take(again)
     worth[asked] *= left
     if not query.asks_assistant:
         answers = index.around[asked, 2]
@@ -388,15 +391,19 @@ def _dated(index: Index, days: Iterable[Span]) -> Floats:
 
 
 @lru_cache(maxsize=8)
-def _highest(weights: Weights) -> float:
-    return sum(max(0.0, float(getattr(weights, field.name))) for field in fields(weights))
+def _scaled(weights: Weights) -> dict[str, float]:
+    """The weights by their names; those above 0 add up to 1."""
+    highest = sum(max(0.0, float(getattr(weights, field.name))) for field in fields(weights))
+    return {field.name: getattr(weights, field.name) / highest for field in fields(weights)}
 
 
 def _top(scores: Floats, most: int) -> Places:
     if most >= len(scores):
         return np.arange(len(scores))
-    bound = np.partition(scores, len(scores) - most)[len(scores) - most]
-    return np.flatnonzero(scores >= bound)
+    ordered = scores.copy()
+    ordered.partition(len(scores) - most)
+    places: Places = (scores >= ordered[len(scores) - most]).nonzero()[0]
+    return places
 
 
 def _day(day: date) -> int:
@@ -409,4 +416,4 @@ def _only(allowed: NDArray[np.bool_] | None, values: Floats, otherwise: float) -
 
 def _min_max(values: Floats) -> Floats:
     low, high = np.minimum.reduce(values), np.maximum.reduce(values)
-    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return (values - low) / (high - low) if high > low else np.zeros(len(values), np.float32)

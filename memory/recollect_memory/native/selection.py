@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from recollect_memory.contract import MemoryFilter, MemoryKind
+from recollect_memory.contract import MemoryFilter
 
 from .index import NEVER, Index
 from .store import microseconds
@@ -20,7 +20,6 @@ T = TypeVar("T")
 
 FADED = 0.5
 """What is left of a memory's score in the very long run: it steps back behind newer ones, and is never lost to them."""
-_PASSING = 0.6
 _DAY = 86_400.0
 _BYTES_A_TOKEN = 4
 _TOKENS_A_MEMORY = 8
@@ -31,6 +30,22 @@ def allowed(index: Index, where: MemoryFilter, now: datetime) -> NDArray[np.bool
     """For each memory of the index, whether `where` means it. `since` is inclusive, `until` is not; both ask when it was first
     said."""
     at = microseconds(now if where.as_of is None else where.as_of)
+    if where.as_of is None and not where.superseded and not where.quarantined:
+        mask: NDArray[np.bool_] = index.column("found_until") > at
+    else:
+        mask = _at_all(index, where, at)
+    if where.kinds:
+        codes = [index.kind_codes[kind] for kind in where.kinds if kind in index.kind_codes]
+        mask &= np.isin(index.column("kinds"), codes)
+    if where.since is not None:
+        mask &= index.column("created_at") >= microseconds(where.since)
+    if where.until is not None:
+        mask &= index.column("created_at") < microseconds(where.until)
+    return mask
+
+
+def _at_all(index: Index, where: MemoryFilter, at: int) -> NDArray[np.bool_]:
+    """What is meant by who asks for another time, or for what is hidden."""
     mask = np.ones(index.size, np.bool_)
     if not where.quarantined:
         mask &= ~index.column("quarantined")
@@ -40,13 +55,6 @@ def allowed(index: Index, where: MemoryFilter, now: datetime) -> NDArray[np.bool
         mask &= index.column("valid_to") == NEVER
     if where.as_of is not None or not where.superseded:
         mask &= (index.column("expires_at") > at) | index.column("pinned")
-    if where.kinds:
-        codes = [index.kind_codes[kind] for kind in where.kinds if kind in index.kind_codes]
-        mask &= np.isin(index.column("kinds"), codes)
-    if where.since is not None:
-        mask &= index.column("created_at") >= microseconds(where.since)
-    if where.until is not None:
-        mask &= index.column("created_at") < microseconds(where.until)
     return mask
 
 
@@ -65,9 +73,8 @@ def retention(
 def substance(index: Index) -> NDArray[np.float32]:
     """What a memory's score counts for: small talk and questions, which are kept for a while only, step back behind what
     tells something."""
-    code = index.kind_codes.get(MemoryKind.RECENT_MESSAGE, -1)
-    passing = (index.column("kinds") == code) & (index.column("expires_at") != NEVER)
-    return np.where(passing, _PASSING, np.float32(1.0)).astype(np.float32)
+    kept: NDArray[np.float32] = index.column("substance").copy()
+    return kept
 
 
 def tokens(text: str) -> int:
