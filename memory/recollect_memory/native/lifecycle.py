@@ -90,9 +90,14 @@ class Statement:
     said_at: datetime
 
 
+def claims(text: str) -> list[Claim]:
+    """What a text claims, sentence by sentence."""
+    return [claim for sentence in read(text) for claim in sentence.claims]
+
+
 def slots(text: str) -> frozenset[str]:
     """What a text's claims are about: "home", "employer", "like", ..."""
-    return frozenset(claim.slot for sentence in read(text) for claim in sentence.claims)
+    return frozenset(claim.slot for claim in claims(text))
 
 
 _FOUND_BY_WORDS = _OPEN | {"any", "cancel"}
@@ -103,8 +108,7 @@ def keys(text: str) -> frozenset[str]:
     """What a text's claims can be looked up by, where words do not find what they contradict: "home", "is boss", ..."""
     return frozenset(
         key
-        for sentence in read(text)
-        for claim in sentence.claims
+        for claim in claims(text)
         if claim.slot not in _FOUND_BY_WORDS
         for key in ([f"{claim.slot} {stem}" for stem in claim.who] if claim.slot in ("is", "name") else [claim.slot])
     )
@@ -115,7 +119,7 @@ def judge(new: Statement, olds: Sequence[Statement]) -> dict[int, frozenset[int]
 
     A statement speaks for its speaker only, and of what was said before it.
     """
-    news = [claim for sentence in read(new.text) for claim in sentence.claims]
+    news = claims(new.text)
     if not news:
         return {}
     known = [
