@@ -74,17 +74,17 @@ WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :own
 ORDER BY seq
 
 -- name: by_seq
--- With the sources of each, oldest first. "+" keeps SQLite from reading the whole scope through one of its indexes: the few
--- rows are found by seq, then checked.
+-- With a row for each source of a memory; few have several. "+" keeps SQLite from reading the whole scope through one of its
+-- indexes: the few rows are found by seq, then checked.
 SELECT memories.seq, id, kind, content, role, speaker, session_id, created_at, valid_from, valid_to, superseded_by, pinned,
     expires_at, quarantined, revision, message_id
 FROM memories LEFT JOIN memory_sources ON memory_seq = memories.seq
 WHERE +memories.tenant = :tenant AND +memories.space = :space AND +memories.owner = :owner
   AND +memories.owner_id = :owner_id
   AND memories.seq IN (SELECT value FROM json_each(:seqs))
-ORDER BY memories.seq, memory_sources.said_at, message_id
+ORDER BY memories.seq
 
--- name: seqs_by_id
-SELECT seq FROM memories
-WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
-  AND id IN (SELECT value FROM json_each(:ids))
+-- name: sources_in_order
+SELECT message_id FROM memory_sources
+WHERE +tenant = :tenant AND +space = :space AND +owner = :owner AND +owner_id = :owner_id AND memory_seq = :seq
+ORDER BY said_at, message_id

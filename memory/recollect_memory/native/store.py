@@ -10,13 +10,11 @@ import json
 import secrets
 import sqlite3
 import unicodedata
-import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
-from itertools import groupby
-from operator import itemgetter
+from time import time_ns
 from typing import Any
 
 from recollect_memory.contract import MemoryKind, MemoryRecord, Scope
@@ -65,6 +63,11 @@ def content_hash(role: str, speaker: str, content: str, *, quarantined: bool = F
 def no_words() -> bytes:
     """A content hash that no words have: for what is not current, which may be said anew."""
     return secrets.token_bytes(32)
+
+
+def _new_id() -> str:
+    """Ids of one time are neighbours in an index: two at once are one page to write, not two."""
+    return f"{time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +164,18 @@ def changed_since(db: sqlite3.Connection, scope: Scope, version: int) -> list[In
 
 def by_seq(db: sqlite3.Connection, scope: Scope, seqs: Iterable[int]) -> dict[int, MemoryRecord]:
     """The memories of this scope among `seqs`."""
-    values = key_of(scope) | {"seqs": json.dumps(list(seqs))}
+    key = key_of(scope)
     found: dict[int, MemoryRecord] = {}
-    for seq, rows in groupby(db.execute(SQL["by_seq"], values).fetchall(), itemgetter(0)):
-        row, *more = rows
-        found[seq] = _record(row, more)
+    several: set[int] = set()
+    for row in db.execute(SQL["by_seq"], key | {"seqs": json.dumps(list(seqs))}).fetchall():
+        seq = row[0]
+        if seq in found:
+            several.add(seq)
+        else:
+            found[seq] = _record(row)
+    for seq in several:
+        ids = db.execute(SQL["sources_in_order"], key | {"seq": seq}).fetchall()
+        found[seq] = replace(found[seq], sources=tuple(id for (id,) in ids))
     return found
 
 
@@ -179,8 +189,8 @@ def key_of(scope: Scope) -> dict[str, object]:
     return {"tenant": scope.tenant, "space": scope.space, "owner": scope.owner, "owner_id": scope.id}
 
 
-def _record(row: Sequence[Any], more: Iterable[Sequence[Any]]) -> MemoryRecord:
-    """Of a memory's rows of `by_seq`, which differ in the source."""
+def _record(row: Sequence[Any]) -> MemoryRecord:
+    """Of a row of `by_seq`, and so with one of its sources."""
     _, id, kind, content, role, speaker, session_id, at, since, until, by, pinned, expires_at, why, revision, source = (
         row
     )
@@ -196,7 +206,7 @@ def _record(row: Sequence[Any], more: Iterable[Sequence[Any]]) -> MemoryRecord:
         valid_from=created_at if since is None else moment(since),
         valid_to=None if until is None else moment(until),
         superseded_by=by,
-        sources=() if source is None else (source, *(another[-1] for another in more)),
+        sources=() if source is None else (source,),
         pinned=bool(pinned),
         expires_at=None if expires_at is None else moment(expires_at),
         quarantined=why,
@@ -284,7 +294,7 @@ class Change:
 
     def draft(self, new: NewMemory) -> Stored:
         """Store a memory, with its sources, or refresh the current one of the same role, speaker and words."""
-        id = uuid.uuid4().hex
+        id = _new_id()
         values = self.key | {
             "id": id,
             "version": self.version,

@@ -157,8 +157,8 @@ def neighbours(index: Index, text: str) -> frozenset[int]:
     if not found:
         return frozenset()
     holding = [len(places) for places in found]
-    rarity = [log1p(index.size / many) for many in holding]
-    shared = np.bincount(np.concatenate(found), np.repeat(rarity, holding), minlength=index.size)
+    rarity = np.array([log1p(index.size / many) for many in holding])
+    shared = np.bincount(np.concatenate(found), rarity.repeat(holding), minlength=index.size)
     shared *= index.column("valid_to") == NEVER
     most = min(_NEIGHBOURS, index.size)
     best = shared.argpartition(-most)[-most:]
