@@ -524,6 +524,12 @@ _RULES: tuple[tuple[frozenset[str], re.Pattern[str], Maker], ...] = (
     _rule("am is are", rf"{_WHO} (?:am|is|are) (?P<verb>\w+ing) (?:to )?(?P<value>.+)", _does),
     _rule("", rf"{_WHO} (?:can |have to )?(?P<verb>[a-z]+)\b(?P<value>.*)", _does),
 )
+_BY_WORD = {
+    word: frozenset(number for number, (words, _, _) in enumerate(_RULES) if word in words)
+    for word in frozenset[str]().union(*(words for words, _, _ in _RULES))
+}
+"""The numbers of the rules for which a word is a reason to try them."""
+_ANYWHERE = frozenset(number for number, (words, _, _) in enumerate(_RULES) if not words)
 _OF_NOBODY = frozenset({"any", "cancel"})
 """What may be said to be over without saying whose it was."""
 
@@ -531,9 +537,8 @@ _OF_NOBODY = frozenset({"any", "cancel"})
 def claims_of(clause: Clause) -> Iterator[Claim]:
     """What a plain clause claims."""
     said = words_in(clause.text)
-    for words, pattern, make in _RULES:
-        if words and words.isdisjoint(said):
-            continue
+    for number in sorted(_ANYWHERE.union(*(_BY_WORD[word] for word in said if word in _BY_WORD))):
+        _, pattern, make = _RULES[number]
         if found := pattern.match(clause.text):
             made = [
                 claim

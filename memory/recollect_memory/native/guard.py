@@ -265,7 +265,9 @@ def orders(text: str, origin: str) -> str | None:
     """Why a text of foreign origin is not to reach a prompt; None: it may. An assistant's advice ("always rinse rice") may, and
     what it noted that the user wants."""
     seen = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
-    taking = [found for form in _TAKES_OVER if (found := form.search(seen)) is not None]
+    said = words_in(seen)
+    forms = [form for form in _TAKES_OVER if form.may_be_in(seen, said)]
+    taking = [found for form in forms if (found := form.pattern.search(seen)) is not None]
     found = min(taking, key=lambda found: found.start(), default=None)
     if found is None and origin not in ("assistant", NOTE):
         found = _ORDERS.search(seen)

@@ -42,6 +42,8 @@ _DECISIVE = frozenset(
     )
 )
 _ALMOST = 0.9
+_FEW = 10
+"""Different words: texts of fewer say the same only in the same words."""
 
 
 def forget() -> None:
@@ -62,10 +64,10 @@ def says_the_same(one: str, other: str) -> bool:
     a, b = _words_of(one), _words_of(other)
     if not a or not b:
         return False
-    if a == b:
-        return True
+    if a == b or min(len(a), len(b)) < _FEW:
+        return a == b
     first, second = set(a), set(b)
-    if min(len(first), len(second)) < 10 or len(first & second) < _ALMOST * len(first | second):
+    if min(len(first), len(second)) < _FEW or len(first & second) < _ALMOST * len(first | second):
         return False
     different = first ^ second
     capitals = {word.casefold() for text in (one, other) for word in re.findall(r"\b[A-Z]\w*", text)}
@@ -90,9 +92,14 @@ class Statement:
     said_at: datetime
 
 
+def claims(text: str) -> list[Claim]:
+    """What a text claims, sentence by sentence."""
+    return [claim for sentence in read(text) for claim in sentence.claims]
+
+
 def slots(text: str) -> frozenset[str]:
     """What a text's claims are about: "home", "employer", "like", ..."""
-    return frozenset(claim.slot for sentence in read(text) for claim in sentence.claims)
+    return frozenset(claim.slot for claim in claims(text))
 
 
 _FOUND_BY_WORDS = _OPEN | {"any", "cancel"}
@@ -103,8 +110,7 @@ def keys(text: str) -> frozenset[str]:
     """What a text's claims can be looked up by, where words do not find what they contradict: "home", "is boss", ..."""
     return frozenset(
         key
-        for sentence in read(text)
-        for claim in sentence.claims
+        for claim in claims(text)
         if claim.slot not in _FOUND_BY_WORDS
         for key in ([f"{claim.slot} {stem}" for stem in claim.who] if claim.slot in ("is", "name") else [claim.slot])
     )
@@ -115,7 +121,7 @@ def judge(new: Statement, olds: Sequence[Statement]) -> dict[int, frozenset[int]
 
     A statement speaks for its speaker only, and of what was said before it.
     """
-    news = [claim for sentence in read(new.text) for claim in sentence.claims]
+    news = claims(new.text)
     if not news:
         return {}
     known = [

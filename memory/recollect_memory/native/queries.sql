@@ -1,7 +1,7 @@
 -- Every statement names the whole scope: no caller can reach another's rows by an id.
 
 -- name: state
-SELECT version, epoch, life FROM memory_scopes
+SELECT version, epoch, life, slots_version FROM memory_scopes
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
 
 -- name: begin
@@ -10,32 +10,26 @@ VALUES (:tenant, :space, :owner, :owner_id, 0, :life, :life)
 ON CONFLICT (tenant, space, owner, owner_id) DO NOTHING
 
 -- name: next_version
-UPDATE memory_scopes SET version = version + 1
+UPDATE memory_scopes SET version = :version, slots_version = :slots_version
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
-RETURNING version
 
 -- name: next_epoch
 UPDATE memory_scopes SET epoch = epoch + 1
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
 
--- name: is_taken
--- Two lookups: with OR in one, SQLite reads the whole scope.
-SELECT EXISTS (
+-- name: taken
+-- Of the messages, as [id, turn, position] each: the numbers of those that were taken. Two lookups: with OR in one, SQLite
+-- reads the whole scope.
+SELECT asked.key FROM json_each(:messages) AS asked
+WHERE EXISTS (
     SELECT 1 FROM memory_sources
     WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
-      AND message_id = :message_id
+      AND message_id = json_extract(asked.value, '$[0]')
 ) OR EXISTS (
     SELECT 1 FROM memory_sources
     WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
-      AND turn_id = :turn_id AND position = :position
+      AND turn_id = json_extract(asked.value, '$[1]') AND position = json_extract(asked.value, '$[2]')
 )
-
--- name: refresh_duplicate
--- Only what is current has the hash of its words. What is said again lasts as long as it now would.
-UPDATE memories SET said_at = max(said_at, :said_at), expires_at = :expires_at, version = :version
-WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
-  AND content_hash = :content_hash
-RETURNING seq, id
 
 -- name: refresh
 UPDATE memories SET said_at = max(said_at, :said_at), version = :version
@@ -44,6 +38,8 @@ WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :own
 RETURNING seq
 
 -- name: insert_memory
+-- Or refresh the one that has these words already: only what is current has the hash of its words. What is said again lasts
+-- as long as it now would.
 INSERT INTO memories (
     tenant, space, owner, owner_id, id, version, kind, role, speaker, content, content_hash, session_id,
     created_at, said_at, valid_from, valid_to, superseded_by, pinned, expires_at, quarantined, revision,
@@ -53,6 +49,8 @@ INSERT INTO memories (
     :created_at, :said_at, :valid_from, :valid_to, :superseded_by, :pinned, :expires_at, :quarantined, :revision,
     :embedder, :dimensions, :vector, :tokens
 )
+ON CONFLICT (tenant, space, owner, owner_id, content_hash) DO UPDATE
+SET said_at = max(said_at, excluded.said_at), expires_at = excluded.expires_at, version = excluded.version
 RETURNING seq, id
 
 -- name: insert_source
@@ -77,27 +75,17 @@ ORDER BY seq
 LIMIT :most
 
 -- name: by_seq
--- "+" keeps SQLite from reading the whole scope through one of its indexes: the few rows are found by seq, then checked.
-SELECT seq, id, kind, content, role, speaker, session_id, created_at, valid_from, valid_to, superseded_by, pinned,
-    expires_at, quarantined, revision
-FROM memories
-WHERE +tenant = :tenant AND +space = :space AND +owner = :owner AND +owner_id = :owner_id
-  AND seq IN (SELECT value FROM json_each(:seqs))
+-- With a row for each source of a memory; few have several. "+" keeps SQLite from reading the whole scope through one of its
+-- indexes: the few rows are found by seq, then checked.
+SELECT memories.seq, id, kind, content, role, speaker, session_id, created_at, valid_from, valid_to, superseded_by, pinned,
+    expires_at, quarantined, revision, message_id
+FROM memories LEFT JOIN memory_sources ON memory_seq = memories.seq
+WHERE +memories.tenant = :tenant AND +memories.space = :space AND +memories.owner = :owner
+  AND +memories.owner_id = :owner_id
+  AND memories.seq IN (SELECT value FROM json_each(:seqs))
+ORDER BY memories.seq
 
--- name: seqs_by_id
-SELECT seq FROM memories
-WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
-  AND id IN (SELECT value FROM json_each(:ids))
-
--- name: latest_current
-SELECT seq FROM memories
-WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
-  AND valid_to IS NULL AND quarantined IS NULL
-ORDER BY created_at DESC, seq DESC
-LIMIT :most
-
--- name: sources_by_seq
-SELECT memory_seq, message_id FROM memory_sources
-WHERE +tenant = :tenant AND +space = :space AND +owner = :owner AND +owner_id = :owner_id
-  AND memory_seq IN (SELECT value FROM json_each(:seqs))
-ORDER BY memory_seq, said_at, message_id
+-- name: sources_in_order
+SELECT message_id FROM memory_sources
+WHERE +tenant = :tenant AND +space = :space AND +owner = :owner AND +owner_id = :owner_id AND memory_seq = :seq
+ORDER BY said_at, message_id

@@ -10,11 +10,11 @@ import json
 import secrets
 import sqlite3
 import unicodedata
-import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
+from time import time_ns
 from typing import Any
 
 from recollect_memory.contract import MemoryKind, MemoryRecord, Scope
@@ -24,6 +24,7 @@ _FOLDER = files("recollect_memory.native")
 SQL = named_queries(_FOLDER.joinpath("queries.sql").read_text(encoding="utf-8"))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_KINDS = {str(kind): kind for kind in MemoryKind}
 
 
 class Erased(Exception):
@@ -62,6 +63,11 @@ def content_hash(role: str, speaker: str, content: str, *, quarantined: bool = F
 def no_words() -> bytes:
     """A content hash that no words have: for what is not current, which may be said anew."""
     return secrets.token_bytes(32)
+
+
+def _new_id() -> str:
+    """Ids of one time are neighbours in an index: two at once are one page to write, not two."""
+    return f"{time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +122,8 @@ class State:
     version: int = 0
     epoch: int = 0
     life: int = 0
+    slots_version: int = 0
+    """Up to which version the rows were read for what they claim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +166,19 @@ def changed_since(db: sqlite3.Connection, scope: Scope, version: int, most: int 
 
 def by_seq(db: sqlite3.Connection, scope: Scope, seqs: Iterable[int]) -> dict[int, MemoryRecord]:
     """The memories of this scope among `seqs`."""
-    values = key_of(scope) | {"seqs": json.dumps(list(seqs))}
-    sources: dict[int, list[str]] = {}
-    for seq, message_id in db.execute(SQL["sources_by_seq"], values):
-        sources.setdefault(seq, []).append(message_id)
-    return {row[0]: _record(row, tuple(sources.get(row[0], ()))) for row in db.execute(SQL["by_seq"], values)}
+    key = key_of(scope)
+    found: dict[int, MemoryRecord] = {}
+    several: set[int] = set()
+    for row in db.execute(SQL["by_seq"], key | {"seqs": json.dumps(list(seqs))}).fetchall():
+        seq = row[0]
+        if seq in found:
+            several.add(seq)
+        else:
+            found[seq] = _record(row)
+    for seq in several:
+        ids = db.execute(SQL["sources_in_order"], key | {"seq": seq}).fetchall()
+        found[seq] = replace(found[seq], sources=tuple(id for (id,) in ids))
+    return found
 
 
 def by_id(db: sqlite3.Connection, scope: Scope, ids: Iterable[str]) -> dict[str, MemoryRecord]:
@@ -171,52 +187,32 @@ def by_id(db: sqlite3.Connection, scope: Scope, ids: Iterable[str]) -> dict[str,
     return {record.id: record for record in by_seq(db, scope, [seq for (seq,) in found]).values()}
 
 
-def candidates(db: sqlite3.Connection, scope: Scope, most: int = 500) -> list[MemoryRecord]:
-    """The `most` latest memories of the scope that are current and not quarantined, newest first: what may be superseded."""
-    seqs = [seq for (seq,) in db.execute(SQL["latest_current"], key_of(scope) | {"most": most})]
-    found = by_seq(db, scope, seqs)
-    return [found[seq] for seq in seqs]
-
-
 def key_of(scope: Scope) -> dict[str, object]:
     return {"tenant": scope.tenant, "space": scope.space, "owner": scope.owner, "owner_id": scope.id}
 
 
-def _record(row: Sequence[Any], sources: tuple[str, ...]) -> MemoryRecord:
-    (
-        _,
-        id_,
-        kind,
-        content,
-        role,
-        speaker,
-        session_id,
-        created_at,
-        valid_from,
-        valid_to,
-        by,
-        pinned,
-        expires_at,
-        why,
-        rev,
-    ) = row
-    created = moment(created_at)
+def _record(row: Sequence[Any]) -> MemoryRecord:
+    """Of a row of `by_seq`, and so with one of its sources."""
+    _, id, kind, content, role, speaker, session_id, at, since, until, by, pinned, expires_at, why, revision, source = (
+        row
+    )
+    created_at = moment(at)
     return MemoryRecord(
-        id=id_,
-        kind=MemoryKind(kind),
+        id=id,
+        kind=_KINDS[kind],
         content=content,
         role=role,
         speaker=speaker,
         session_id=session_id,
-        created_at=created,
-        valid_from=created if valid_from is None else moment(valid_from),
-        valid_to=None if valid_to is None else moment(valid_to),
+        created_at=created_at,
+        valid_from=created_at if since is None else moment(since),
+        valid_to=None if until is None else moment(until),
         superseded_by=by,
-        sources=sources,
+        sources=() if source is None else (source,),
         pinned=bool(pinned),
         expires_at=None if expires_at is None else moment(expires_at),
         quarantined=why,
-        version=rev,
+        version=revision,
     )
 
 
@@ -237,7 +233,8 @@ class Change:
     """
 
     def __init__(self, db: sqlite3.Connection, scope: Scope, life: int) -> None:
-        if state(db, scope).life != life:
+        self.before = state(db, scope)
+        if self.before.life != life:
             raise Erased
         self.db = db
         self.scope = scope
@@ -245,14 +242,25 @@ class Change:
         self.bare = False
         """Whether a memory was stored without a vector."""
         self._version: int | None = None
+        self._slots_version = self.before.slots_version
 
     @property
     def version(self) -> int:
         """The scope's new version, counted up when the first row is about to change."""
         if self._version is None:
-            ((version,),) = self.db.execute(SQL["next_version"], self.key).fetchall()
-            self._version = int(version)
+            self._version = self.before.version + 1
+            self._count_up()
         return self._version
+
+    def slots_read(self) -> None:
+        """Note that whatever is there up to the new version is being read for what it claims."""
+        counted, self._slots_version = self.changed, self.before.version + 1
+        if counted:
+            self._count_up()
+
+    def _count_up(self) -> None:
+        values = {"version": self._version, "slots_version": self._slots_version}
+        self.db.execute(SQL["next_version"], self.key | values)
 
     @property
     def changed(self) -> bool:
@@ -267,14 +275,30 @@ class Change:
     def add(self, memories: Sequence[NewMemory]) -> list[Stored]:
         """Take messages: each is its first source, and one that was taken before, by its id or its place in its turn, is
         passed over. What was taken; `fresh` is False for what only refreshed the same words."""
-        return [self.draft(memory) for memory in memories if not self.is_taken(memory.sources[0])]
+        taken = self.taken([memory.sources[0] for memory in memories])
+        return [self.draft(memory) for memory, before in zip(memories, taken, strict=True) if not before]
 
-    def is_taken(self, source: Source) -> bool:
-        return bool(self.db.execute(SQL["is_taken"], self.key | _values(source)).fetchone()[0])
+    def taken(self, messages: Sequence[Source]) -> list[bool]:
+        """Which of these messages were taken before, by their id or their place in their turn, or come twice."""
+        asked = json.dumps([(message.message_id, message.turn_id, message.position) for message in messages])
+        found = {number for (number,) in self.db.execute(SQL["taken"], self.key | {"messages": asked}).fetchall()}
+        ids: set[str] = set()
+        places: set[tuple[str, int]] = set()
+        for number, message in enumerate(messages):
+            place = None if message.turn_id is None else (message.turn_id, message.position)
+            if number in found or message.message_id in ids or place in places:
+                found.add(number)
+                continue
+            ids.add(message.message_id)
+            if place is not None:
+                places.add(place)
+        return [number in found for number in range(len(messages))]
 
     def draft(self, new: NewMemory) -> Stored:
         """Store a memory, with its sources, or refresh the current one of the same role, speaker and words."""
+        id = _new_id()
         values = self.key | {
+            "id": id,
             "version": self.version,
             "kind": new.kind,
             "role": new.role,
@@ -285,22 +309,22 @@ class Change:
             "created_at": new.said_at,
             "said_at": new.said_at,
             "valid_from": new.valid_from,
+            "valid_to": None,
+            "superseded_by": None,
+            "pinned": 0,
             "expires_at": new.expires_at,
             "quarantined": new.quarantined,
+            "revision": 1,
             "embedder": new.embedder,
             "dimensions": new.dimensions,
             "vector": new.vector,
             "tokens": new.tokens,
         }
-        found = self.db.execute(SQL["refresh_duplicate"], values).fetchall()
-        fresh = not found
-        if fresh:
-            self.bare = self.bare or new.vector is None
-            values |= {"id": uuid.uuid4().hex, "valid_to": None, "superseded_by": None, "pinned": 0, "revision": 1}
-            found = self.db.execute(SQL["insert_memory"], values).fetchall()
-        ((seq, id_),) = found
+        ((seq, stored),) = self.db.execute(SQL["insert_memory"], values).fetchall()
+        fresh = stored == id
+        self.bare = self.bare or (fresh and new.vector is None)
         self._add_sources(seq, new.sources)
-        return Stored(seq, id_, fresh)
+        return Stored(seq, stored, fresh)
 
     def merge(self, id: str, said_at: int, sources: Iterable[Source]) -> bool:
         """Take what says the same as a current memory, in other words, as said again. False: it is not current."""
@@ -318,13 +342,11 @@ class Change:
 
     def _add_sources(self, seq: int, sources: Iterable[Source]) -> None:
         for source in sources:
-            self.db.execute(SQL["insert_source"], self.key | _values(source) | {"memory_seq": seq})
-
-
-def _values(source: Source) -> dict[str, object]:
-    return {
-        "message_id": source.message_id,
-        "turn_id": source.turn_id,
-        "position": source.position,
-        "said_at": source.said_at,
-    }
+            values = {
+                "message_id": source.message_id,
+                "memory_seq": seq,
+                "turn_id": source.turn_id,
+                "position": source.position,
+                "said_at": source.said_at,
+            }
+            self.db.execute(SQL["insert_source"], self.key | values)

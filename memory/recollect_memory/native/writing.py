@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
+from math import log1p
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,6 +36,8 @@ RECENT = timedelta(days=30)
 _NEIGHBOURS = 8
 """Memories of the most common rare words with a new one that are looked at."""
 _MOST_TERMS = 24
+_MOST_CHANGED = 200
+"""Rows that are looked at of those written since the preparation; the latest."""
 _FACTS = frozenset(
     {"home", "employer", "trade", "couple", "diet", "age", "weight", "name", "call", "born", "is", "have", "allergy"}
 )
@@ -67,42 +71,51 @@ def _drafts(message: Message, position: int, ctx: InvocationContext, redact: gua
     told = message.metadata.get("origin")
     origin = told if isinstance(told, str) and told else message.role
     screened = guard.screen(redact(storable(message.content)), origin)
-    speaker = storable(message.name or "")
-    new = NewMemory(
-        role=message.role if message.role != "tool" else "system",
-        speaker=speaker,
-        content=screened.text,
-        session_id=storable(ctx.session_id),
-        said_at=said_at,
-        sources=(source,),
-        quarantined=screened.reason,
-    )
-    if screened.reason is not None:
-        yield dataclasses.replace(new, content=screened.text[:_LONGEST_FOREIGN])
-    elif message.role != "tool":
-        yield _sorted(new, origin)
+    speaker, session_id = storable(message.name or ""), storable(ctx.session_id)
+    if screened.reason is not None or message.role != "tool":
+        role = message.role if message.role != "tool" else "system"
+        text, (kind, expires_at) = screened.text, (MemoryKind.RECENT_MESSAGE, None)
+        if screened.reason is not None:
+            text = text[:_LONGEST_FOREIGN]
+        else:
+            kind, expires_at = _sorted(role, text, said_at, origin)
+        yield NewMemory(
+            role=role,
+            speaker=speaker,
+            content=text,
+            session_id=session_id,
+            said_at=said_at,
+            sources=(source,),
+            kind=kind,
+            expires_at=expires_at,
+            quarantined=screened.reason,
+        )
     if screened.apart:
-        quoted = screened.apart[:_LONGEST_FOREIGN]
-        apart = dataclasses.replace(source, turn_id=None)
-        yield dataclasses.replace(
-            new, role="system", content=quoted, sources=(apart,), quarantined=screened.apart_reason
+        yield NewMemory(
+            role="system",
+            speaker=speaker,
+            content=screened.apart[:_LONGEST_FOREIGN],
+            session_id=session_id,
+            said_at=said_at,
+            sources=(dataclasses.replace(source, turn_id=None),),
+            quarantined=screened.apart_reason,
         )
 
 
-def _sorted(new: NewMemory, origin: str) -> NewMemory:
-    """With its kind, and when it ends: small talk soon, what names an end then, everything else never. A note is a fact, also
-    of what the user likes or wants: it must not become an instruction that comes with every recall."""
-    if not lasting.is_lasting(new.role, new.content):
-        kept_until = max(new.said_at, microseconds(datetime.now(UTC))) + RECENT // timedelta(microseconds=1)
-        return dataclasses.replace(new, expires_at=kept_until)
+def _sorted(role: str, text: str, said_at: int, origin: str) -> tuple[MemoryKind, int | None]:
+    """The kind, and when it ends: small talk soon, what names an end then, everything else never. A note is a fact, also of
+    what the user likes or wants: it must not become an instruction that comes with every recall."""
+    if not lasting.is_lasting(role, text):
+        kept_until = max(said_at, microseconds(datetime.now(UTC))) + RECENT // timedelta(microseconds=1)
+        return MemoryKind.RECENT_MESSAGE, kept_until
     if origin not in (guard.OWN, NOTE):
-        return new
-    end = lasting.end_of(new.content, moment(new.said_at))
-    kind = kind_of(new.content) if origin == guard.OWN else MemoryKind.ENTITY
+        return MemoryKind.RECENT_MESSAGE, None
+    end = lasting.end_of(text, moment(said_at))
+    kind = kind_of(text) if origin == guard.OWN else MemoryKind.ENTITY
     if end is None:
-        return dataclasses.replace(new, kind=kind)
+        return kind, None
     kind = MemoryKind.ENTITY if kind == MemoryKind.RECENT_MESSAGE else kind  # of messages, only what passes has an end
-    return dataclasses.replace(new, kind=kind, expires_at=microseconds(end))
+    return kind, microseconds(end)
 
 
 def kind_of(text: str) -> MemoryKind:
@@ -140,15 +153,15 @@ def wording(text: str) -> str:
 
 def neighbours(index: Index, text: str) -> frozenset[int]:
     """Row numbers of the current memories that share the most, and the rarest, words with a text. Hold the index's lock."""
-    found = [index.places(term) for term in list(dict.fromkeys(terms(text)))[:_MOST_TERMS]]
-    holding = np.array([len(places) for places in found], np.intp)
-    if not holding.any():
+    found = [places for term in list(dict.fromkeys(terms(text)))[:_MOST_TERMS] if len(places := index.places(term))]
+    if not found:
         return frozenset()
-    rarity = np.log1p(index.size / np.maximum(holding, 1))
-    shared = np.bincount(np.concatenate(found), np.repeat(rarity, holding), minlength=index.size)
-    shared[index.column("valid_to") != NEVER] = 0
+    holding = [len(places) for places in found]
+    rarity = np.array([log1p(index.size / many) for many in holding])
+    shared = np.bincount(np.concatenate(found), rarity.repeat(holding), minlength=index.size)
+    shared *= index.column("valid_to") == NEVER
     most = min(_NEIGHBOURS, index.size)
-    best = np.argpartition(shared, -most)[-most:]
+    best = shared.argpartition(-most)[-most:]
     return frozenset(index.column("seqs")[best[shared[best] > 0]].tolist())
 
 
@@ -165,15 +178,27 @@ def take(change: Change, memories: Sequence[NewMemory], prepared: Prepared, *, p
     """Write what is new, and end what it takes the place of; messages already taken are passed over. What was written, or
     refreshed. `pending`: a model is to draw facts from what lasts."""
     writer = Writer(change, prepared)
-    taken: dict[tuple[str, int], bool] = {}  # a message and what it quotes may be two memories
-    stored: list[Stored] = []
+    messages: dict[tuple[str, int], Source] = {}  # a message and what it quotes may be two memories
     for new in memories:
-        message = new.sources[0].message_id, new.sources[0].position
-        if message not in taken:
-            taken[message] = change.is_taken(new.sources[0])
-        if not taken[message]:
-            stored.append(writer.write(new, pending=pending and is_claiming(new)))
-    return stored
+        messages.setdefault((new.sources[0].message_id, new.sources[0].position), new.sources[0])
+    taken = dict(zip(messages, change.taken(list(messages.values())), strict=True))
+    return [
+        writer.write(new, pending=pending and is_claiming(new))
+        for new in memories
+        if not taken[new.sources[0].message_id, new.sources[0].position]
+    ]
+
+
+class Old(NamedTuple):
+    """A current memory that a new one may join or end. Times in microseconds."""
+
+    seq: int
+    id: str
+    role: str
+    content: str
+    session_id: str
+    created_at: int
+    began: int
 
 
 class Writer:
@@ -182,109 +207,128 @@ class Writer:
     def __init__(self, change: Change, prepared: Prepared) -> None:
         self._change = change
         self._prepared = prepared
-        self._newer: dict[int, tuple[frozenset[str], frozenset[str]]] = {}
-        """Terms and slots of the rows that are newer than the preparation."""
-        if prepared.slots:
-            self._add_slots(prepared.slots)
-            change.db.execute(SQL["read_to"], change.key | {"version": prepared.version})
-        for seq, content in change.db.execute(SQL["changed"], change.key | {"version": prepared.version}).fetchall():
-            self._note(seq, content)
+        self._begun = False
+        self._newer: dict[int, str] = {}
+        """The texts of the rows that are newer than the preparation."""
+
+    def _begin(self) -> None:
+        """Look at what was written since the preparation."""
+        change, prepared = self._change, self._prepared
+        self._begun = True
+        self._add_slots(prepared.slots)
+        if change.before.version == prepared.version and not change.changed:
+            change.slots_read()
+            return
+        values = {"version": prepared.version, "most": _MOST_CHANGED}
+        rows = change.db.execute(SQL["changed"], change.key | values).fetchall()
+        for seq, content in rows:
+            self.note(seq, content)
+        if len(rows) < _MOST_CHANGED:
+            change.slots_read()
 
     def write(self, new: NewMemory, *, pending: bool = False) -> Stored:
         """Write one memory, or join it to the one that says the same."""
         change = self._change
         if not is_claiming(new):
-            return change.draft(new)
+            stored = change.draft(new)
+            if self._begun and new.role != "assistant" and new.quarantined is None:
+                self.note(stored.seq, new.content)
+            return stored
+        if not self._begun:
+            self._begin()
         new, corrected = _completed(change, new)
-        olds = self._candidates(new)
+        olds = self._meeting(new)
         for old in olds:
             if old.content != new.content and lifecycle.says_the_same(old.content, new.content):
                 change.merge(old.id, new.said_at, new.sources)
-                ids = json.dumps([old.id])
-                ((seq,),) = change.db.execute(store.SQL["seqs_by_id"], change.key | {"ids": ids}).fetchall()
-                return Stored(seq, old.id, fresh=False)
+                return Stored(old.seq, old.id, fresh=False)
         stored = change.draft(new)
         if pending and stored.fresh:
             change.db.execute(SQL["set_pending"], change.key | {"seq": stored.seq, "pending": 1})
+        if corrected or lifecycle.claims(new.content):
+            self._end_others(new, stored, [old for old in olds if old.id != stored.id], corrected)
+        self.note(stored.seq, new.content)
+        return stored
+
+    def _end_others(
+        self, new: NewMemory, stored: Stored, others: list[Old], corrected: list[tuple[Old, frozenset[int]]]
+    ) -> None:
+        """End what the new memory takes the place of; or the new one itself, where it comes late."""
         said = Statement(new.content, new.speaker, moment(new.said_at))
-        others = [old for old in olds if old.id != stored.id]
-        over = {others[place].id: those for place, those in lifecycle.judge(said, list(map(_of, others))).items()}
+        statements = [_of(old, new.speaker) for old in others]
+        over = {others[place].id: those for place, those in lifecycle.judge(said, statements).items()}
         for old, those in corrected:
             over[old.id] = over.get(old.id, frozenset()) | those
         for old in {old.id: old for old in (*others, *(old for old, _ in corrected))}.values():
             if old.id in over:
-                self._end(old, over[old.id], stored, new.said_at)
+                self._end(old, over[old.id], stored, new)
         if stored.fresh:
-            _end_if_late(change, stored, said, others)
-        self._note(stored.seq, new.content)
-        return stored
+            _end_if_late(self._change, stored, said, others)
 
-    def _candidates(self, new: NewMemory) -> list[MemoryRecord]:
+    def _meeting(self, new: NewMemory) -> list[Old]:
         """The current memories of this speaker that a new one may join or end: by its words, and by what it is about."""
         worded, keys = wording(new.content), lifecycle.keys(new.content)
-        words = frozenset(terms(worded))
         seqs = set(self._prepared.neighbours.get(worded, ()))
-        seqs.update(seq for seq, (theirs, about) in self._newer.items() if theirs & words or about & keys)
-        if keys:
-            values = self._change.key | {"slots": json.dumps(sorted(keys))}
-            seqs.update(seq for (seq,) in self._change.db.execute(SQL["by_slots"], values))
-        found = by_seq(self._change.db, self._change.scope, sorted(seqs)).values()
-        return [
-            old
-            for old in found
-            if old.valid_to is None
-            and old.quarantined is None
-            and old.speaker == new.speaker
-            and old.role != "assistant"
-        ]
+        if self._newer:
+            words = frozenset(terms(worded))
+            seqs.update(
+                seq
+                for seq, text in self._newer.items()
+                if not words.isdisjoint(terms(wording(text))) or not keys.isdisjoint(lifecycle.keys(text))
+            )
+        if not seqs and not keys:
+            return []
+        values = {"seqs": json.dumps(list(seqs)), "slots": json.dumps(list(keys)), "speaker": new.speaker}
+        return list(map(Old._make, self._change.db.execute(SQL["meeting"], self._change.key | values).fetchall()))
 
-    def _note(self, seq: int, content: str) -> None:
-        """Remember what was written, so that the next of this change can meet it."""
-        keys = lifecycle.keys(content)
-        self._newer[seq] = frozenset(terms(wording(content))), keys
-        self._add_slots({seq: keys})
+    def note(self, seq: int, content: str) -> None:
+        """Remember what was written, so that the next of this change can meet it, and later ones by what it is about."""
+        self._newer[seq] = content
+        self._add_slots({seq: lifecycle.keys(content)})
 
     def _add_slots(self, slots: Mapping[int, frozenset[str]]) -> None:
-        rows = [self._change.key | {"slot": name, "seq": seq} for seq, names in slots.items() for name in names]
+        rows = [(seq, name) for seq, names in slots.items() for name in names]
         if rows:
-            self._change.db.executemany(SQL["add_slot"], rows)
+            self._change.db.execute(SQL["add_slots"], self._change.key | {"slots": json.dumps(rows)})
 
-    def _end(self, old: MemoryRecord, sentences: frozenset[int], by: Stored, at: int) -> None:
+    def _end(self, old: Old, sentences: frozenset[int], by: Stored, new: NewMemory) -> None:
         """End a memory; what else its message said is kept, from now on, by itself."""
-        if not self._change.supersede(old.id, by.id, at):
+        change = self._change
+        if not change.supersede(old.id, by.id, new.said_at):
             return
         if rest := lifecycle.remainder(old.content, sentences):
-            said_at = microseconds(old.created_at)
+            (record,) = by_seq(change.db, change.scope, [old.seq]).values()
             kept = NewMemory(
                 role=old.role,
-                speaker=old.speaker,
+                speaker=new.speaker,
                 content=rest,
                 session_id=old.session_id,
-                said_at=said_at,
-                sources=tuple(Source(source, said_at) for source in old.sources),
+                said_at=old.created_at,
+                sources=tuple(Source(source, old.created_at) for source in record.sources),
                 kind=kind_of(rest),
-                valid_from=at,
+                valid_from=new.said_at,
             )
-            self._note(self._change.draft(kept).seq, rest)
+            self.note(change.draft(kept).seq, rest)
 
 
-def _end_if_late(change: Change, stored: Stored, said: Statement, others: Sequence[MemoryRecord]) -> None:
+def _end_if_late(change: Change, stored: Stored, said: Statement, others: Sequence[Old]) -> None:
     """What was said before a statement that contradicts it, and arrives after it, is history when it comes."""
-    later = sorted((old for old in others if old.valid_from > said.said_at), key=lambda old: old.valid_from)
+    later = sorted((old for old in others if moment(old.began) > said.said_at), key=lambda old: old.began)
     for old in later:
-        over = lifecycle.judge(_of(old), [said])
+        over = lifecycle.judge(_of(old, said.speaker), [said])
         if over and not lifecycle.remainder(said.text, over[0]):
-            change.supersede(stored.id, old.id, microseconds(old.valid_from))
+            change.supersede(stored.id, old.id, old.began)
             return
 
 
-def _completed(change: Change, new: NewMemory) -> tuple[NewMemory, list[tuple[MemoryRecord, frozenset[int]]]]:
+def _completed(change: Change, new: NewMemory) -> tuple[NewMemory, list[tuple[Old, frozenset[int]]]]:
     """A correction without a subject ("actually, it's on Thursday") with the sentence it corrects, and what that ends."""
     if not any(sentence.instead for sentence in read(new.content)):
         return new, []
     rows = change.db.execute(SQL["latest_said"], change.key | {"session_id": new.session_id}).fetchall()
-    for old in by_seq(change.db, change.scope, [seq for (seq,) in rows]).values():
-        if old.speaker == new.speaker and (found := lifecycle.completed(new.content, old.content)):
+    for *values, speaker in rows:
+        old = Old(*values)
+        if speaker == new.speaker and (found := lifecycle.completed(new.content, old.content)):
             text = f"{new.content} ({found[0]})"
             kind = kind_of(found[0])
             without = dataclasses.replace(new, content=text, kind=kind, embedder=None, dimensions=None, vector=None)
@@ -292,8 +336,8 @@ def _completed(change: Change, new: NewMemory) -> tuple[NewMemory, list[tuple[Me
     return new, []
 
 
-def _of(old: MemoryRecord) -> Statement:
-    return Statement(old.content, old.speaker, old.valid_from)
+def _of(old: Old, speaker: str) -> Statement:
+    return Statement(old.content, speaker, moment(old.began))
 
 
 # -- what a model drew --------------------------------------------------------------------------------------------------
@@ -351,7 +395,7 @@ def settle(change: Change, done: Waiting, memories: Sequence[NewMemory], prepare
     writer = Writer(change, prepared)
     stored = {writer.write(new).seq for new in memories}
     if summary:
-        _summarise(change, done, summary)
+        _summarise(writer, change, done, summary)
     kept_until = microseconds(datetime.now(UTC)) + RECENT // timedelta(microseconds=1)
     for seq in done.records:
         ends = None if seq in stored else kept_until
@@ -365,12 +409,13 @@ def give_up(change: Change, done: Waiting) -> None:
         change.db.execute(SQL["settled"], change.key | {"seq": seq, "expires_at": None, "version": change.version})
 
 
-def _summarise(change: Change, done: Waiting, summary: str) -> None:
+def _summarise(writer: Writer, change: Change, done: Waiting, summary: str) -> None:
     records = list(done.records.values())
     at = max(microseconds(record.valid_from) for record in records)
     earlier = done.summary.sources if done.summary is not None else ()
     sources = (*(Source(source, at) for source in earlier), *_sources(records))
     stored = change.draft(NewMemory("system", "", summary, records[0].session_id, at, sources, kind=MemoryKind.SUMMARY))
+    writer.note(stored.seq, summary)
     if done.summary is not None and stored.id != done.summary.id:
         change.supersede(done.summary.id, stored.id, at)
 

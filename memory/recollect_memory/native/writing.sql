@@ -14,28 +14,39 @@ SELECT seq, content FROM memories
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
   AND version > :version AND role IN ('user', 'system') AND valid_to IS NULL AND quarantined IS NULL
 ORDER BY version DESC
-LIMIT 200
+LIMIT :most
 
--- name: add_slot
+-- name: add_slots
+-- Of [seq, slot] each; of rows that are there yet.
 INSERT OR IGNORE INTO memory_slots (tenant, space, owner, owner_id, slot, memory_seq)
-SELECT :tenant, :space, :owner, :owner_id, :slot, seq FROM memories
-WHERE +tenant = :tenant AND +space = :space AND +owner = :owner AND +owner_id = :owner_id AND seq = :seq
+SELECT :tenant, :space, :owner, :owner_id, json_extract(claimed.value, '$[1]'), seq
+FROM json_each(:slots) AS claimed
+JOIN memories ON seq = json_extract(claimed.value, '$[0]')
+WHERE +tenant = :tenant AND +space = :space AND +owner = :owner AND +owner_id = :owner_id
 
--- name: read_to
-UPDATE memory_scopes SET slots_version = max(slots_version, :version)
-WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
-
--- name: by_slots
-SELECT DISTINCT memories.seq FROM memory_slots AS held
-JOIN memories ON memories.seq = held.memory_seq
-WHERE held.tenant = :tenant AND held.space = :space AND held.owner = :owner AND held.owner_id = :owner_id
-  AND held.slot IN (SELECT value FROM json_each(:slots))
-  AND memories.valid_to IS NULL
-ORDER BY memories.seq DESC
-LIMIT 32
+-- name: meeting
+-- What a new memory may join or end: of the rows in question (:seqs) and of those about the same (:slots) what is current and
+-- of its speaker. What there is to know of each comes in the order of `Old`.
+SELECT seq, id, role, content, session_id, created_at, coalesce(valid_from, created_at) FROM memories
+WHERE +tenant = :tenant AND +space = :space AND +owner = :owner AND +owner_id = :owner_id
+  AND seq IN (
+      SELECT value FROM json_each(:seqs)
+      UNION ALL
+      SELECT seq FROM (
+          SELECT DISTINCT memories.seq AS seq FROM memory_slots AS held
+          JOIN memories ON memories.seq = held.memory_seq
+          WHERE held.tenant = :tenant AND held.space = :space AND held.owner = :owner AND held.owner_id = :owner_id
+            AND held.slot IN (SELECT value FROM json_each(:slots))
+            AND memories.valid_to IS NULL
+          ORDER BY memories.seq DESC
+          LIMIT 32
+      )
+  )
+  AND valid_to IS NULL AND quarantined IS NULL AND speaker = :speaker AND role <> 'assistant'
+ORDER BY seq
 
 -- name: latest_said
-SELECT seq FROM memories
+SELECT seq, id, role, content, session_id, created_at, coalesce(valid_from, created_at), speaker FROM memories
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
   AND role = 'user' AND valid_to IS NULL AND quarantined IS NULL AND session_id = :session_id
 ORDER BY created_at DESC, seq DESC
