@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from functools import partial
@@ -279,6 +279,28 @@ def test_a_question_that_was_asked_before_the_crash_waits_for_its_answer(
         answered = caller.send("the red one", taskId=asked["id"])
     assert said(answered["status"]["message"]) == "THE RED ONE"
     assert [said(message) for message in answered["history"]] == ["one of them", "which one?", "the red one"]
+
+
+@pytest.mark.parametrize("end", [kill, stop])
+def test_a_task_that_needs_authorization_waits_for_a_message_after_a_restart(
+    tmp_path: Path, serve: Serve, brain: Brain, end: Callable[[Server], object]
+) -> None:
+    """AUTH_REQUIRED is an interruption like a question: its turn is not run again, whether it said anything or not, and the
+    next message goes on with it.
+    """
+    brain.script = lambda call: brain.hang() if call.number == 1 else [{}]
+    with serve(tmp_path, CONFIG) as server:
+        asked = Caller(server, "asker").send("my mail")
+        assert asked["status"]["state"] == "TASK_STATE_AUTH_REQUIRED"
+        brain.wait_for("asked")
+        end(server)
+    with serve(tmp_path, CONFIG) as server:
+        caller = Caller(server, "asker")
+        assert caller.task(asked["id"]) == asked
+        answered = caller.send("signed in", taskId=asked["id"])
+    assert said(answered["status"]["message"]) == "SIGNED IN"
+    assert [said(message) for message in answered["history"]] == ["my mail", "signed in"]
+    assert len(brain.of("asked")) == 2
 
 
 def test_what_is_owed_to_a_memory_survives_a_crash(tmp_path: Path, serve: Serve, brain: Brain) -> None:

@@ -117,7 +117,8 @@ class LocalEngine(Engine):
             try:
                 if not run.finishing:
                     await run.flush()
-                await self._store.mark(run.turn, TurnState.WAITING)  # stopped in order: not a crash
+                # stopped in order: not a crash
+                await self._store.mark(run.turn, TurnState.DONE if run.asked else TurnState.WAITING)
             except (Overtaken, RecollectError) as error:
                 logger.warning("task %s: what it did last is lost: %s", run.turn.task_id, error)
             self._fail(run, InternalError("the server is stopping; the task goes on when it is back"))

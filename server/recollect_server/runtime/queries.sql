@@ -85,8 +85,9 @@ WHERE state < 2 AND EXISTS (SELECT 1 FROM tasks WHERE tasks.id = turns.task_id A
 -- They wait, until each is marked as running again: who had not begun is not to blame for the next crash.
 UPDATE turns SET attempt = attempt + 1, crashes = crashes + (state = 1), state = 0 WHERE state < 2
 
--- name: close_turn
-UPDATE turns SET state = 2 WHERE id = ?
+-- name: close_turns_that_asked
+-- What a turn asked is stored: it is over, although its executor had not returned.
+UPDATE turns SET state = 2 WHERE state = -1
 
 -- name: open_turns
 -- "+" has SQLite sort the few that are open rather than read all in order.

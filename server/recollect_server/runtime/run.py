@@ -64,6 +64,8 @@ class Run(EventQueue):
         """Whether the finishing commit has begun: from then on the run cannot be stopped."""
         self.ended = False
         """Whether the finishing commit is done."""
+        self.asked = False
+        """Whether it interrupted its task, and did not go on since."""
         self.over = asyncio.Event()
         """Set when the engine is done with the run."""
         self.continues = False
@@ -95,6 +97,8 @@ class Run(EventQueue):
             self._answer = event
             return
         self._spoke = True
+        if not isinstance(event, TaskArtifactUpdateEvent):
+            self.asked = event.status.state in RESTING
         if isinstance(event, TaskArtifactUpdateEvent) or event.status.state not in RESTING:
             self.snapshot.apply(event)
             if isinstance(event, Task):
@@ -304,6 +308,7 @@ class Run(EventQueue):
             steps=self._steps,
             writes=[*self._owed, *(self.writes if done else ())] if self.remembers else (),
             done=done,
+            asked=self.asked,
             answer=self._answer,
         )
         self._events, self._steps, self._owed = [], [], []

@@ -374,7 +374,7 @@ def _record(progress: Progress, db: sqlite3.Connection) -> list[DueWrite]:
         "seq": progress.seq,
         "hidden": progress.answer is not None,
         "memory": "pending" if progress.writes else None,
-        "turn_state": TurnState.DONE if progress.done else TurnState.RUNNING,
+        "turn_state": TurnState.DONE if progress.done else TurnState.ASKED if progress.asked else TurnState.RUNNING,
         "answer": progress.answer.SerializeToString() if progress.answer is not None else None,
         "stepped": bool(progress.steps),
     }
@@ -410,23 +410,11 @@ def _obstacle(progress: Progress, values: Mapping[str, Any], db: sqlite3.Connect
 
 
 def _recover(db: sqlite3.Connection) -> list[Accepted]:
-    for name in ("drop_turns_of_ended_tasks", "raise_attempts"):
+    for name in ("drop_turns_of_ended_tasks", "close_turns_that_asked", "raise_attempts"):
         db.execute(_SQL[name])
     cursor = db.execute(_SQL["open_turns"])
     rows = [named(cursor, row) for row in cursor.fetchall()]
-    found = [_accepted(row, Caller(row["agent"], row["tenant"], row["owner"], row["owner"])) for row in rows]
-    asked = {accepted.turn.id for accepted in found if _has_asked(accepted)}
-    db.executemany(_SQL["close_turn"], [(turn_id,) for turn_id in asked])
-    return [accepted for accepted in found if accepted.turn.id not in asked]
-
-
-def _has_asked(accepted: Accepted) -> bool:
-    """Whether the turn ended with a question that is stored, although its executor had not returned. Before a turn is heard,
-    its message is not in the history; afterwards, the question that it answers is no longer in the status.
-    """
-    task = accepted.task
-    heard = any(said.message_id == accepted.turn.request.message.message_id for said in task.history)
-    return task.status.state == TaskState.TASK_STATE_INPUT_REQUIRED and task.status.HasField("message") and heard
+    return [_accepted(row, Caller(row["agent"], row["tenant"], row["owner"], row["owner"])) for row in rows]
 
 
 def _accepted(row: Mapping[str, Any], caller: Caller) -> Accepted:
