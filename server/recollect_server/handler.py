@@ -78,6 +78,7 @@ class Handler(RequestHandler):
         if run is None:
             return accepted.answer or _shortened(self._now(accepted, context), length)
         if params.configuration.return_immediately:
+            run.known = True
             return _shortened(self._now(accepted, context), length)
         answer = await run.answer()
         return _shortened(answer, length) if isinstance(answer, Task) else answer

@@ -248,8 +248,9 @@ class LocalEngine(Engine):
         while True:
             submitted = self._submitted
             task = self.live(caller, task_id) or await self._store.task(caller, task_id)
-            if self._reachable(caller, task_id) is not None:
-                task = self.live(caller, task_id)
+            if (run := self._reachable(caller, task_id)) is not None:
+                run.known = True
+                task = run.shown()
             elif submitted != self._submitted:
                 continue  # a turn may have come and gone while the store was read
             if task is None:

@@ -59,6 +59,10 @@ class Run(EventQueue):
         self.work: asyncio.Task[None] | None = None
         self.remembers = True
         """Whether its memory writes are kept; not those of an owner who was erased meanwhile."""
+        self.known = (
+            not self.turn.new_task or self.turn.attempt > 1 or self.turn.request.configuration.return_immediately
+        )
+        """Whether somebody may know the task, and look for the answer there: a direct message becomes its end then."""
         self.canceling = False
         self.finishing = False
         """Whether the finishing commit has begun: from then on the run cannot be stopped."""
@@ -148,14 +152,18 @@ class Run(EventQueue):
 
     async def fail(self, reason: str) -> None:
         """End the task as FAILED, with a reason for its owner."""
-        await self._status(TaskState.TASK_STATE_FAILED, reason)
+        said = Message(message_id=f"{self.turn.task_id}/{self.turn.id}/status", role=Role.ROLE_AGENT)
+        said.parts.add(text=reason)
+        await self._status(TaskState.TASK_STATE_FAILED, said)
 
     async def cancel(self) -> None:
         await self._status(TaskState.TASK_STATE_CANCELED)
 
     async def finish(self) -> None:
         """Commit the end of the turn, if its last event has not done so. The task stays as it is."""
-        if not self.ended:
+        if self._answer is not None and self.known:
+            await self._status(TaskState.TASK_STATE_COMPLETED, self._answer)
+        elif not self.ended:
             await self._finish(None)
 
     async def _finish(self, event: Task | TaskStatusUpdateEvent | None) -> None:
@@ -186,16 +194,13 @@ class Run(EventQueue):
         if not self.continues:
             self.settle(self._answer or self.snapshot.task)
 
-    async def _status(self, state: TaskState, text: str | None = None) -> None:
+    async def _status(self, state: TaskState, said: Message | None = None) -> None:
         event = TaskStatusUpdateEvent(task_id=self.turn.task_id, context_id=self.turn.context_id)
         event.status.state = state
         event.status.timestamp.CopyFrom(stamp())
-        if text is not None:
-            message = event.status.message
-            message.message_id = f"{self.turn.task_id}/{self.turn.id}/status"
-            message.task_id, message.context_id = self.turn.task_id, self.turn.context_id
-            message.role = Role.ROLE_AGENT
-            message.parts.add(text=text)
+        if said is not None:
+            event.status.message.CopyFrom(said)
+            event.status.message.task_id, event.status.message.context_id = self.turn.task_id, self.turn.context_id
         self._answer = None
         await self.enqueue_event(event)
 
