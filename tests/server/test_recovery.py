@@ -44,11 +44,19 @@ class Caller:
         result: JSONObject = answer["result"]
         return result
 
-    def send(self, words: str, *, wait: bool = True, push: JSONObject | None = None, **message: Any) -> JSONObject:
+    def send(
+        self,
+        words: str,
+        *,
+        wait: bool = True,
+        push: JSONObject | None = None,
+        metadata: JSONObject | None = None,
+        **message: Any,
+    ) -> JSONObject:
         configuration: JSONObject = {"returnImmediately": not wait}
         if push is not None:
             configuration["taskPushNotificationConfig"] = push
-        metadata = {"user_id": "alice"}
+        metadata = {"user_id": "alice"} | (metadata or {})
         sent = self.call(
             "SendMessage", message=_message(words, message), configuration=configuration, metadata=metadata
         )

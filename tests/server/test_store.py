@@ -21,13 +21,16 @@ from a2a.types import (
     Task,
     TaskPushNotificationConfig,
     TaskState,
+    TaskStatus,
 )
 from a2a.utils.errors import InvalidParamsError, TaskNotFoundError, UnsupportedOperationError
 from google.protobuf.json_format import MessageToDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from recollect_memory import InvocationContext
 from recollect_memory.sqlite import Database
+from recollect_server.runtime.outbox import context_json
 from recollect_server.runtime.sqlite import SQLiteStore
 from recollect_server.runtime.store import Listing, Store
 from recollect_server.runtime.turn import (
@@ -126,6 +129,12 @@ def progress(accepted: Accepted, state: TaskState = WORKING, *, at: int | None =
 
 async def end(store: Store, accepted: Accepted, state: TaskState = COMPLETED, **more: Any) -> None:
     await store.record(progress(accepted, state, done=True, **more))
+
+
+async def status_of(store: Store, accepted: Accepted) -> TaskStatus:
+    task = await store.task(accepted.turn.caller, accepted.task.id)
+    assert task is not None
+    return task.status
 
 
 async def state_of(store: Store, accepted: Accepted) -> TaskState:
@@ -294,7 +303,7 @@ async def test_a_task_is_found_by_its_owner_only(opened: Opened, stranger: Calle
     canceled = Task()
     canceled.CopyFrom(found.task)
     canceled.status.state = CANCELED
-    assert not await store.end(stranger, canceled, INPUT_REQUIRED, b"")
+    assert await store.end(stranger, canceled, await status_of(store, found), b"") is None
     assert await opened.rows() == before
     assert await state_of(store, found) == INPUT_REQUIRED
 
@@ -373,11 +382,12 @@ async def test_a_terminal_state_is_never_overwritten(opened: Opened, state: Task
     ended = Task()
     ended.CopyFrom(first.task)
     ended.status.state = state
-    assert await store.end(ANYONE, ended, INPUT_REQUIRED, b"")
+    parked = await status_of(store, first)
+    assert await store.end(ANYONE, ended, parked, b"") == []
     before = await opened.rows()
     with pytest.raises(Overtaken):
         await store.record(progress(second, WORKING, steps=[("a", "1")], done=True))
-    assert not await store.end(ANYONE, ended, INPUT_REQUIRED, b"")
+    assert await store.end(ANYONE, ended, parked, b"") is None
     assert await state_of(store, first) == state
     assert await opened.rows() == before
 
@@ -452,17 +462,25 @@ async def test_a_step_is_begun_then_known(store: Store) -> None:
 
 
 async def test_end_writes_if_nothing_happened_since(store: Store) -> None:
-    """Only over the expected state; its event is pushed to the task's configs."""
+    """Only over the status that was found, not over another of the same state; its event is pushed to the task's configs, and
+    its memory writes are owed."""
     found = await accept(store)
     await store.set_push_config(ANYONE, push_config(found.task.id))
     await end(store, found, INPUT_REQUIRED)
     ended = Task()
     ended.CopyFrom(found.task)
     ended.status.state = CANCELED
-    assert not await store.end(ANYONE, ended, WORKING, b"")
+    parked = await status_of(store, found)
+    again = await accept(store, "more", task_id=found.task.id)
+    await end(store, again, INPUT_REQUIRED)
+    write = MemoryWrite("default", context_json(InvocationContext("s", "alice")), [])
+    assert await store.end(ANYONE, ended, parked, b"", [write]) is None
     assert await state_of(store, found) == INPUT_REQUIRED
+    assert await store.unconfirmed_writes() == []
     event = status(found.task.id, CANCELED)
-    assert await store.end(ANYONE, ended, INPUT_REQUIRED, event)
+    owed = await store.end(ANYONE, ended, await status_of(store, found), event, [write])
+    assert [due.write for due in owed or ()] == [write]
+    assert [due.id for due in await store.due_writes("default", 10)] == [due.id for due in owed or ()]
     assert await state_of(store, found) == CANCELED
     assert [due.payload for due in await store.due_pushes(10)] == [event]
 
@@ -536,7 +554,7 @@ async def test_totals_follow_what_happens(store: Store) -> None:
     canceled = Task()
     canceled.CopyFrom(mine[2].task)
     canceled.status.state = CANCELED
-    assert await store.end(ANYONE, canceled, SUBMITTED, b"")
+    assert await store.end(ANYONE, canceled, await status_of(store, mine[2]), b"") == []
     assert await totals(alice) == [2, 0, 0, 1, 1]
     await store.purge(200, 10)
     assert await totals(alice) == [1, 0, 0, 0, 1]

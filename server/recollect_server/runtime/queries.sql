@@ -113,8 +113,10 @@ WHERE id = :task_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL 
 SELECT snapshot, memory, seq FROM tasks WHERE id = :task_id AND owner = :owner
 
 -- name: end_task
-UPDATE tasks SET state = :state, status_at = :status_at, snapshot = :snapshot
-WHERE id = :task_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach) AND state = :expected
+UPDATE tasks SET state = :state, status_at = :status_at, snapshot = :snapshot, memory = COALESCE(:memory, memory)
+WHERE id = :task_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach)
+  AND state = :found AND status_at = :found_at
+RETURNING place
 
 -- name: tasks_of_owner
 SELECT snapshot, memory FROM tasks

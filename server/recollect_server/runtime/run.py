@@ -44,6 +44,7 @@ class Run(EventQueue):
         watchers: Callable[[Event], None],
         committed: Callable[[Progress, Sequence[DueWrite]], None],
         reminder: Reminder,
+        owed_at_end: Callable[[Task, Sequence[MemoryWrite]], list[MemoryWrite]],
     ) -> None:
         self.turn = accepted.turn
         self.snapshot = Snapshot(accepted.task, accepted.seq)
@@ -77,6 +78,7 @@ class Run(EventQueue):
         self._store = store
         self._watchers = watchers
         self._committed = committed
+        self._owed_at_end = owed_at_end
         self._answer: Message | None = None
         self._status_before: TaskStatus | None = None
         self._spoke = False
@@ -169,6 +171,8 @@ class Run(EventQueue):
     async def _finish(self, event: Task | TaskStatusUpdateEvent | None) -> None:
         if event is not None:
             self._events.append(event)
+            if event.status.state in TERMINAL and len(self.snapshot.task.history) > 1:  # more than what is answered now
+                self.writes += self._owed_at_end(self.snapshot.task, self.writes)
         self.finishing = True
         await self._recorded()
         before = self._events, self._steps, self._owed

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from typing import Any
 
-from a2a.types import Message, SendMessageRequest, Task, TaskPushNotificationConfig, TaskState
+from a2a.types import Message, SendMessageRequest, Task, TaskPushNotificationConfig, TaskState, TaskStatus
 from a2a.utils.errors import InvalidParamsError, TaskNotFoundError, UnsupportedOperationError
 
 from recollect_memory import Memory
@@ -84,8 +84,10 @@ class SQLiteStore(Store):
         rows = await self._rows("context", scope_of(turn.caller) | key)
         return [task_of(*row) for row in reversed(rows)]
 
-    async def end(self, caller: Caller, task: Task, expected: TaskState, event: bytes) -> bool:
-        return await self._db.write(partial(_end, caller, task, expected, event))
+    async def end(
+        self, caller: Caller, task: Task, found: TaskStatus, event: bytes, writes: Sequence[MemoryWrite] = ()
+    ) -> list[DueWrite] | None:
+        return await self._db.write(partial(_end, caller, task, found, event, writes))
 
     async def due_writes(self, memory: str, limit: int) -> list[DueWrite]:
         rows = await self._rows("due_writes", {"memory": memory, "now": now(), "limit": limit})
@@ -389,12 +391,12 @@ def _record(progress: Progress, db: sqlite3.Connection) -> list[DueWrite]:
     at = now()
     for payload in progress.pushes:
         db.execute(_SQL["record_push"], {"task_id": turn.task_id, "payload": payload, "now": at})
-    return [DueWrite(_owe(turn, write, at, db), turn.task_id, 0, write) for write in progress.writes]
+    return [DueWrite(_owe(turn.task_id, turn.id, write, at, db), turn.task_id, 0, write) for write in progress.writes]
 
 
-def _owe(turn: Turn, write: MemoryWrite, at: int, db: sqlite3.Connection) -> int:
+def _owe(task_id: str, turn_id: int, write: MemoryWrite, at: int, db: sqlite3.Connection) -> int:
     context, messages = json.dumps(write.context), json.dumps(write.messages)
-    values = (turn.task_id, turn.id, write.memory, context, messages, at)
+    values = (task_id, turn_id, write.memory, context, messages, at)
     return db.execute(_SQL["record_write"], values).lastrowid or 0
 
 
@@ -444,18 +446,29 @@ def _list(caller: Caller, listing: Listing, db: sqlite3.Connection) -> tuple[lis
     return [task_of(*row) for row in rows], total
 
 
-def _end(caller: Caller, task: Task, expected: TaskState, event: bytes, db: sqlite3.Connection) -> bool:
+def _end(
+    caller: Caller,
+    task: Task,
+    found: TaskStatus,
+    event: bytes,
+    writes: Sequence[MemoryWrite],
+    db: sqlite3.Connection,
+) -> list[DueWrite] | None:
     values = scope_of(caller) | {
         "task_id": task.id,
         "state": task.status.state,
         "status_at": task.status.timestamp.ToMicroseconds(),
         "snapshot": task.SerializeToString(),
-        "expected": expected,
+        "memory": "pending" if writes else None,
+        "found": found.state,
+        "found_at": found.timestamp.ToMicroseconds(),
     }
-    if db.execute(_SQL["end_task"], values).rowcount == 0:
-        return False
-    db.execute(_SQL["record_push"], {"task_id": task.id, "payload": event, "now": now()})
-    return True
+    rows = db.execute(_SQL["end_task"], values).fetchall()
+    if not rows:
+        return None
+    at = now()
+    db.execute(_SQL["record_push"], {"task_id": task.id, "payload": event, "now": at})
+    return [DueWrite(_owe(task.id, rows[0][0], write, at, db), task.id, 0, write) for write in writes]
 
 
 def _write_done(due: DueWrite, db: sqlite3.Connection) -> None:
