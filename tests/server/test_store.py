@@ -578,11 +578,21 @@ meanwhile = st.builds(Meanwhile, st.lists(st.integers(1, 9), max_size=2), st.lis
     times=st.lists(st.integers(1, 6), min_size=1, max_size=15),  # many at the same microsecond
     size=st.integers(1, 4),
     others=st.lists(meanwhile, max_size=15),
+    caller=st.sampled_from((ANYONE, Caller("agent", "", "alice", "user/alice"))),
+    state=st.sampled_from((0, INPUT_REQUIRED)),
 )
 async def test_pages_are_stable_under_writes(
-    open_store: Open, tmp_path: Path, times: list[int], size: int, others: list[Meanwhile]
+    open_store: Open,
+    tmp_path: Path,
+    times: list[int],
+    size: int,
+    others: list[Meanwhile],
+    caller: Caller,
+    state: int,
 ) -> None:
-    """A task that does not change while the pages are read stands on exactly one, however many others come and change."""
+    """A task that does not change while the pages are read stands on exactly one, however many others come and change; on the
+    pages of one state and of all, of one owner and of all.
+    """
     async with open_store(tmp_path / uuid.uuid4().hex) as opened:
         store = opened.store
         made = [await accept(store) for _ in times]
@@ -592,7 +602,7 @@ async def test_pages_are_stable_under_writes(
         seen: list[str] = []
         before: tuple[int, str] | None = None
         for other in [*others, *[Meanwhile([], [])] * 60]:
-            page, _ = await store.tasks(ANYONE, Listing(size=size, before=before))
+            page, _ = await store.tasks(caller, Listing(size=size, before=before, state=state))
             seen += [task.id for task in page]
             if len(page) < size:
                 break

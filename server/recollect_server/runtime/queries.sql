@@ -130,6 +130,19 @@ WHERE tenant = :tenant AND agent = :agent AND hidden = 0
   AND status_at > :after AND (status_at, id) < (:before_at, :before_id) AND (:state = 0 OR state = :state)
 ORDER BY status_at DESC, id DESC LIMIT :size
 
+-- name: tasks_of_owner_by_state
+-- For these states there are indexes; their condition has to be said as it is there.
+SELECT snapshot, memory FROM tasks INDEXED BY tasks_of_owner_by_state
+WHERE tenant = :tenant AND agent = :agent AND owner = :reach AND hidden = 0 AND state NOT IN (1, 3) AND state = :state
+  AND status_at > :after AND (status_at, id) < (:before_at, :before_id)
+ORDER BY status_at DESC, id DESC LIMIT :size
+
+-- name: tasks_of_agent_by_state
+SELECT snapshot, memory FROM tasks INDEXED BY tasks_of_agent_by_state
+WHERE tenant = :tenant AND agent = :agent AND hidden = 0 AND state NOT IN (1, 3) AND state = :state
+  AND status_at > :after AND (status_at, id) < (:before_at, :before_id)
+ORDER BY status_at DESC, id DESC LIMIT :size
+
 -- name: tasks_of_context
 SELECT snapshot, memory FROM tasks INDEXED BY tasks_of_context
 WHERE context_id = :context_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach)
@@ -153,6 +166,15 @@ WHERE tenant = :tenant AND agent = :agent AND owner = :reach AND hidden = 0 AND 
 -- name: count_of_agent
 SELECT count(*) FROM tasks
 WHERE tenant = :tenant AND agent = :agent AND hidden = 0 AND status_at > :after AND (:state = 0 OR state = :state)
+
+-- name: count_of_owner_by_state
+SELECT count(*) FROM tasks INDEXED BY tasks_of_owner_by_state
+WHERE tenant = :tenant AND agent = :agent AND owner = :reach AND hidden = 0 AND state NOT IN (1, 3) AND state = :state
+  AND status_at > :after
+
+-- name: count_of_agent_by_state
+SELECT count(*) FROM tasks INDEXED BY tasks_of_agent_by_state
+WHERE tenant = :tenant AND agent = :agent AND hidden = 0 AND state NOT IN (1, 3) AND state = :state AND status_at > :after
 
 -- name: count_of_context
 SELECT count(*) FROM tasks INDEXED BY tasks_of_context

@@ -39,6 +39,8 @@ _FOLDER = files("recollect_server.runtime")
 _SQL = named_queries(_FOLDER.joinpath("queries.sql").read_text(encoding="utf-8"))
 _PURGED = ("steps", "turns", "events", "memory_outbox", "push_outbox", "push_configs", "tasks")
 _LAST = (2**63 - 1, "")
+_UNSORTED = (0, TaskState.TASK_STATE_SUBMITTED, TaskState.TASK_STATE_COMPLETED)
+"""What a list may ask for that no index has by itself: every state, and those that all tasks go through."""
 
 
 class SQLiteStore(Store):
@@ -435,12 +437,13 @@ def _list(caller: Caller, listing: Listing, db: sqlite3.Connection) -> tuple[lis
         "before_at": before_at,
         "before_id": before_id,
     }
-    counted = "total" if listing.after <= 0 and not listing.context_id else "count"
+    found = kind if listing.context_id or listing.state in _UNSORTED else f"{kind}_by_state"
+    counted = f"total_of_{kind}" if listing.after <= 0 and not listing.context_id else f"count_of_{found}"
     db.execute("BEGIN")  # page and total are of one moment
     try:
-        total = db.execute(_SQL[f"{counted}_of_{kind}"], values).fetchone()[0] if listing.count else 0
+        total = db.execute(_SQL[counted], values).fetchone()[0] if listing.count else 0
         most = min(listing.size, total) if listing.count else listing.size  # what is not there is not looked for
-        rows = db.execute(_SQL[f"tasks_of_{kind}"], values | {"size": most}).fetchall()
+        rows = db.execute(_SQL[f"tasks_of_{found}"], values | {"size": most}).fetchall()
     finally:
         db.execute("COMMIT")
     return [task_of(*row) for row in rows], total
