@@ -396,6 +396,50 @@ async def test_who_subscribed_to_a_turn_hears_its_direct_answer(here: Here, clie
     assert (await waiting)[-1].task.id == task.id
 
 
+async def test_a_subscriber_hears_of_a_cancel_that_crosses_its_way(here: Here, client: Client) -> None:
+    """Whichever comes first: the stream says that the task is canceled and ends, or is refused since it has ended."""
+    streaming = await here.client(streaming=True)
+
+    async def heard(task: Task) -> TaskState:
+        with suppress(UnsupportedOperationError):
+            async with subscribed(streaming, task.id) as stream:
+                return [state_of(event) async for event in stream][-1]
+        return CANCELED
+
+    for _ in range(30):
+        tasks = [await ask(client, request("ask")) for _ in range(4)]
+        async with asyncio.timeout(SECONDS):
+            listening = asyncio.gather(*(heard(task) for task in tasks for _ in range(2)))
+            await asyncio.gather(*(cancel(client, task.id) for task in tasks))
+            assert set(await listening) == {CANCELED}
+
+
+async def test_a_cancel_that_crosses_a_message(client: Client, actor: Actor) -> None:
+    """A cancel is final, and takes nothing away of what was said before it; the message has its turn, or is refused since the
+    task has ended.
+    """
+
+    async def told(task: Task, text: str) -> Task | None:
+        try:
+            return await ask(client, request(text, task_id=task.id))
+        except UnsupportedOperationError:
+            return None
+
+    for _ in range(40):
+        tasks = [await ask(client, request("ask")) for _ in range(4)]
+        async with asyncio.timeout(SECONDS):
+            telling = asyncio.gather(*(told(task, text) for task in tasks for text in ("ask", "say:x ask")))
+            canceled = await asyncio.gather(*(cancel(client, task.id) for task in tasks))
+            answers = [task for task in await telling if task is not None]
+        assert {task.status.state for task in canceled} == {CANCELED}
+        left = {task.id: await client.get_task(GetTaskRequest(id=task.id)) for task in tasks}
+        assert {task.status.state for task in left.values()} == {CANCELED}
+        for answer in answers:
+            kept = left[answer.id]
+            assert {said.message_id for said in answer.history} <= {said.message_id for said in kept.history}
+            assert len(texts(answer)) <= len(texts(kept))
+
+
 async def test_a_direct_answer_to_a_follow_up_ends_its_task(client: Client, actor: Actor) -> None:
     """The task stays where it was found before, with all that was said in it."""
     asked = await ask(client, request("say:one ask"))

@@ -311,6 +311,22 @@ def test_a_task_that_needs_authorization_waits_for_a_message_after_a_restart(
     assert len(brain.of("asked")) == 2
 
 
+def test_an_agent_that_is_gone_leaves_its_turns_until_it_is_back(tmp_path: Path, serve: Serve, brain: Brain) -> None:
+    """A server whose configuration names an agent no more starts, serves the others, and loses nothing of that one's."""
+    brain.script = lambda call: brain.hang() if call.number == 1 else text("fine")
+    other = "agents:\n  echo: {model: recollect_agents.testing:EchoModel, memory: off}\n"
+    with serve(tmp_path, CONFIG) as server:
+        task_id = Caller(server).send("hello", wait=False)["id"]
+        brain.wait_for("ask")
+        kill(server)
+    for _ in range(3):
+        with serve(tmp_path, other) as server:
+            assert answers(Caller(server, "echo").send("hi")) == ["hi"]
+            kill(server)
+    with serve(tmp_path, CONFIG) as server:
+        assert answers(Caller(server).ended(task_id)) == ["fine"]
+
+
 def test_what_is_owed_to_a_memory_survives_a_crash(tmp_path: Path, serve: Serve, brain: Brain) -> None:
     """A memory write that a crash cut off is made at the next start; until it is there, a recall finds it all the same."""
     arrive = threading.Event()

@@ -800,6 +800,17 @@ async def test_purge_leaves_nothing_behind(opened: Opened) -> None:
     assert await opened.rows() == everything
 
 
+async def test_what_is_still_to_be_pushed_is_not_purged(store: Store) -> None:
+    """A notification that is owed keeps its task until it is delivered or given up."""
+    found = await accept(store)
+    await store.set_push_config(ANYONE, push_config(found.task.id))
+    await end(store, found, at=100, pushes=[status(found.task.id, COMPLETED)])
+    assert await store.purge(200, 10) == 0
+    (due,) = await store.due_pushes(10)
+    await store.push_failed(due, "gone", None)
+    assert await store.purge(200, 10) == 1
+
+
 async def test_a_purged_direct_answer_is_gone_too(opened: Opened) -> None:
     """What nobody lists is purged like the rest, and its message id may be used again."""
     store = opened.store

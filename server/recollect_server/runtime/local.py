@@ -80,7 +80,8 @@ class LocalEngine(Engine):
         self._runs: dict[str, list[Run]] = {}
         self._counts: Counter[tuple[str, ...]] = Counter()
         self._total = 0
-        self._submitted = 0
+        self._changes = 0
+        """How many turns began, and tasks ended without one: what a read of the store may have missed."""
         self._orphans: dict[str, list[Run]] = {}
         self._watchers: dict[str, list[Subscriber]] = {}
         self._stop_begun: asyncio.Task[None] | None = None
@@ -94,6 +95,10 @@ class LocalEngine(Engine):
 
     async def start(self) -> None:
         for accepted in await self._store.recover():
+            turn = accepted.turn
+            if turn.caller.agent not in self._executors:
+                logger.warning("task %s: waits until there is an agent %s again", turn.task_id, turn.caller.agent)
+                continue
             self._total += 1
             self._line_up(accepted)
 
@@ -188,7 +193,7 @@ class LocalEngine(Engine):
         owed = partial(owed_at_end, executor, turn.caller.tenant)
         run = Run(accepted, self._store, self._tell_watchers, self._committed, self._reminder, owed)
         run.key = key
-        self._submitted += 1
+        self._changes += 1
         self._runs.setdefault(turn.task_id, []).append(run)
         self._idle.clear()
         for orphan in self._orphans.pop(turn.task_id, ()):
@@ -257,13 +262,16 @@ class LocalEngine(Engine):
 
     async def subscribe(self, caller: Caller, task_id: str) -> tuple[Task, Subscriber]:
         while True:
-            submitted = self._submitted
+            changes = self._changes
             task = self.live(caller, task_id) or await self._store.task(caller, task_id)
             if (run := self._reachable(caller, task_id)) is not None:
+                if run.finishing and not run.over.is_set():
+                    await run.over.wait()
+                    continue
                 run.known = True
                 task = run.shown()
-            elif submitted != self._submitted:
-                continue  # a turn may have come and gone while the store was read
+            elif changes != self._changes:
+                continue  # the task may have changed while the store was read
             if task is None:
                 raise TaskNotFoundError(f"there is no task {task_id}")
             if task.status.state in TERMINAL:
@@ -451,6 +459,7 @@ class LocalEngine(Engine):
         owed = await self._store.end(caller, snapshot.task, found, payload, writes)
         if owed is None:
             return await self.cancel(caller, task_id)  # it is not any more as it was found
+        self._changes += 1
         self._committed(None, owed)
         self._tell_watchers(event)
         return snapshot.task

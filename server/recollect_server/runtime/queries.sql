@@ -296,6 +296,7 @@ SELECT id FROM (
 WHERE NOT EXISTS (SELECT 1 FROM turns JOIN tasks ON tasks.id = turns.task_id AND tasks.context_id = turns.context_id
                   WHERE tasks.id = ended.id AND turns.state < 2)
   AND NOT EXISTS (SELECT 1 FROM memory_outbox WHERE memory_outbox.task_id = ended.id AND dead = 0)
+  AND NOT EXISTS (SELECT 1 FROM push_outbox WHERE push_outbox.task_id = ended.id AND dead = 0)
 LIMIT :limit
 
 -- name: purge_steps
