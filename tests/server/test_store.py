@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -562,6 +562,20 @@ async def test_totals_follow_what_happens(store: Store) -> None:
     assert await totals(Caller("agent", "red", "alice", "user/alice")) == [0] * 5
 
 
+async def test_a_file_of_the_version_before_is_brought_up_to_date(tmp_path: Path) -> None:
+    """It has no index of rare states; its tasks are listed by them all the same."""
+    async with open_sqlite(tmp_path) as opened:
+        await end(opened.store, await accept(opened.store), INPUT_REQUIRED)
+    with closing(sqlite3.connect(tmp_path / "store.db")) as db:
+        db.executescript(
+            "DROP INDEX tasks_of_owner_by_state; DROP INDEX tasks_of_agent_by_state;"
+            "UPDATE schema_version SET version = 1 WHERE component = 'runtime'"
+        )
+    async with open_sqlite(tmp_path) as opened:
+        for caller in (ANYONE, Caller("agent", "", "alice", "user/alice")):
+            assert (await opened.store.tasks(caller, Listing(state=INPUT_REQUIRED)))[1] == 1
+
+
 @dataclass(frozen=True)
 class Meanwhile:
     """What others do between two pages: tasks that come, and the numbers of those that change."""
@@ -783,6 +797,8 @@ async def test_purge_leaves_nothing_behind(opened: Opened) -> None:
         old.append(found)
     for due in await store.due_writes("default", 4):
         await store.write_done(due)
+    for owed in await store.due_pushes(10):
+        await store.push_failed(owed, "never", None)
     young, parked, running = await accept(store), await accept(store), await accept(store)
     await end(store, young, at=300)
     await end(store, parked, INPUT_REQUIRED, at=100)

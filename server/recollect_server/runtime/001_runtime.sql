@@ -20,11 +20,6 @@ CREATE TABLE tasks (
 -- their ends, where it fills page after page.
 CREATE INDEX tasks_of_owner ON tasks (tenant, agent, owner, status_at, id, state) WHERE hidden = 0;
 CREATE INDEX tasks_of_agent ON tasks (tenant, agent, status_at, id, state) WHERE hidden = 0;
--- A list of a rare state would read past all the others. Most tasks are only ever submitted and completed, and not in these.
-CREATE INDEX tasks_of_owner_by_state ON tasks (tenant, agent, owner, state, status_at, id)
-    WHERE hidden = 0 AND state NOT IN (1, 3);
-CREATE INDEX tasks_of_agent_by_state ON tasks (tenant, agent, state, status_at, id)
-    WHERE hidden = 0 AND state NOT IN (1, 3);
 CREATE INDEX tasks_hidden ON tasks (status_at) WHERE hidden = 1;
 CREATE INDEX tasks_of_context ON tasks (context_id, agent, tenant);
 
