@@ -59,6 +59,11 @@ class Apart(Memory):
         return await self._there(lambda memory: memory.already_written(messages, ctx=ctx))
 
     @property
+    def ready(self) -> bool:
+        """Whether the memory is made: before, nothing can be said of what it keeps."""
+        return self._made.done() and not self._failed()
+
+    @property
     def managed(self) -> ManagedMemory | None:
         """The memory itself, where it is a `ManagedMemory` and made by now."""
         made = self._made.result() if self._made.done() and self._made.exception() is None else None

@@ -100,13 +100,16 @@ def conversation(task: Task) -> list[Message]:
 
 
 def asked_back(task: Task | None) -> list[Message]:
-    """What the user said in a task that the agent answered with a question: it is remembered when the task has an answer."""
-    history = list(task.history) if task is not None else []
-    return [
-        _message(said)
-        for said, reply in pairwise(history)
-        if said.role == Role.ROLE_USER and reply.role == Role.ROLE_AGENT
-    ]
+    """What the user said in a task that the agent answered with a question: it is remembered when the task has an answer, or
+    ends without one. What was asked not to be remembered is left out, and so is what stands before a message with an answer.
+    """
+    found: list[Message] = []
+    for said, reply in reversed(list(pairwise(task.history if task is not None else ()))):
+        if said.role == Role.ROLE_USER and reply.role == Role.ROLE_USER:
+            break
+        if said.role == Role.ROLE_USER and MEMORY not in reply.metadata:
+            found.append(_message(said))
+    return found[::-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,10 @@ class MemoryUse:
             raise InvalidParamsError(f"memory.top_k: must be a whole number from 1 to {_MOST_MEMORIES}")
         return cls(recall=mode != "off", remember=mode == "on", top_k=None if top_k is None else int(top_k))
 
+    @property
+    def mode(self) -> str:
+        return "on" if self.remember else "read-only" if self.recall else "off"
+
 
 class A2AExecutor(AgentExecutor):
     """Runs one agent for each request. `history` tells what was said before; without it, only the task's own messages."""
@@ -156,7 +163,7 @@ class A2AExecutor(AgentExecutor):
         use = MemoryUse.of(metadata)
         task = context.current_task
         user = user_of(metadata, message.metadata, task.metadata if task else None)
-        publish = _Publisher(context, event_queue)
+        publish = _Publisher(context, event_queue, use)
         history = await self._history(context)
         if task is None and TURN not in context.call_context.state:
             await publish.task(message, user)
@@ -198,6 +205,20 @@ class A2AExecutor(AgentExecutor):
         else:
             await publish.end()
 
+    def unremembered(self, task: Task, tenant: str) -> tuple[InvocationContext, list[Message]] | None:
+        """What an ended task leaves that was to be remembered with an answer, and the turn it is of; None: nothing."""
+        said = asked_back(task) if self.agent.remembers else []
+        if not said:
+            return None
+        return InvocationContext(
+            session_id=task.context_id,
+            user_id=user_of({}, None, task.metadata),
+            tenant=tenant,
+            agent=self.agent.name,
+            task_id=task.id,
+            turn_id=f"{task.id}/{said[-1].id}",
+        ), said
+
     async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
         await _Publisher(context, event_queue).status(TaskState.TASK_STATE_CANCELED)
 
@@ -205,12 +226,13 @@ class A2AExecutor(AgentExecutor):
 class _Publisher:
     """Says in A2A what an agent does. A text delta waits for the next one, so that the last can be marked as such."""
 
-    def __init__(self, context: RequestContext, queue: EventQueue) -> None:
+    def __init__(self, context: RequestContext, queue: EventQueue, use: MemoryUse | None = None) -> None:
         self._task_id = context.task_id or ""
         self._context_id = context.context_id or ""
         self._artifact_id = answer_to(context.message.message_id) if context.message else "answer"
         self._say: Callable[[Any], Awaitable[None]] = getattr(queue, "say", queue.enqueue_event)
         """The runtime need not go over what is made here: it can be stored."""
+        self._use = use or MemoryUse()
         self._held: str | None = None
         self._begun = False
         self._memory: dict[str, Any] = {}
@@ -287,6 +309,8 @@ class _Publisher:
                     parts=[Part(text=text)],
                 )
             )
+            if state == TaskState.TASK_STATE_INPUT_REQUIRED and not self._use.remember:
+                event.status.message.metadata.update({MEMORY: {"mode": self._use.mode}})  # for when the task ends
         await self._say(event)
 
     async def _flush(self, *, last: bool = False) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +43,7 @@ AsOf = Annotated[str | None, typer.Option(help="What held at this time, whatever
 Id = Annotated[str, typer.Argument(help="The memory's id, as `list` and `search` show it.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 _SECONDS = 120.0
+_MISSING = b'"missing"'
 _OF_TASKS = frozenset(("tasks", "turns", "steps", "events", "push_configs", "push_outbox"))
 
 
@@ -173,7 +174,11 @@ def export(
     url: Url = URL,
     key: Key = None,
 ) -> None:
-    """Everything that is kept of a user, as JSON Lines: memories of every space, tasks with messages and artifacts."""
+    """Everything that is kept of a user, as JSON Lines: memories of every space, tasks with messages and artifacts.
+
+    Exit code 1 where a memory failed: what the others gave is there, and what is missing is named in it.
+    """
+    missing: list[str] = []
     path, params = f"/users/{_part(user)}/export", {"tenant": tenant}
     with _client(url, key) as client, client.stream("GET", path, params=params) as got:
         if got.is_error:
@@ -181,8 +186,12 @@ def export(
             _fail(got)
         stream = output.open("wb") if output is not None else sys.stdout.buffer
         with stream:
-            for chunk in got.iter_bytes():
-                stream.write(chunk)
+            for line in _lines(got.iter_bytes()):
+                stream.write(line)
+                if _MISSING in line and (value := json.loads(line))["type"] == "missing":
+                    missing.append(f"{value['space']} ({value['problem']})")
+    if missing:
+        refuse(f"not whole, export again: missing is memory {', '.join(missing)}", 1)
 
 
 @app.command("import")
@@ -359,6 +368,16 @@ def _by_user(items: list[Any], wanted: str | None) -> dict[str, list[Any]]:
     if not chosen:
         refuse("nothing to import" + (f" for {wanted}" if wanted is not None else ""), 1)
     return chosen
+
+
+def _lines(chunks: Iterable[bytes]) -> Generator[bytes]:
+    """The lines of a body as it comes, each with its end."""
+    pending = b""
+    for chunk in chunks:
+        *lines, pending = (pending + chunk).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+    if pending:
+        yield pending
 
 
 def _importing(user: str | None) -> str:

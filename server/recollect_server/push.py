@@ -32,12 +32,18 @@ logger = logging.getLogger(__name__)
 TIMEOUT = 10.0
 """Seconds for one delivery, from resolving the host to the end of the answer."""
 _TRIES = 10
-_AT_ONCE, _AT_ONCE_EACH = 64, 4
-"""Deliveries under way, over all URLs and to one: who is slow holds up nobody else."""
+_AT_ONCE, _AT_ONCE_HOST, _AT_ONCE_EACH = 64, 16, 4
+"""Deliveries under way, over all, to one host and to one URL: who is slow holds up nobody else."""
 _LOOKED_AT = 256
 """How many of the pushes that are due are looked at together."""
+_STUCK_AFTER, _ASIDE_FOR = 0.5, 2.0
+"""Where none of these can go and none ended for so many seconds, they are put aside for some, and others are looked at."""
 _FIRST_DELAY = 0.5
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_INTERNAL = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "168.63.129.16/32", "fec0::/10", "3fff::/20")))
+"""Not for the public, whatever a version of Python says: protocol assignments and Azure's own host, where clouds keep metadata;
+site-local addresses and those of documentation.
+"""
 _MOST_URLS = 10_000
 _OPEN_AFTER, _OPEN_FOR = 5, 30.0
 """A URL that failed this often in a row is left alone for this many seconds."""
@@ -100,6 +106,8 @@ class Screen:
                 ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if any(ip in network for network in self._networks):
             return True
+        if any(ip in network for network in _INTERNAL):
+            return False
         return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
@@ -134,6 +142,7 @@ class Pusher:
         self._under_way: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._to: Counter[str] = Counter()
         self._just_over: set[tuple[str, str]] = set()
+        self._ended_at = 0.0
         self._failures: dict[str, tuple[int, float]] = {}
         self._worker: asyncio.Task[None] | None = None
         self._pool = httpcore.AsyncConnectionPool(
@@ -171,8 +180,10 @@ class Pusher:
             self._due.clear()
             self._just_over.clear()
             try:
-                for due in await self._store.due_pushes(_LOOKED_AT):
-                    self._begin(due)
+                found = await self._store.due_pushes(_LOOKED_AT)
+                begun = [self._begin(due) for due in found]
+                if len(found) == _LOOKED_AT and not any(begun) and time.monotonic() - self._ended_at > _STUCK_AFTER:
+                    await self._put_aside(found)
                 # what is under way is due as well: its end wakes this loop
                 at = now() + 1_000_000 if self._under_way else await self._store.next_push()
             except RecollectError:
@@ -182,26 +193,38 @@ class Pusher:
                 async with asyncio.timeout(None if at is None else max(0.05, (at - now()) / 1e6)):
                     await self._due.wait()
 
-    def _begin(self, due: DuePush) -> None:
+    async def _put_aside(self, found: Sequence[DuePush]) -> None:
+        """Leave alone for a moment what cannot go: it would hide what is due behind it."""
+        at = now() + int(1e6 * _ASIDE_FOR)
+        waiting = [due for due in found if (due.config.task_id, due.config.id) not in self._under_way]
+        await asyncio.gather(*(self._store.push_later(due, at) for due in waiting))
+        self._due.set()
+
+    def _begin(self, due: DuePush) -> bool:
         """Deliver it, unless its config has one under way, or too many others do."""
         key, url = (due.config.task_id, due.config.id), due.config.url
+        host = urlsplit(url).netloc
         if (
             key in self._under_way
             or key in self._just_over
             or len(self._under_way) >= _AT_ONCE
             or self._to[url] >= _AT_ONCE_EACH
+            or self._to[host] >= _AT_ONCE_HOST
         ):
-            return
-        self._to[url] += 1
+            return False
+        self._to.update((url, host))
         task = self._under_way[key] = asyncio.create_task(self._deliver(due))
-        task.add_done_callback(partial(self._over, key, url))
+        task.add_done_callback(partial(self._over, key, (url, host)))
+        return True
 
-    def _over(self, key: tuple[str, str], url: str, task: asyncio.Task[None]) -> None:
+    def _over(self, key: tuple[str, str], to: Sequence[str], task: asyncio.Task[None]) -> None:
         del self._under_way[key]
         self._just_over.add(key)  # what is being read may still show it
-        self._to[url] -= 1
-        if not self._to[url]:
-            del self._to[url]
+        self._ended_at = time.monotonic()
+        self._to.subtract(to)
+        for name in to:
+            if not self._to[name]:
+                del self._to[name]
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("push %s of task %s: its end could not be stored", key[1], key[0], exc_info=error)
         self._due.set()

@@ -14,6 +14,7 @@ from recollect_memory import ManagedMemory, Memory, Scope
 from recollect_memory.errors import RecollectError
 from recollect_memory.sqlite import Database
 
+from .apart import Apart
 from .runtime.engine import Engine
 from .runtime.outbox import Outbox
 from .runtime.store import Store
@@ -22,6 +23,7 @@ from .runtime.turn import USER
 log = logging.getLogger(__name__)
 
 _TASKS_AT_ONCE = 100
+_NOT_READY = "it could not be made yet"
 
 
 class ImportFailed(RecollectError):
@@ -53,6 +55,10 @@ class Users:
         left: dict[str, None] = {}
         failed: list[str] = []
         for name, memory in self._memories.items():
+            if isinstance(memory, Apart) and not memory.ready:
+                failed.append(name)
+                left[f"memory {name}: not erased ({_NOT_READY}): erase again"] = None
+                continue
             if not isinstance(memory, ManagedMemory):
                 left[f"memory {name}: its backend offers no way to erase"] = None
                 continue
@@ -108,11 +114,22 @@ class Users:
         return await self._outbox.retry()
 
     async def export(self, tenant: str, user: str) -> AsyncIterator[dict[str, Any]]:
-        """Everything of the user as JSON values: `memory` lines with their space, `task` lines with their agent."""
+        """Everything of the user as JSON values: `memory` lines with their space, `task` lines with their agent.
+
+        A memory that fails keeps nothing else back: a `missing` line names its space, and stands for what it has not given.
+        """
         for name, memory in self._memories.items():
+            problem = _NOT_READY if isinstance(memory, Apart) and not memory.ready else None
             if isinstance(memory, ManagedMemory):
-                async for value in memory.export(Scope(tenant, name, "user", user)):
-                    yield {"type": "memory", "space": name, "memory": value}
+                try:
+                    async for value in memory.export(Scope(tenant, name, "user", user)):
+                        yield {"type": "memory", "space": name, "memory": value}
+                except Exception as error:
+                    unexpected = not isinstance(error, RecollectError)
+                    log.warning("memory %s: a user could not be exported: %s", name, error, exc_info=unexpected)
+                    problem = str(error) if not unexpected else "it failed; the server's log says why"
+            if problem is not None:
+                yield {"type": "missing", "space": name, "problem": problem}
         place = 0
         while page := await self._store.owned(tenant, USER + user, place, _TASKS_AT_ONCE):
             for owned in page:
@@ -141,6 +158,8 @@ class Users:
                     case "task":
                         task = ParseDict(dict(line["task"]), Task())
                         new["task"] += await self._store.restore(tenant, USER + user, str(line["agent"]), task)
+                        lines.take()
+                    case "missing":  # what the export could not give either
                         lines.take()
                     case _:
                         raise ImportFailed("is neither a memory nor a task of an export")

@@ -75,7 +75,7 @@ class Actor(AgentExecutor):
         task_id, context_id = context.task_id or "", context.context_id or ""
         artifact_id = f"artifact-{context.message.message_id}"
         said = False
-        if context.current_task is None and not text.startswith("direct:"):
+        if context.current_task is None and "direct:" not in text:
             task = Task(id=task_id, context_id=context_id, history=[context.message])
             task.status.state = TaskState.TASK_STATE_SUBMITTED
             await queue.enqueue_event(task)

@@ -88,10 +88,13 @@ class Asker(AgentExecutor):
                 Task(id=context.task_id, context_id=context.context_id, history=[context.message])
             )
             state, text = TaskState.TASK_STATE_INPUT_REQUIRED, "which one?"
+            if context.get_user_input() == "my mail":
+                state, text = TaskState.TASK_STATE_AUTH_REQUIRED, ""
         else:
             state, text = TaskState.TASK_STATE_COMPLETED, context.get_user_input().upper()
         said = A2AMessage(message_id=str(uuid.uuid4()), role=Role.ROLE_AGENT, parts=[Part(text=text)])
-        await queue.enqueue_event(TaskStatusUpdateEvent(status=TaskStatus(state=state, message=said), **ids))
+        status = TaskStatus(state=state, message=said if text else None)
+        await queue.enqueue_event(TaskStatusUpdateEvent(status=status, **ids))
         await post("asked", {})
 
     async def cancel(self, context, queue):

@@ -38,7 +38,7 @@ from recollect_agents.testing import EchoModel, ScriptedModel
 from recollect_memory import ToolCall
 
 from .actor import BIG, Actor
-from .inprocess import Here, ask, begin, events, eventually, message, request, rpc, running, texts, until
+from .inprocess import SECONDS, Here, ask, begin, events, eventually, message, request, rpc, running, texts, until
 
 COMPLETED, CANCELED, WORKING = (
     TaskState.TASK_STATE_COMPLETED,
@@ -358,6 +358,95 @@ async def test_a_replay_of_a_direct_answer_gets_that_answer(client: Client, acto
     assert len({event.message.message_id for found in heard for event in found}) == 1
     assert not (await client.list_tasks(ListTasksRequest())).tasks
     assert len(actor.began) == 1
+
+
+async def test_a_direct_answer_to_who_did_not_wait_is_found_in_its_task(client: Client, actor: Actor) -> None:
+    """Who was given a task (return_immediately, also with a replay) finds the answer there: completed, the message its status."""
+    sent = request("wait:go direct:hello")
+    first = await begin(client, _copy(sent))
+    assert (await begin(client, _copy(sent))).id == first.id
+    blocking = request("wait:go direct:hello")
+    waiting = asyncio.create_task(events(client, _copy(blocking)))
+    await began(actor, *["wait:go direct:hello"] * 2)
+    second = await begin(client, _copy(blocking))
+    actor.gate("go").set()
+    for task in (first, second):
+        done = await until(client, task.id, COMPLETED)
+        assert done.status.message.parts[0].text == "hello"
+        assert done.status.message.task_id == task.id
+    assert (await waiting)[-1].task.id == second.id
+    assert {task.id for task in (await client.list_tasks(ListTasksRequest())).tasks} == {first.id, second.id}
+    assert (await begin(client, _copy(sent))).status.state == COMPLETED
+    assert (await ask(client, _copy(sent))).status.state == COMPLETED
+
+
+async def test_who_subscribed_to_a_turn_hears_its_direct_answer(here: Here, client: Client, actor: Actor) -> None:
+    """As the end of the task that they subscribed to, and the stream ends."""
+    waiting = asyncio.create_task(events(client, request("wait:go direct:hello")))
+    await began(actor, "wait:go direct:hello")
+    (task,) = (await client.list_tasks(ListTasksRequest())).tasks
+    streaming = await here.client(streaming=True)
+    async with asyncio.timeout(SECONDS), subscribed(streaming, task.id) as stream:
+        assert (await anext(stream)).task.id == task.id
+        actor.gate("go").set()
+        heard = [event async for event in stream]
+    assert heard[-1].status_update.status.state == COMPLETED
+    assert heard[-1].status_update.status.message.parts[0].text == "hello"
+    assert (await client.get_task(GetTaskRequest(id=task.id))).status.state == COMPLETED
+    assert (await waiting)[-1].task.id == task.id
+
+
+async def test_a_subscriber_hears_of_a_cancel_that_crosses_its_way(here: Here, client: Client) -> None:
+    """Whichever comes first: the stream says that the task is canceled and ends, or is refused since it has ended."""
+    streaming = await here.client(streaming=True)
+
+    async def heard(task: Task) -> TaskState:
+        with suppress(UnsupportedOperationError):
+            async with subscribed(streaming, task.id) as stream:
+                return [state_of(event) async for event in stream][-1]
+        return CANCELED
+
+    for _ in range(30):
+        tasks = [await ask(client, request("ask")) for _ in range(4)]
+        async with asyncio.timeout(SECONDS):
+            listening = asyncio.gather(*(heard(task) for task in tasks for _ in range(2)))
+            await asyncio.gather(*(cancel(client, task.id) for task in tasks))
+            assert set(await listening) == {CANCELED}
+
+
+async def test_a_cancel_that_crosses_a_message(client: Client, actor: Actor) -> None:
+    """A cancel is final, and takes nothing away of what was said before it; the message has its turn, or is refused since the
+    task has ended.
+    """
+
+    async def told(task: Task, text: str) -> Task | None:
+        try:
+            return await ask(client, request(text, task_id=task.id))
+        except UnsupportedOperationError:
+            return None
+
+    for _ in range(40):
+        tasks = [await ask(client, request("ask")) for _ in range(4)]
+        async with asyncio.timeout(SECONDS):
+            telling = asyncio.gather(*(told(task, text) for task in tasks for text in ("ask", "say:x ask")))
+            canceled = await asyncio.gather(*(cancel(client, task.id) for task in tasks))
+            answers = [task for task in await telling if task is not None]
+        assert {task.status.state for task in canceled} == {CANCELED}
+        left = {task.id: await client.get_task(GetTaskRequest(id=task.id)) for task in tasks}
+        assert {task.status.state for task in left.values()} == {CANCELED}
+        for answer in answers:
+            kept = left[answer.id]
+            assert {said.message_id for said in answer.history} <= {said.message_id for said in kept.history}
+            assert len(texts(answer)) <= len(texts(kept))
+
+
+async def test_a_direct_answer_to_a_follow_up_ends_its_task(client: Client, actor: Actor) -> None:
+    """The task stays where it was found before, with all that was said in it."""
+    asked = await ask(client, request("say:one ask"))
+    done = await ask(client, request("direct:hello", task_id=asked.id))
+    assert (done.id, done.status.state, done.status.message.parts[0].text) == (asked.id, COMPLETED, "hello")
+    assert await client.get_task(GetTaskRequest(id=asked.id)) == done
+    assert texts(done) == ["one"]
 
 
 async def test_another_content_under_the_same_id_is_refused(client: Client, actor: Actor) -> None:

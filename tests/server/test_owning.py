@@ -17,7 +17,7 @@ import pytest
 
 from recollect_server import TaskClient
 
-from .conftest import Serve, Server, recollect
+from .conftest import Serve, Server, ask, recollect
 
 CONFIG = """\
 memory:
@@ -287,6 +287,39 @@ def test_the_terminal_does_it_all(server: Server, api: httpx.Client, user: str, 
     missing = recollect(server, "get", id_, "--user", user)
     assert (missing.returncode, missing.stderr) == (1, "there is no such memory\n")
     assert recollect(server, "forget", "--user", user).returncode == 2
+
+
+def test_an_export_without_a_memory_that_is_down_has_all_the_others(tmp_path: Path, serve: Serve) -> None:
+    """Of several memories one does not answer, and another cannot be made yet: the rest is exported, and so are the tasks; both
+    are named in the file and on the terminal, the exit code is 1, and the file can be imported.
+    """
+    config = """\
+memory:
+  away: {backend: mem0-server, url: "http://127.0.0.1:9"}
+  late: {backend: "late:Late"}
+  default: {embedder: off}
+agents:
+  reciter: {default: true, model: "parts:Recite"}
+  other: {model: "parts:Recite", memory: [away, late]}
+"""
+    late = "from recollect_memory import Memory\n\ndef Late():\n    raise ConnectionError('nobody answers')\n"
+    (tmp_path / "late.py").write_text(late, encoding="utf-8")
+    file = tmp_path / "alice.jsonl"
+    with serve(tmp_path, config) as server:
+        ask(server.url, "I keep bees.")
+        recollect(server, "add", 'She says "missing" a lot.', "--user", "alice")
+        done = recollect(server, "export", "--user", "alice", "--output", str(file))
+        assert done.returncode == 1
+        assert "missing is memory away (" in done.stderr
+        assert "late (" in done.stderr
+        assert recollect(server, "import", str(file), "--user", "bob").returncode == 0
+        assert "I keep bees." in recollect(server, "list", "--user", "bob").stdout
+        erased = httpx.delete(f"{server.url}/api/v1/users/alice", timeout=30)
+        assert (erased.status_code, erased.json()["failed"]) == (503, ["away", "late"])
+    values = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert {value["space"] for value in values if value["type"] == "missing"} == {"away", "late"}
+    assert any(value["type"] == "memory" and "bees" in json.dumps(value) for value in values)
+    assert any(value["type"] == "task" for value in values)
 
 
 def get_all(*whose: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -347,6 +347,25 @@ async def _all_later(store: SQLiteStore) -> bool:
     return at is not None and at > now() + 10_000_000
 
 
+@pytest.mark.parametrize("path", ["silent", "silent?{}"], ids=["one address", "many of one host"])
+async def test_those_who_are_silent_hold_up_nobody_however_many_they_are(
+    tmp_path: Path, receiver: Receiver, path: str
+) -> None:
+    """More than are looked at together, or sent at once: another host's push goes out all the same."""
+    receiver.answer = lambda call: 0
+    other = Receiver()
+    server = await asyncio.start_server(other.serve, "127.0.0.1", 0)
+    port: int = server.sockets[0].getsockname()[1]
+    async with pushing(tmp_path, Screen(["127.0.0.1"])) as (store, pusher):
+        await asyncio.gather(*(owe(store, f"{receiver.url}/{path.format(n)}", 1) for n in range(600)))
+        pusher.wake()
+        await eventually(lambda: len(receiver.calls) >= 4, "sent")
+        await owe(store, f"http://127.0.0.1:{port}/fine", 1)
+        pusher.wake()
+        await eventually(lambda: len(other.calls) == 1, "pushed", 6)  # one delivery may take 10 s
+    server.close()
+
+
 async def test_many_tasks_are_pushed_each_in_order(tmp_path: Path, receiver: Receiver) -> None:
     """Nothing is lost, nothing is sent twice, each config's in the order in which it happened."""
     async with pushing(tmp_path, Screen(["127.0.0.1"])) as (store, pusher):
@@ -430,6 +449,11 @@ REFUSED = [
     "http://[2002:7f00:1::]/",
     "http://[64:ff9b::7f00:1]/",
     "http://[64:ff9b::a9fe:a9fe]/",
+    "http://[64:ff9b:1::7f00:1]/",
+    "http://192.0.0.192/opc/v2/instance/",
+    "http://168.63.129.16/machine",
+    "http://[fec0::1]/",
+    "http://[3fff::1]/",
     "http://[2001:0:4136:e378:8000:63bf:80ff:fffe]/",
     "http://user@93.184.216.34/",
     "http://user:password@93.184.216.34/",

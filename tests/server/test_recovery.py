@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from functools import partial
@@ -44,11 +44,19 @@ class Caller:
         result: JSONObject = answer["result"]
         return result
 
-    def send(self, words: str, *, wait: bool = True, push: JSONObject | None = None, **message: Any) -> JSONObject:
+    def send(
+        self,
+        words: str,
+        *,
+        wait: bool = True,
+        push: JSONObject | None = None,
+        metadata: JSONObject | None = None,
+        **message: Any,
+    ) -> JSONObject:
         configuration: JSONObject = {"returnImmediately": not wait}
         if push is not None:
             configuration["taskPushNotificationConfig"] = push
-        metadata = {"user_id": "alice"}
+        metadata = {"user_id": "alice"} | (metadata or {})
         sent = self.call(
             "SendMessage", message=_message(words, message), configuration=configuration, metadata=metadata
         )
@@ -279,6 +287,44 @@ def test_a_question_that_was_asked_before_the_crash_waits_for_its_answer(
         answered = caller.send("the red one", taskId=asked["id"])
     assert said(answered["status"]["message"]) == "THE RED ONE"
     assert [said(message) for message in answered["history"]] == ["one of them", "which one?", "the red one"]
+
+
+@pytest.mark.parametrize("end", [kill, stop])
+def test_a_task_that_needs_authorization_waits_for_a_message_after_a_restart(
+    tmp_path: Path, serve: Serve, brain: Brain, end: Callable[[Server], object]
+) -> None:
+    """AUTH_REQUIRED is an interruption like a question: its turn is not run again, whether it said anything or not, and the
+    next message goes on with it.
+    """
+    brain.script = lambda call: brain.hang() if call.number == 1 else [{}]
+    with serve(tmp_path, CONFIG) as server:
+        asked = Caller(server, "asker").send("my mail")
+        assert asked["status"]["state"] == "TASK_STATE_AUTH_REQUIRED"
+        brain.wait_for("asked")
+        end(server)
+    with serve(tmp_path, CONFIG) as server:
+        caller = Caller(server, "asker")
+        assert caller.task(asked["id"]) == asked
+        answered = caller.send("signed in", taskId=asked["id"])
+    assert said(answered["status"]["message"]) == "SIGNED IN"
+    assert [said(message) for message in answered["history"]] == ["my mail", "signed in"]
+    assert len(brain.of("asked")) == 2
+
+
+def test_an_agent_that_is_gone_leaves_its_turns_until_it_is_back(tmp_path: Path, serve: Serve, brain: Brain) -> None:
+    """A server whose configuration names an agent no more starts, serves the others, and loses nothing of that one's."""
+    brain.script = lambda call: brain.hang() if call.number == 1 else text("fine")
+    other = "agents:\n  echo: {model: recollect_agents.testing:EchoModel, memory: off}\n"
+    with serve(tmp_path, CONFIG) as server:
+        task_id = Caller(server).send("hello", wait=False)["id"]
+        brain.wait_for("ask")
+        kill(server)
+    for _ in range(3):
+        with serve(tmp_path, other) as server:
+            assert answers(Caller(server, "echo").send("hi")) == ["hi"]
+            kill(server)
+    with serve(tmp_path, CONFIG) as server:
+        assert answers(Caller(server).ended(task_id)) == ["fine"]
 
 
 def test_what_is_owed_to_a_memory_survives_a_crash(tmp_path: Path, serve: Serve, brain: Brain) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from a2a.types import (
     Task,
     TaskPushNotificationConfig,
     TaskState,
+    TaskStatus,
 )
 from a2a.utils.errors import InvalidParamsError, TaskNotFoundError, UnsupportedOperationError
 from google.protobuf.json_format import MessageToDict
@@ -128,6 +129,12 @@ def progress(accepted: Accepted, state: TaskState = WORKING, *, at: int | None =
 
 async def end(store: Store, accepted: Accepted, state: TaskState = COMPLETED, **more: Any) -> None:
     await store.record(progress(accepted, state, done=True, **more))
+
+
+async def status_of(store: Store, accepted: Accepted) -> TaskStatus:
+    task = await store.task(accepted.turn.caller, accepted.task.id)
+    assert task is not None
+    return task.status
 
 
 async def state_of(store: Store, accepted: Accepted) -> TaskState:
@@ -296,7 +303,7 @@ async def test_a_task_is_found_by_its_owner_only(opened: Opened, stranger: Calle
     canceled = Task()
     canceled.CopyFrom(found.task)
     canceled.status.state = CANCELED
-    assert not await store.end(stranger, canceled, INPUT_REQUIRED, b"")
+    assert await store.end(stranger, canceled, await status_of(store, found), b"") is None
     assert await opened.rows() == before
     assert await state_of(store, found) == INPUT_REQUIRED
 
@@ -377,11 +384,12 @@ async def test_a_terminal_state_is_never_overwritten(opened: Opened, state: Task
     ended = Task()
     ended.CopyFrom(first.task)
     ended.status.state = state
-    assert await store.end(ANYONE, ended, INPUT_REQUIRED, b"")
+    parked = await status_of(store, first)
+    assert await store.end(ANYONE, ended, parked, b"") == []
     before = await opened.rows()
     with pytest.raises(Overtaken):
         await store.record(progress(second, WORKING, steps=[("a", "1")], done=True))
-    assert not await store.end(ANYONE, ended, INPUT_REQUIRED, b"")
+    assert await store.end(ANYONE, ended, parked, b"") is None
     assert await state_of(store, first) == state
     assert await opened.rows() == before
 
@@ -456,17 +464,25 @@ async def test_a_step_is_begun_then_known(store: Store) -> None:
 
 
 async def test_end_writes_if_nothing_happened_since(store: Store) -> None:
-    """Only over the expected state; its event is pushed to the task's configs."""
+    """Only over the status that was found, not over another of the same state; its event is pushed to the task's configs, and
+    its memory writes are owed."""
     found = await accept(store)
     await store.set_push_config(ANYONE, push_config(found.task.id))
     await end(store, found, INPUT_REQUIRED)
     ended = Task()
     ended.CopyFrom(found.task)
     ended.status.state = CANCELED
-    assert not await store.end(ANYONE, ended, WORKING, b"")
+    parked = await status_of(store, found)
+    again = await accept(store, "more", task_id=found.task.id)
+    await end(store, again, INPUT_REQUIRED)
+    write = MemoryWrite("default", InvocationContext("s", "alice"), [])
+    assert await store.end(ANYONE, ended, parked, b"", [write]) is None
     assert await state_of(store, found) == INPUT_REQUIRED
+    assert await store.unconfirmed_writes() == []
     event = status(found.task.id, CANCELED)
-    assert await store.end(ANYONE, ended, INPUT_REQUIRED, event)
+    owed = await store.end(ANYONE, ended, await status_of(store, found), event, [write])
+    assert [due.write for due in owed or ()] == [write]
+    assert [due.id for due in await store.due_writes("default", 10)] == [due.id for due in owed or ()]
     assert await state_of(store, found) == CANCELED
     assert [due.payload for due in await store.due_pushes(10)] == [event]
 
@@ -540,12 +556,26 @@ async def test_totals_follow_what_happens(store: Store) -> None:
     canceled = Task()
     canceled.CopyFrom(mine[2].task)
     canceled.status.state = CANCELED
-    assert await store.end(ANYONE, canceled, SUBMITTED, b"")
+    assert await store.end(ANYONE, canceled, await status_of(store, mine[2]), b"") == []
     assert await totals(alice) == [2, 0, 0, 1, 1]
     await store.purge(200, 10)
     assert await totals(alice) == [1, 0, 0, 0, 1]
     assert await totals(ANYONE) == [2, 1, 0, 0, 1]
     assert await totals(Caller("agent", "red", "alice", "user/alice")) == [0] * 5
+
+
+async def test_a_file_of_the_version_before_is_brought_up_to_date(tmp_path: Path) -> None:
+    """It has no index of rare states; its tasks are listed by them all the same."""
+    async with open_sqlite(tmp_path) as opened:
+        await end(opened.store, await accept(opened.store), INPUT_REQUIRED)
+    with closing(sqlite3.connect(tmp_path / "store.db")) as db:
+        db.executescript(
+            "DROP INDEX tasks_of_owner_by_state; DROP INDEX tasks_of_agent_by_state;"
+            "UPDATE schema_version SET version = 1 WHERE component = 'runtime'"
+        )
+    async with open_sqlite(tmp_path) as opened:
+        for caller in (ANYONE, Caller("agent", "", "alice", "user/alice")):
+            assert (await opened.store.tasks(caller, Listing(state=INPUT_REQUIRED)))[1] == 1
 
 
 @dataclass(frozen=True)
@@ -564,11 +594,21 @@ meanwhile = st.builds(Meanwhile, st.lists(st.integers(1, 9), max_size=2), st.lis
     times=st.lists(st.integers(1, 6), min_size=1, max_size=15),  # many at the same microsecond
     size=st.integers(1, 4),
     others=st.lists(meanwhile, max_size=15),
+    caller=st.sampled_from((ANYONE, Caller("agent", "", "alice", "user/alice"))),
+    state=st.sampled_from((0, INPUT_REQUIRED)),
 )
 async def test_pages_are_stable_under_writes(
-    open_store: Open, tmp_path: Path, times: list[int], size: int, others: list[Meanwhile]
+    open_store: Open,
+    tmp_path: Path,
+    times: list[int],
+    size: int,
+    others: list[Meanwhile],
+    caller: Caller,
+    state: int,
 ) -> None:
-    """A task that does not change while the pages are read stands on exactly one, however many others come and change."""
+    """A task that does not change while the pages are read stands on exactly one, however many others come and change; on the
+    pages of one state and of all, of one owner and of all.
+    """
     async with open_store(tmp_path / uuid.uuid4().hex) as opened:
         store = opened.store
         made = [await accept(store) for _ in times]
@@ -578,7 +618,7 @@ async def test_pages_are_stable_under_writes(
         seen: list[str] = []
         before: tuple[int, str] | None = None
         for other in [*others, *[Meanwhile([], [])] * 60]:
-            page, _ = await store.tasks(ANYONE, Listing(size=size, before=before))
+            page, _ = await store.tasks(caller, Listing(size=size, before=before, state=state))
             seen += [task.id for task in page]
             if len(page) < size:
                 break
@@ -758,6 +798,8 @@ async def test_purge_leaves_nothing_behind(opened: Opened) -> None:
         old.append(found)
     for due in await store.due_writes("default", 4):
         await store.write_done(due)
+    for owed in await store.due_pushes(10):
+        await store.push_failed(owed, "never", None)
     young, parked, running = await accept(store), await accept(store), await accept(store)
     await end(store, young, at=300)
     await end(store, parked, INPUT_REQUIRED, at=100)
@@ -773,6 +815,17 @@ async def test_purge_leaves_nothing_behind(opened: Opened) -> None:
     assert parked_again.task.id == parked.task.id
     assert await store.purge(400, 100) == 3
     assert await opened.rows() == everything
+
+
+async def test_what_is_still_to_be_pushed_is_not_purged(store: Store) -> None:
+    """A notification that is owed keeps its task until it is delivered or given up."""
+    found = await accept(store)
+    await store.set_push_config(ANYONE, push_config(found.task.id))
+    await end(store, found, at=100, pushes=[status(found.task.id, COMPLETED)])
+    assert await store.purge(200, 10) == 0
+    (due,) = await store.due_pushes(10)
+    await store.push_failed(due, "gone", None)
+    assert await store.purge(200, 10) == 1
 
 
 async def test_a_purged_direct_answer_is_gone_too(opened: Opened) -> None:

@@ -61,7 +61,7 @@ CREATE TABLE turns (
     digest      BLOB NOT NULL,               -- of the message's content: the same id with another content is refused
     request     BLOB NOT NULL,               -- protobuf SendMessageRequest, its ids and user filled in
     extensions  TEXT NOT NULL DEFAULT '',    -- the A2A extensions asked for, separated by spaces
-    state       INTEGER NOT NULL,            -- 0 waiting, 1 running, 2 done
+    state       INTEGER NOT NULL,            -- 0 waiting, 1 running, 2 done; -1 has asked, and may go on by itself
     attempt     INTEGER NOT NULL DEFAULT 1,  -- every write compares it: an attempt that was overtaken changes nothing
     crashes     INTEGER NOT NULL DEFAULT 0,  -- how often the process died under it since its last committed step
     answer      BLOB,                        -- protobuf Message, where the agent answered with one instead of a task

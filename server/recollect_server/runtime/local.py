@@ -13,7 +13,15 @@ from typing import Any
 
 from a2a.server.agent_execution import AgentExecutor, RequestContext
 from a2a.server.context import ServerCallContext
-from a2a.types import Message, SendMessageRequest, Task, TaskArtifactUpdateEvent, TaskState, TaskStatusUpdateEvent
+from a2a.types import (
+    Message,
+    SendMessageRequest,
+    Task,
+    TaskArtifactUpdateEvent,
+    TaskState,
+    TaskStatus,
+    TaskStatusUpdateEvent,
+)
 from a2a.utils.errors import (
     A2AError,
     InternalError,
@@ -26,6 +34,7 @@ from recollect_memory.errors import LimitError, RecollectError
 from recollect_server.executor import JOURNAL, TURN, A2AExecutor
 from recollect_server.values import stamp
 
+from .endings import owed_at_end
 from .engine import Engine, Submission
 from .events import Event, Snapshot, Subscriber, payload_of
 from .reminder import Reminder
@@ -71,7 +80,8 @@ class LocalEngine(Engine):
         self._runs: dict[str, list[Run]] = {}
         self._counts: Counter[tuple[str, ...]] = Counter()
         self._total = 0
-        self._submitted = 0
+        self._changes = 0
+        """How many turns began, and tasks ended without one: what a read of the store may have missed."""
         self._orphans: dict[str, list[Run]] = {}
         self._watchers: dict[str, list[Subscriber]] = {}
         self._stop_begun: asyncio.Task[None] | None = None
@@ -85,6 +95,10 @@ class LocalEngine(Engine):
 
     async def start(self) -> None:
         for accepted in await self._store.recover():
+            turn = accepted.turn
+            if turn.caller.agent not in self._executors:
+                logger.warning("task %s: waits until there is an agent %s again", turn.task_id, turn.caller.agent)
+                continue
             self._total += 1
             self._line_up(accepted)
 
@@ -117,7 +131,8 @@ class LocalEngine(Engine):
             try:
                 if not run.finishing:
                     await run.flush()
-                await self._store.mark(run.turn, TurnState.WAITING)  # stopped in order: not a crash
+                # stopped in order: not a crash
+                await self._store.mark(run.turn, TurnState.DONE if run.asked else TurnState.WAITING)
             except (Overtaken, RecollectError) as error:
                 logger.warning("task %s: what it did last is lost: %s", run.turn.task_id, error)
             self._fail(run, InternalError("the server is stopping; the task goes on when it is back"))
@@ -174,9 +189,11 @@ class LocalEngine(Engine):
 
     def _line_up(self, accepted: Accepted, key: tuple[str, ...] | None = None) -> Run:
         turn = accepted.turn
-        run = Run(accepted, self._store, self._tell_watchers, self._committed, self._reminder)
+        executor = self._executors[turn.caller.agent]
+        owed = partial(owed_at_end, executor, turn.caller.tenant)
+        run = Run(accepted, self._store, self._tell_watchers, self._committed, self._reminder, owed)
         run.key = key
-        self._submitted += 1
+        self._changes += 1
         self._runs.setdefault(turn.task_id, []).append(run)
         self._idle.clear()
         for orphan in self._orphans.pop(turn.task_id, ()):
@@ -245,12 +262,16 @@ class LocalEngine(Engine):
 
     async def subscribe(self, caller: Caller, task_id: str) -> tuple[Task, Subscriber]:
         while True:
-            submitted = self._submitted
+            changes = self._changes
             task = self.live(caller, task_id) or await self._store.task(caller, task_id)
-            if self._reachable(caller, task_id) is not None:
-                task = self.live(caller, task_id)
-            elif submitted != self._submitted:
-                continue  # a turn may have come and gone while the store was read
+            if (run := self._reachable(caller, task_id)) is not None:
+                if run.finishing and not run.over.is_set():
+                    await run.over.wait()
+                    continue
+                run.known = True
+                task = run.shown()
+            elif changes != self._changes:
+                continue  # the task may have changed while the store was read
             if task is None:
                 raise TaskNotFoundError(f"there is no task {task_id}")
             if task.status.state in TERMINAL:
@@ -285,7 +306,9 @@ class LocalEngine(Engine):
         except Overtaken as error:
             logger.warning("task %s: this run has no say in it any more: %s", run.turn.task_id, error)
             await self._store.mark(run.turn, TurnState.DONE)  # no effect where another attempt has the turn
-            self._fail(run, InternalError("the task goes on elsewhere"))
+            found = await self._store.reload(run.turn)
+            ended = found is None or found[0].status.state in TERMINAL
+            self._fail(run, _too_late(run) if ended else InternalError("the task goes on elsewhere"))
         except Exception as error:
             logger.exception("task %s: its end could not be stored", run.turn.task_id)
             self._fail(run, error if isinstance(error, RecollectError | A2AError) else InternalError("internal error"))
@@ -418,21 +441,28 @@ class LocalEngine(Engine):
 
     async def _cancel_parked(self, caller: Caller, task_id: str) -> Task:
         task = await self._store.task(caller, task_id)
+        if self._reachable(caller, task_id) is not None:
+            return await self.cancel(caller, task_id)  # a message came while the store was read
         if task is None:
             raise TaskNotFoundError(f"there is no task {task_id}")
-        expected = task.status.state
+        if task.status.state in TERMINAL:
+            raise TaskNotCancelableError(f"task {task_id} has ended")
+        found = TaskStatus()
+        found.CopyFrom(task.status)
         event = TaskStatusUpdateEvent(task_id=task.id, context_id=task.context_id)
         event.status.state = TaskState.TASK_STATE_CANCELED
         event.status.timestamp.CopyFrom(stamp())
         snapshot = Snapshot(task)
         payload = payload_of(event)
-        if expected not in TERMINAL:
-            snapshot.apply(event)
-            if await self._store.end(caller, snapshot.task, expected, payload):
-                self._committed(None, ())
-                self._tell_watchers(event)
-                return snapshot.task
-        raise TaskNotCancelableError(f"task {task_id} has ended")
+        snapshot.apply(event)
+        writes = owed_at_end(self._executors[caller.agent], caller.tenant, task)
+        owed = await self._store.end(caller, snapshot.task, found, payload, writes)
+        if owed is None:
+            return await self.cancel(caller, task_id)  # it is not any more as it was found
+        self._changes += 1
+        self._committed(None, owed)
+        self._tell_watchers(event)
+        return snapshot.task
 
     async def _current(self, caller: Caller, task: Task) -> Task:
         return self.live(caller, task.id) or await self._store.task(caller, task.id) or task

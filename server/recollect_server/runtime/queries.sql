@@ -85,8 +85,9 @@ WHERE state < 2 AND EXISTS (SELECT 1 FROM tasks WHERE tasks.id = turns.task_id A
 -- They wait, until each is marked as running again: who had not begun is not to blame for the next crash.
 UPDATE turns SET attempt = attempt + 1, crashes = crashes + (state = 1), state = 0 WHERE state < 2
 
--- name: close_turn
-UPDATE turns SET state = 2 WHERE id = ?
+-- name: close_turns_that_asked
+-- What a turn asked is stored: it is over, although its executor had not returned.
+UPDATE turns SET state = 2 WHERE state = -1
 
 -- name: open_turns
 -- "+" has SQLite sort the few that are open rather than read all in order.
@@ -112,8 +113,10 @@ WHERE id = :task_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL 
 SELECT snapshot, memory, seq FROM tasks WHERE id = :task_id AND owner = :owner
 
 -- name: end_task
-UPDATE tasks SET state = :state, status_at = :status_at, snapshot = :snapshot
-WHERE id = :task_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach) AND state = :expected
+UPDATE tasks SET state = :state, status_at = :status_at, snapshot = :snapshot, memory = COALESCE(:memory, memory)
+WHERE id = :task_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach)
+  AND state = :found AND status_at = :found_at
+RETURNING place
 
 -- name: tasks_of_owner
 SELECT snapshot, memory FROM tasks
@@ -125,6 +128,19 @@ ORDER BY status_at DESC, id DESC LIMIT :size
 SELECT snapshot, memory FROM tasks
 WHERE tenant = :tenant AND agent = :agent AND hidden = 0
   AND status_at > :after AND (status_at, id) < (:before_at, :before_id) AND (:state = 0 OR state = :state)
+ORDER BY status_at DESC, id DESC LIMIT :size
+
+-- name: tasks_of_owner_by_state
+-- For these states there are indexes; their condition has to be said as it is there.
+SELECT snapshot, memory FROM tasks INDEXED BY tasks_of_owner_by_state
+WHERE tenant = :tenant AND agent = :agent AND owner = :reach AND hidden = 0 AND state NOT IN (1, 3) AND state = :state
+  AND status_at > :after AND (status_at, id) < (:before_at, :before_id)
+ORDER BY status_at DESC, id DESC LIMIT :size
+
+-- name: tasks_of_agent_by_state
+SELECT snapshot, memory FROM tasks INDEXED BY tasks_of_agent_by_state
+WHERE tenant = :tenant AND agent = :agent AND hidden = 0 AND state NOT IN (1, 3) AND state = :state
+  AND status_at > :after AND (status_at, id) < (:before_at, :before_id)
 ORDER BY status_at DESC, id DESC LIMIT :size
 
 -- name: tasks_of_context
@@ -150,6 +166,15 @@ WHERE tenant = :tenant AND agent = :agent AND owner = :reach AND hidden = 0 AND 
 -- name: count_of_agent
 SELECT count(*) FROM tasks
 WHERE tenant = :tenant AND agent = :agent AND hidden = 0 AND status_at > :after AND (:state = 0 OR state = :state)
+
+-- name: count_of_owner_by_state
+SELECT count(*) FROM tasks INDEXED BY tasks_of_owner_by_state
+WHERE tenant = :tenant AND agent = :agent AND owner = :reach AND hidden = 0 AND state NOT IN (1, 3) AND state = :state
+  AND status_at > :after
+
+-- name: count_of_agent_by_state
+SELECT count(*) FROM tasks INDEXED BY tasks_of_agent_by_state
+WHERE tenant = :tenant AND agent = :agent AND hidden = 0 AND state NOT IN (1, 3) AND state = :state AND status_at > :after
 
 -- name: count_of_context
 SELECT count(*) FROM tasks INDEXED BY tasks_of_context
@@ -271,6 +296,7 @@ SELECT id FROM (
 WHERE NOT EXISTS (SELECT 1 FROM turns JOIN tasks ON tasks.id = turns.task_id AND tasks.context_id = turns.context_id
                   WHERE tasks.id = ended.id AND turns.state < 2)
   AND NOT EXISTS (SELECT 1 FROM memory_outbox WHERE memory_outbox.task_id = ended.id AND dead = 0)
+  AND NOT EXISTS (SELECT 1 FROM push_outbox WHERE push_outbox.task_id = ended.id AND dead = 0)
 LIMIT :limit
 
 -- name: purge_steps

@@ -44,6 +44,7 @@ class Run(EventQueue):
         watchers: Callable[[Event], None],
         committed: Callable[[Progress, Sequence[DueWrite]], None],
         reminder: Reminder,
+        owed_at_end: Callable[[Task, Sequence[MemoryWrite]], list[MemoryWrite]],
     ) -> None:
         self.turn = accepted.turn
         self.snapshot = Snapshot(accepted.task, accepted.seq)
@@ -59,11 +60,17 @@ class Run(EventQueue):
         self.work: asyncio.Task[None] | None = None
         self.remembers = True
         """Whether its memory writes are kept; not those of an owner who was erased meanwhile."""
+        self.known = (
+            not self.turn.new_task or self.turn.attempt > 1 or self.turn.request.configuration.return_immediately
+        )
+        """Whether somebody may know the task, and look for the answer there: a direct message becomes its end then."""
         self.canceling = False
         self.finishing = False
         """Whether the finishing commit has begun: from then on the run cannot be stopped."""
         self.ended = False
         """Whether the finishing commit is done."""
+        self.asked = False
+        """Whether it interrupted its task, and did not go on since."""
         self.over = asyncio.Event()
         """Set when the engine is done with the run."""
         self.continues = False
@@ -71,6 +78,7 @@ class Run(EventQueue):
         self._store = store
         self._watchers = watchers
         self._committed = committed
+        self._owed_at_end = owed_at_end
         self._answer: Message | None = None
         self._status_before: TaskStatus | None = None
         self._spoke = False
@@ -99,6 +107,8 @@ class Run(EventQueue):
             self._answer = event
             return
         self._spoke = True
+        if not isinstance(event, TaskArtifactUpdateEvent):
+            self.asked = event.status.state in RESTING
         if isinstance(event, TaskArtifactUpdateEvent) or event.status.state not in RESTING:
             self.snapshot.apply(event)
             if isinstance(event, Task):
@@ -148,19 +158,25 @@ class Run(EventQueue):
 
     async def fail(self, reason: str) -> None:
         """End the task as FAILED, with a reason for its owner."""
-        await self._status(TaskState.TASK_STATE_FAILED, reason)
+        said = Message(message_id=f"{self.turn.task_id}/{self.turn.id}/status", role=Role.ROLE_AGENT)
+        said.parts.add(text=reason)
+        await self._status(TaskState.TASK_STATE_FAILED, said)
 
     async def cancel(self) -> None:
         await self._status(TaskState.TASK_STATE_CANCELED)
 
     async def finish(self) -> None:
         """Commit the end of the turn, if its last event has not done so. The task stays as it is."""
-        if not self.ended:
+        if self._answer is not None and self.known:
+            await self._status(TaskState.TASK_STATE_COMPLETED, self._answer)
+        elif not self.ended:
             await self._finish(None)
 
     async def _finish(self, event: Task | TaskStatusUpdateEvent | None) -> None:
         if event is not None:
             self._events.append(event)
+            if event.status.state in TERMINAL and len(self.snapshot.task.history) > 1:  # more than what is answered now
+                self.writes += self._owed_at_end(self.snapshot.task, self.writes)
         self.finishing = True
         await self._recorded()
         before = self._events, self._steps, self._owed
@@ -186,16 +202,13 @@ class Run(EventQueue):
         if not self.continues:
             self.settle(self._answer or self.snapshot.task)
 
-    async def _status(self, state: TaskState, text: str | None = None) -> None:
+    async def _status(self, state: TaskState, said: Message | None = None) -> None:
         event = TaskStatusUpdateEvent(task_id=self.turn.task_id, context_id=self.turn.context_id)
         event.status.state = state
         event.status.timestamp.CopyFrom(stamp())
-        if text is not None:
-            message = event.status.message
-            message.message_id = f"{self.turn.task_id}/{self.turn.id}/status"
-            message.task_id, message.context_id = self.turn.task_id, self.turn.context_id
-            message.role = Role.ROLE_AGENT
-            message.parts.add(text=text)
+        if said is not None:
+            event.status.message.CopyFrom(said)
+            event.status.message.task_id, event.status.message.context_id = self.turn.task_id, self.turn.context_id
         self._answer = None
         await self.say(event)
 
@@ -308,6 +321,7 @@ class Run(EventQueue):
             steps=self._steps,
             writes=[*self._owed, *(self.writes if done else ())] if self.remembers else (),
             done=done,
+            asked=self.asked,
             answer=self._answer,
         )
         self._events, self._steps, self._owed = [], [], []

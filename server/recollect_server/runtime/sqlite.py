@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from typing import Any
 
-from a2a.types import Message, SendMessageRequest, Task, TaskPushNotificationConfig, TaskState
+from a2a.types import Message, SendMessageRequest, Task, TaskPushNotificationConfig, TaskState, TaskStatus
 from a2a.utils.errors import InvalidParamsError, TaskNotFoundError, UnsupportedOperationError
 
 from recollect_memory import Memory
@@ -38,6 +38,8 @@ _FOLDER = files("recollect_server.runtime")
 _SQL = named_queries(_FOLDER.joinpath("queries.sql").read_text(encoding="utf-8"))
 _PURGED = ("steps", "turns", "events", "memory_outbox", "push_outbox", "push_configs", "tasks")
 _LAST = (2**63 - 1, "")
+_UNSORTED = (0, TaskState.TASK_STATE_SUBMITTED, TaskState.TASK_STATE_COMPLETED)
+"""What a list may ask for that no index has by itself: every state, and those that all tasks go through."""
 
 
 class SQLiteStore(Store):
@@ -83,8 +85,10 @@ class SQLiteStore(Store):
         rows = await self._rows("context", scope_of(turn.caller) | key)
         return [task_of(*row) for row in reversed(rows)]
 
-    async def end(self, caller: Caller, task: Task, expected: TaskState, event: bytes) -> bool:
-        return await self._db.write(partial(_end, caller, task, expected, event))
+    async def end(
+        self, caller: Caller, task: Task, found: TaskStatus, event: bytes, writes: Sequence[MemoryWrite] = ()
+    ) -> list[DueWrite] | None:
+        return await self._db.write(partial(_end, caller, task, found, event, writes))
 
     async def due_writes(self, memory: str, limit: int) -> list[DueWrite]:
         rows = await self._rows("due_writes", {"memory": memory, "now": now(), "limit": limit})
@@ -373,7 +377,7 @@ def _record(progress: Progress, db: sqlite3.Connection) -> list[DueWrite]:
         "seq": progress.seq,
         "hidden": progress.answer is not None,
         "memory": "pending" if progress.writes else None,
-        "turn_state": TurnState.DONE if progress.done else TurnState.RUNNING,
+        "turn_state": TurnState.DONE if progress.done else TurnState.ASKED if progress.asked else TurnState.RUNNING,
         "answer": progress.answer.SerializeToString() if progress.answer is not None else None,
         "stepped": bool(progress.steps),
     }
@@ -388,11 +392,11 @@ def _record(progress: Progress, db: sqlite3.Connection) -> list[DueWrite]:
     at = now()
     for payload in progress.pushes:
         db.execute(_SQL["record_push"], {"task_id": turn.task_id, "payload": payload, "now": at})
-    return [DueWrite(_owe(turn, write, at, db), turn.task_id, 0, write) for write in progress.writes]
+    return [DueWrite(_owe(turn.task_id, turn.id, write, at, db), turn.task_id, 0, write) for write in progress.writes]
 
 
-def _owe(turn: Turn, write: MemoryWrite, at: int, db: sqlite3.Connection) -> int:
-    values = (turn.task_id, turn.id, *write_values(write), at)
+def _owe(task_id: str, turn_id: int, write: MemoryWrite, at: int, db: sqlite3.Connection) -> int:
+    values = (task_id, turn_id, *write_values(write), at)
     return db.execute(_SQL["record_write"], values).lastrowid or 0
 
 
@@ -408,23 +412,11 @@ def _obstacle(progress: Progress, values: Mapping[str, Any], db: sqlite3.Connect
 
 
 def _recover(db: sqlite3.Connection) -> list[Accepted]:
-    for name in ("drop_turns_of_ended_tasks", "raise_attempts"):
+    for name in ("drop_turns_of_ended_tasks", "close_turns_that_asked", "raise_attempts"):
         db.execute(_SQL[name])
     cursor = db.execute(_SQL["open_turns"])
     rows = [named(cursor, row) for row in cursor.fetchall()]
-    found = [_accepted(row, Caller(row["agent"], row["tenant"], row["owner"], row["owner"])) for row in rows]
-    asked = {accepted.turn.id for accepted in found if _has_asked(accepted)}
-    db.executemany(_SQL["close_turn"], [(turn_id,) for turn_id in asked])
-    return [accepted for accepted in found if accepted.turn.id not in asked]
-
-
-def _has_asked(accepted: Accepted) -> bool:
-    """Whether the turn ended with a question that is stored, although its executor had not returned. Before a turn is heard,
-    its message is not in the history; afterwards, the question that it answers is no longer in the status.
-    """
-    task = accepted.task
-    heard = any(said.message_id == accepted.turn.request.message.message_id for said in task.history)
-    return task.status.state == TaskState.TASK_STATE_INPUT_REQUIRED and task.status.HasField("message") and heard
+    return [_accepted(row, Caller(row["agent"], row["tenant"], row["owner"], row["owner"])) for row in rows]
 
 
 def _accepted(row: Mapping[str, Any], caller: Caller) -> Accepted:
@@ -443,29 +435,41 @@ def _list(caller: Caller, listing: Listing, db: sqlite3.Connection) -> tuple[lis
         "before_at": before_at,
         "before_id": before_id,
     }
-    counted = "total" if listing.after <= 0 and not listing.context_id else "count"
+    found = kind if listing.context_id or listing.state in _UNSORTED else f"{kind}_by_state"
+    counted = f"total_of_{kind}" if listing.after <= 0 and not listing.context_id else f"count_of_{found}"
     db.execute("BEGIN")  # page and total are of one moment
     try:
-        total = db.execute(_SQL[f"{counted}_of_{kind}"], values).fetchone()[0] if listing.count else 0
+        total = db.execute(_SQL[counted], values).fetchone()[0] if listing.count else 0
         most = min(listing.size, total) if listing.count else listing.size  # what is not there is not looked for
-        rows = db.execute(_SQL[f"tasks_of_{kind}"], values | {"size": most}).fetchall()
+        rows = db.execute(_SQL[f"tasks_of_{found}"], values | {"size": most}).fetchall()
     finally:
         db.execute("COMMIT")
     return [task_of(*row) for row in rows], total
 
 
-def _end(caller: Caller, task: Task, expected: TaskState, event: bytes, db: sqlite3.Connection) -> bool:
+def _end(
+    caller: Caller,
+    task: Task,
+    found: TaskStatus,
+    event: bytes,
+    writes: Sequence[MemoryWrite],
+    db: sqlite3.Connection,
+) -> list[DueWrite] | None:
     values = scope_of(caller) | {
         "task_id": task.id,
         "state": task.status.state,
         "status_at": task.status.timestamp.ToMicroseconds(),
         "snapshot": task.SerializeToString(),
-        "expected": expected,
+        "memory": "pending" if writes else None,
+        "found": found.state,
+        "found_at": found.timestamp.ToMicroseconds(),
     }
-    if db.execute(_SQL["end_task"], values).rowcount == 0:
-        return False
-    db.execute(_SQL["record_push"], {"task_id": task.id, "payload": event, "now": now()})
-    return True
+    rows = db.execute(_SQL["end_task"], values).fetchall()
+    if not rows:
+        return None
+    at = now()
+    db.execute(_SQL["record_push"], {"task_id": task.id, "payload": event, "now": at})
+    return [DueWrite(_owe(task.id, rows[0][0], write, at, db), task.id, 0, write) for write in writes]
 
 
 def _write_done(due: DueWrite, db: sqlite3.Connection) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from a2a.types import SendMessageRequest, Task, TaskPushNotificationConfig, TaskState
+from a2a.types import SendMessageRequest, Task, TaskPushNotificationConfig, TaskStatus
 
 from recollect_memory import Memory
 from recollect_memory.sqlite import Alongside
@@ -89,10 +90,13 @@ class Store(ABC):
         """The newest tasks of the turn's context before it, oldest first; the turn's own task included, if older."""
 
     @abstractmethod
-    async def end(self, caller: Caller, task: Task, expected: TaskState, event: bytes) -> bool:
-        """Write how a task ended that no turn runs, unless its state is no longer the expected one; whether it was written.
+    async def end(
+        self, caller: Caller, task: Task, found: TaskStatus, event: bytes, writes: Sequence[MemoryWrite] = ()
+    ) -> list[DueWrite] | None:
+        """Write how a task ended that no turn runs; the memory writes that are owed from now on.
 
-        `event` is what is pushed of it: a serialised StreamResponse.
+        None, and nothing is written, where its status is no longer the one that was found. `event` is what is pushed of it: a
+        serialised StreamResponse.
         """
 
     # -- what leaves the server ---------------------------------------------------------------------------------------

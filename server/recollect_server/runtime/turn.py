@@ -24,6 +24,8 @@ RESTING = TERMINAL | {TaskState.TASK_STATE_INPUT_REQUIRED, TaskState.TASK_STATE_
 
 
 class TurnState(IntEnum):
+    ASKED = -1
+    """It interrupted its task, though its executor has not returned: a crash leaves the task to the next message."""
     WAITING = 0
     RUNNING = 1
     DONE = 2
@@ -118,6 +120,8 @@ class Progress:
     steps: Sequence[tuple[str, str | None]] = ()
     writes: Sequence[MemoryWrite] = ()
     done: bool = False
+    asked: bool = False
+    """Whether the turn interrupted its task, and did not go on since."""
     answer: Message | None = None
 
 
