@@ -15,87 +15,47 @@ MONTHS = (
 )
 
 
-def _any_of(words: str) -> re.Pattern[str]:
-    return re.compile(rf"\b(?:{words})\b", re.IGNORECASE | re.VERBOSE)
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
+
+def _any_of(phrases: str) -> re.Pattern[str]:
+    return re.compile(rf"\b(?:{phrases})\b", re.IGNORECASE | re.VERBOSE)
+
+
+_TIMES = _words("""
+    yesterday today tonight tomorrow last ago next since recently
+    day days week weeks weekend weekends month months year years
+    mon monday tues tuesday wed wednesday thurs thursday fri friday saturday sunday
+""")
+_NUMBERS = _words("""
+    one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred thousand
+    dozen couple once twice first second third
+""")
+_REASONS = r"""
+    so\ that | that's\ why | inspire\w* | motivat\w+ | made\ me | want(?:ed)?\ to | helps?\ me | due\ to | thanks\ to
+"""
+_QUOTED = r"[\"\u201c\u00ab]\s?[A-Z][^\"\u201d\u00bb]{2,60}[\"\u201d\u00bb]"
+_CAPITALISED = r"(?<=[a-z,]\ )(?:[A-Z][\w'\u2019]+\ ){1,4}[A-Z][\w'\u2019]+"
+_TITLED = _words("book novel movie film show song album band artist author podcast game restaurant brand title name")
 
 _Cue = tuple[int, frozenset[str], re.Pattern[str] | None]
-"""A sort of answer, words of which one is enough, and how else it is told."""
+"""A sort of answer, the words of which one is enough, and how else it is told. Words are found faster than patterns."""
 _HELD: tuple[_Cue, ...] = (
     (
         TIME,
-        frozenset(month for month in MONTHS if month not in ("march", "may"))
-        | frozenset(["yesterday", "today", "tonight", "tomorrow", "last", "ago", "next", "since", "recently"])
-        | frozenset(
-            [
-                "day",
-                "days",
-                "week",
-                "weeks",
-                "weekend",
-                "weekends",
-                "month",
-                "months",
-                "year",
-                "years",
-                "saturday",
-                "sunday",
-            ]
-        )
-        | frozenset(["mon", "monday", "tues", "tuesday", "wed", "wednesday", "thurs", "thursday", "fri", "friday"]),
+        _TIMES | frozenset(MONTHS) - {"march", "may"},
         _any_of(r"(?:19|20)\d\d | \d{1,2}(?:st|nd|rd|th)"),
     ),
-    (
-        PLACE,
-        frozenset(),
-        re.compile(r"\b(?:in|at|to|from|near|around|visit(?:ed|ing)?)\s+(?:the\s+)?[A-Z]\w+"),
-    ),
-    (
-        NUMBER,
-        frozenset(
-            [
-                "one",
-                "two",
-                "three",
-                "four",
-                "five",
-                "six",
-                "seven",
-                "eight",
-                "nine",
-                "ten",
-                "eleven",
-                "twelve",
-                "twenty",
-                "thirty",
-                "forty",
-                "fifty",
-            ]
-        )
-        | frozenset(["hundred", "thousand", "dozen", "couple", "twice", "once", "first", "second", "third"]),
-        re.compile(r"\b\d+\b"),
-    ),
-    (
-        TITLE,
-        frozenset(),
-        re.compile(
-            r"[\"\u201c\u00ab]\s?[A-Z][^\"\u201d\u00bb]{2,60}[\"\u201d\u00bb]"
-            r"|(?<=[a-z,] )(?:[A-Z][\w'\u2019]+ ){1,4}[A-Z][\w'\u2019]+"
-        ),
-    ),
-    (
-        REASON,
-        frozenset({"because", "cause", "cuz", "reason"}),
-        _any_of(
-            r"so\ that | that's\ why | inspire\w* | motivat\w+ | made\ me | want(?:ed)?\ to | helps?\ me | due\ to"
-            r"| thanks\ to"
-        ),
-    ),
+    (PLACE, _words(""), re.compile(r"\b(?:in|at|to|from|near|around|visit(?:ed|ing)?)\s+(?:the\s+)?[A-Z]\w+")),
+    (NUMBER, _NUMBERS, re.compile(r"\b\d+\b")),
+    (TITLE, _words(""), re.compile(f"{_QUOTED}|{_CAPITALISED}", re.VERBOSE)),
+    (REASON, _words("because cause cuz reason"), _any_of(_REASONS)),
 )
 _WANTED: tuple[_Cue, ...] = (
     (
         TIME,
-        frozenset({"when"}),
+        _words("when"),
         _any_of(
             r"(?:what|which)\ (?:date|day|month|year|time|week) | how\ (?:long|old) | what\ age"
             r"| how\ (?:many|much)\ (?:days|weeks|months|years|time)"
@@ -103,34 +63,12 @@ _WANTED: tuple[_Cue, ...] = (
     ),
     (
         PLACE,
-        frozenset({"where"}),
+        _words("where"),
         _any_of(r"(?:what|which)\ (?:city|cities|country|countries|state|town|place|location)s?"),
     ),
-    (NUMBER, frozenset(), _any_of(r"how\ (?:many|much|often|long|old|far|big|tall) | what\ number")),
-    (
-        TITLE,
-        frozenset(["series", "called", "named"]).union(
-            *(
-                (noun, f"{noun}s")
-                for noun in [
-                    "book",
-                    "novel",
-                    "movie",
-                    "film",
-                    "show",
-                    "song",
-                    "album",
-                    "band",
-                    "artist",
-                    "author",
-                    "podcast",
-                ]
-            ),
-            *((noun, f"{noun}s") for noun in ["game", "restaurant", "brand", "title", "name"]),
-        ),
-        None,
-    ),
-    (REASON, frozenset({"why", "reason", "reasons"}), _any_of(r"inspire\w* | motivat\w+")),
+    (NUMBER, _words(""), _any_of(r"how\ (?:many|much|often|long|old|far|big|tall) | what\ number")),
+    (TITLE, _TITLED | {f"{noun}s" for noun in _TITLED} | _words("series called named"), None),
+    (REASON, _words("why reason reasons"), _any_of(r"inspire\w* | motivat\w+")),
 )
 _SENTENCE = re.compile(r"(?<=[.!?\u061f\uff1f\u3002\uff01])\s+|\n+")
 _WORD = re.compile(r"\w+")

@@ -14,7 +14,8 @@ Span = tuple[date, date]
 _Named = tuple[int | None, int | None, int | None]
 """Year, month and day, as far as they are named."""
 
-_MONTH = rf"(?P<month>{'|'.join(MONTHS)}|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)\.?"
+_SHORT = "jan feb mar apr jun jul aug sept sep oct nov dec"
+_MONTH = rf"(?P<month>{'|'.join((*MONTHS, *_SHORT.split()))})\.?"
 _YEAR = r"(?P<year>(?:19|20)\d\d)"
 _DAY = r"(?P<day>\d{1,2})(?:st|nd|rd|th)?"
 _ABSOLUTE = tuple(
@@ -47,29 +48,9 @@ _RELATIVE = (
     (re.compile(r"\blast year\b", re.IGNORECASE), 180, 730),
 )
 """(what is said, the newest and the oldest day it may mean, in days before today)."""
-_DAY_WORDS = frozenset(MONTHS) | frozenset(
-    [
-        "jan",
-        "feb",
-        "mar",
-        "apr",
-        "jun",
-        "jul",
-        "aug",
-        "sep",
-        "sept",
-        "oct",
-        "nov",
-        "dec",
-        "today",
-        "tonight",
-        "yesterday",
-        "this",
-        "last",
-        "past",
-        "ago",
-    ]
-)
+_NEAR = "today tonight yesterday this last past ago"
+_DAY_WORDS = frozenset((*MONTHS, *_SHORT.split(), *_NEAR.split()))
+"""One of these, or a year, stands in every text that names a day."""
 _SOME_YEAR = re.compile(r"(?:19|20)\d\d")
 _WORD = re.compile(r"\w+")
 _SMALL = {
