@@ -32,7 +32,7 @@ def render(memories: Sequence[Message]) -> Message | None:
     in_time = sorted(memories, key=lambda memory: (moment(memory), memory.id))
     newest = moment(in_time[-1])
     content = _fenced(_INTRODUCTION, map(_entry, in_time))
-    return Message("system", content, created_at=newest, metadata={"memories": tuple(memories)})
+    return Message("system", content, id="memories", created_at=newest, metadata={"memories": tuple(memories)})
 
 
 def render_found(memories: Sequence[Message], *, shown: Iterable[Message] = (), ids: bool = False) -> str:

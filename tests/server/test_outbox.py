@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from recollect_memory import Embedder, InvocationContext, Memory, Message, Scope
 from recollect_memory.native.memory import NativeMemory
-from recollect_memory.sqlite import Database
-from recollect_server.runtime.outbox import Outbox
+from recollect_memory.sqlite import Alongside, Database
+from recollect_server.runtime.outbox import Outbox, Patience
 from recollect_server.runtime.sqlite import SQLiteStore
 from recollect_server.runtime.turn import Caller, DueWrite, MemoryWrite, Progress
 
@@ -192,6 +192,52 @@ async def test_a_memory_of_the_same_database_notes_a_write_as_done_in_its_own_co
         assert await store.unconfirmed_writes() == []
     assert [found.content for found in await memory.retrieve("Where do I live?", ctx=ctx)] == ["I live in Lisbon"]
     await memory.aclose()
+
+
+class Neighbour(Memory):
+    """Keeps its rows in the server's database: hangs at the first try, lets go of the second, writes at the third."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.told: list[str] = []
+        self._does = iter((self._hang, self._let_go, self._write))
+
+    async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
+        return []
+
+    async def update(self, messages: list[Message], **kwargs: Any) -> None:
+        await next(self._does)(kwargs["alongside"])
+        self.told += [message.content for message in messages]
+
+    async def _hang(self, alongside: Alongside) -> None:
+        await asyncio.Event().wait()
+
+    async def _let_go(self, alongside: Alongside) -> None:
+        raise asyncio.CancelledError
+
+    async def _write(self, alongside: Alongside) -> None:
+        await self.database.write(alongside.operation)
+        alongside.committed = True
+
+
+async def test_a_memory_of_the_same_database_may_hang_or_let_go_of_a_write(
+    store: SQLiteStore, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is tried again, as any other's, and noted as done with its commit."""
+    memory = Neighbour(database)
+    outbox = Outbox(store, {"default": memory}, patience={"default": Patience(seconds=0.05)})
+    await outbox.start()
+    turns = Turns(store, outbox)
+    await turns.end("hello")
+    await eventually(lambda: not outbox.owed("default", ALICE), "it is delivered")
+    assert memory.told == ["hello"]
+    assert await turns.updates() == ["stored"]
+    problems = [record.getMessage().partition("again: ")[2] for record in caplog.records]
+    assert problems == [
+        "TimeoutError: not written within 0.05 s",
+        "MemoryBackendError: the memory stopped in the middle of it",
+    ]
+    await outbox.stop()
 
 
 async def test_an_erasure_wins_over_a_write_and_what_goes_with_it(store: SQLiteStore, database: Database) -> None:

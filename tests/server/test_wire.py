@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from recollect_server.runtime.events import payload_of
 from recollect_server.runtime.rows import new_id
 from recollect_server.values import stamp
-from recollect_server.wire import send_request, send_response, time_json
+from recollect_server.wire import send_request, send_response, struct_json, time_json
 
 texts = st.text(max_size=8)
 said = st.one_of(st.just(""), texts)  # the empty string is what a field without a value says
@@ -178,6 +178,23 @@ def test_an_answer_is_written_as_message_to_dict_writes_it(answer: Task | Messag
     """Every field of a task and of a message, set or not, known to the enumeration or not."""
     sent = SendMessageResponse(task=answer) if isinstance(answer, Task) else SendMessageResponse(message=answer)
     assert send_response(answer) == MessageToDict(sent)
+
+
+@given(st.dictionaries(texts, anything, max_size=3))
+def test_metadata_are_written_as_message_to_dict_writes_them(values: dict[str, Any]) -> None:
+    """However deep; what JSON cannot say is refused as there."""
+    struct = Struct()
+    try:
+        struct.update(values)
+    except UnicodeEncodeError:
+        return  # half of a surrogate pair gets into no message
+    try:
+        expected = MessageToDict(struct)
+    except ValueError:
+        with pytest.raises(ValueError, match="Fail to serialize"):
+            struct_json(struct)
+    else:
+        assert struct_json(struct) == expected
 
 
 @given(stamps)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -76,7 +76,7 @@ class Outbox:
         """Writes that an earlier process left, and may have made without living to note it."""
         self._made: set[int] = set()
         """Writes that are made, but could not be noted yet."""
-        self._deaf: dict[int, asyncio.Task[bool]] = {}
+        self._deaf: dict[int, asyncio.Task[None]] = {}
         """Tries that were given up and do not stop: none is begun beside them."""
         self._stopping = False
         self._awaited: dict[tuple[str, str], asyncio.Event] = {}
@@ -242,8 +242,26 @@ class Outbox:
 
     async def _write(self, due: DueWrite) -> bool:
         """Hand a write to its memory; whether its row is gone already. Raises what that does, and TimeoutError."""
-        work = self._deaf.pop(due.id, None) or asyncio.create_task(self._hand_over(due))
-        seconds = self._patience[due.write.memory].seconds
+        memory, seconds = self._memories[due.write.memory], self._patience[due.write.memory].seconds
+        done = self._store.done_alongside(due, memory)
+        if done is None:
+            await self._write_elsewhere(due, memory, seconds)
+            return False
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                await self._hand_over(due, memory, alongside=done)
+        except TimeoutError as error:
+            raise _late(seconds) if limit.expired() else error from None
+        except asyncio.CancelledError:
+            if _is_canceled():
+                raise
+            raise _stopped() from None
+        return done.committed
+
+    async def _write_elsewhere(self, due: DueWrite, memory: Memory, seconds: float) -> None:
+        """Hand a write to a memory that may not stop when it is told to: in a task, which can be left behind."""
+        work = self._deaf.pop(due.id, None) or asyncio.create_task(self._hand_over(due, memory))
         try:
             await asyncio.wait((work,), timeout=seconds)
         finally:
@@ -253,26 +271,21 @@ class Outbox:
             if not work.done():
                 self._deaf[due.id] = work
                 work.add_done_callback(_seen)
-            raise TimeoutError(f"not written within {seconds:g} s")
+            raise _late(seconds)
         if work.cancelled():
-            raise MemoryBackendError("the memory stopped in the middle of it")
-        return work.result()
+            raise _stopped()
+        work.result()
 
-    async def _hand_over(self, due: DueWrite) -> bool:
+    async def _hand_over(self, due: DueWrite, memory: Memory, **kwargs: Any) -> None:
         write = due.write
-        memory, context, messages = self._memories[write.memory], write.context, list(write.messages)
+        messages = list(write.messages)
         doubtful = due.tries > 0 or _turn(write) in self._inherited
         try:
-            if doubtful and await memory.already_written(messages, ctx=context):
-                return False
+            if doubtful and await memory.already_written(messages, ctx=write.context):
+                return
         except MemoryBackendError as error:
             raise MemoryBackendError(f"it cannot tell whether it has the write: {error}") from error
-        done = self._store.done_alongside(due, memory)
-        if done is None:
-            await memory.update(messages, ctx=context)
-            return False
-        await memory.update(messages, ctx=context, alongside=done)
-        return done.committed
+        await memory.update(messages, ctx=write.context, **kwargs)
 
     async def _retry(self, key: tuple[str, str], due: DueWrite, error: Exception) -> None:
         problem, name = f"{type(error).__name__}: {error}", due.write.memory
@@ -314,17 +327,17 @@ class OutboxMemory(Memory):
         await self._outbox.settle(self.name, scope)
         owed = self._owed(query, scope)
 
-        def with_owed(found: list[Message]) -> list[Message]:
-            if not owed:
-                return found
+        def with_owed(answer: Sequence[Message]) -> list[Message]:
+            found = sound(answer, top_k)
             known = {message.content for message in found}
             return [*(message for message in owed if message.content not in known), *found][:top_k]
 
         with self._outbox.metrics.retrieving(self.name):
             try:
-                return with_owed(sound(await self._memory.retrieve(query, top_k=top_k, **kwargs), top_k))
+                found = await self._memory.retrieve(query, top_k=top_k, **kwargs)
+                return with_owed(found) if owed else found
             except MemoryBackendError as error:
-                error.found = with_owed(sound(error.found, top_k))
+                error.found = with_owed(error.found)
                 raise
 
     def at_hand(self, query: str, *, top_k: int, ctx: InvocationContext) -> list[Message]:
@@ -372,7 +385,21 @@ def _same(one: MemoryWrite, other: MemoryWrite) -> bool:
     return _turn(one) == _turn(other) and ids[0] == ids[1]
 
 
-def _seen(task: asyncio.Task[bool]) -> None:
+def _late(seconds: float) -> TimeoutError:
+    return TimeoutError(f"not written within {seconds:g} s")
+
+
+def _stopped() -> MemoryBackendError:
+    return MemoryBackendError("the memory stopped in the middle of it")
+
+
+def _is_canceled() -> bool:
+    """Whether it is the task at hand that is to stop, not something that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _seen(task: asyncio.Task[None]) -> None:
     if not task.cancelled():
         task.exception()  # who tries next hears of it, if anybody does
 
