@@ -97,6 +97,9 @@ _THING = (
 )
 _AUX = r"(?:(?:am|is|are|have|has|had to|been|got|be|was|were)\s+)*"
 _ARTICLE = r"(?:a|an|the)\s+"
+_NAME = re.compile(rf"\b{NAME_WORD}")
+_BETWEEN = re.compile(r"[\s.,-]+")
+"""What may stand between the digits of a number."""
 
 Found = re.Match[str]
 Maker = Callable[[Found, Clause], Iterator[Claim]]
@@ -111,9 +114,9 @@ def _claim(slot: str, who: frozenset[str], value: str, clause: Clause, **more: o
         value,
         holds=not clause.denied,
         changed=clause.changed,
-        numbers=frozenset(re.sub(r"[\s.,-]+", "", number).casefold() for number in NUMBER.findall(value)),
+        numbers=frozenset(_BETWEEN.sub("", number).casefold() for number in NUMBER.findall(value)),
         moments=frozenset(moment.casefold() for moment in MOMENT.findall(value)),
-        names=frozenset(word.casefold() for word in re.findall(rf"\b{NAME_WORD}", value)),
+        names=frozenset(word.casefold() for word in _NAME.findall(value)),
     )
     return replace(made, **more)  # type: ignore[arg-type]
 
