@@ -9,6 +9,7 @@ import pytest
 
 from recollect_memory import MemoryFilter, MemoryKind, MemoryRecord, Message, Scope, open_memory
 from recollect_memory.errors import ConfigError
+from recollect_memory.native import store, writing
 from recollect_memory.native.embedding import MiniLM
 from recollect_memory.native.memory import NativeMemory
 from recollect_memory.sqlite import Database
@@ -217,3 +218,40 @@ async def test_old_files_learn_what_their_memories_claim(tmp_path_factory: pytes
     await say(other, "I moved to Bergen.")
     assert [record.content for record in (await other.browse(ALICE)).records] == ["I moved to Bergen."]
     await other.aclose()
+
+
+async def test_what_a_turn_wrote_need_not_be_read_again(database: Database, native: NativeMemory) -> None:
+    """Who writes a claim has read all that was there: the next turn begins with nothing unread. An edit is read anew."""
+
+    def unread() -> dict[int, frozenset[str]]:
+        version = database.read_now(lambda db: store.state(db, ALICE)).version
+        return database.read_now(lambda db: writing.unread_slots(db, ALICE, version))
+
+    messages = [
+        Message("user", "Hi!"),
+        Message("user", "I live in Oslo."),
+        Message("user", "ok"),
+        Message("assistant", "Nice."),
+    ]
+    await native.update(messages, ctx=turn_of())
+    assert not unread()
+    (home,) = [record for record in (await native.browse(ALICE)).records if "Oslo" in record.content]
+    await native.edit(ALICE, home.id, "My boss is Eva.")
+    assert list(unread().values()) == [frozenset({"is boss"})]
+    await say(native, "My boss is Jim.")
+    assert not unread()
+    assert [record.content for record in (await native.history(ALICE, home.id))[-1:]] == ["My boss is Eva."]
+    assert "My boss is Eva." not in await found(native, "Who is my boss?")
+
+
+async def test_a_message_that_comes_twice_is_taken_once(native: NativeMemory) -> None:
+    """Twice in one update, by its id or by its place in its turn, and again in a later one with what is new."""
+    one, two = Message("user", "I live in Oslo.", id="1"), Message("user", "I have two cats.", id="2")
+    await native.update([one, one, two], ctx=turn_of())
+    await native.update([two, Message("user", "I own a kayak.", id="3"), one], ctx=turn_of())
+    records = (await native.browse(ALICE)).records
+    assert sorted((record.content, record.sources) for record in records) == [
+        ("I have two cats.", ("2",)),
+        ("I live in Oslo.", ("1",)),
+        ("I own a kayak.", ("3",)),
+    ]

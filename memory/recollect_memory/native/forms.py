@@ -1,6 +1,6 @@
 """The forms in which English claims something: one rule each, from a plain clause to claims. Pure functions.
 
-The first rule of `_RULES` that fits a clause says what it claims; a clause that none fits claims nothing, and so takes the
+The first rule of `RULES` that fits a clause says what it claims; a clause that none fits claims nothing, and so takes the
 place of nothing.
 """
 
@@ -97,6 +97,9 @@ _THING = (
 )
 _AUX = r"(?:(?:am|is|are|have|has|had to|been|got|be|was|were)\s+)*"
 _ARTICLE = r"(?:a|an|the)\s+"
+_NAME = re.compile(rf"\b{NAME_WORD}")
+_BETWEEN = re.compile(r"[\s.,-]+")
+"""What may stand between the digits of a number."""
 
 Found = re.Match[str]
 Maker = Callable[[Found, Clause], Iterator[Claim]]
@@ -111,9 +114,9 @@ def _claim(slot: str, who: frozenset[str], value: str, clause: Clause, **more: o
         value,
         holds=not clause.denied,
         changed=clause.changed,
-        numbers=frozenset(re.sub(r"[\s.,-]+", "", number).casefold() for number in NUMBER.findall(value)),
+        numbers=frozenset(_BETWEEN.sub("", number).casefold() for number in NUMBER.findall(value)),
         moments=frozenset(moment.casefold() for moment in MOMENT.findall(value)),
-        names=frozenset(word.casefold() for word in re.findall(rf"\b{NAME_WORD}", value)),
+        names=frozenset(word.casefold() for word in _NAME.findall(value)),
     )
     return replace(made, **more)  # type: ignore[arg-type]
 
@@ -331,7 +334,7 @@ _PLACE = (
     r"village|suburbs|country\w*)\b)"
 )
 _FIRM = r"(?P<firm>(?:the |a |an )?[^,.;]+?)"
-_RULES: tuple[tuple[frozenset[str], re.Pattern[str], Maker], ...] = (
+RULES: tuple[tuple[frozenset[str], re.Pattern[str], Maker], ...] = (
     _rule(
         "live lives living reside resides based settled rent share",
         rf"{_WHO} {_AUX}(?:live|lives|living|reside|resides|based|settled|rent (?:a|an) \w+|share (?:a|an) \w+)"
@@ -525,11 +528,11 @@ _RULES: tuple[tuple[frozenset[str], re.Pattern[str], Maker], ...] = (
     _rule("", rf"{_WHO} (?:can |have to )?(?P<verb>[a-z]+)\b(?P<value>.*)", _does),
 )
 _BY_WORD = {
-    word: frozenset(number for number, (words, _, _) in enumerate(_RULES) if word in words)
-    for word in frozenset[str]().union(*(words for words, _, _ in _RULES))
+    word: frozenset(number for number, (words, _, _) in enumerate(RULES) if word in words)
+    for word in frozenset[str]().union(*(words for words, _, _ in RULES))
 }
 """The numbers of the rules for which a word is a reason to try them."""
-_ANYWHERE = frozenset(number for number, (words, _, _) in enumerate(_RULES) if not words)
+_ANYWHERE = frozenset(number for number, (words, _, _) in enumerate(RULES) if not words)
 _OF_NOBODY = frozenset({"any", "cancel"})
 """What may be said to be over without saying whose it was."""
 
@@ -538,7 +541,7 @@ def claims_of(clause: Clause) -> Iterator[Claim]:
     """What a plain clause claims."""
     said = words_in(clause.text)
     for number in sorted(_ANYWHERE.union(*(_BY_WORD[word] for word in said if word in _BY_WORD))):
-        _, pattern, make = _RULES[number]
+        _, pattern, make = RULES[number]
         if found := pattern.match(clause.text):
             made = [
                 claim

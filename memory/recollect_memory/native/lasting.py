@@ -25,6 +25,7 @@ _PLEASANTRIES = words_of(
     """
 )
 _SMALL = frozenset(_PLEASANTRIES)
+_WORD = re.compile(r"[\w']+")
 _BOILERPLATE = re.compile(
     r"(?:(?:you are|you're) (?:very |most )?welcome|(?:i am|i'm) (?:glad|happy|here|sorry|just an?|an ai|"
     r"a language model|unable|not able|"
@@ -54,8 +55,8 @@ def is_lasting(role: str, text: str) -> bool:
 
 def tells(role: str, sentence: str) -> bool:
     """Whether a sentence says anything to remember."""
-    words = re.findall(r"[\w']+", sentence.casefold().replace("\u2019", "'"))
-    if not words or all(word in _SMALL for word in words) or asks(sentence):
+    words = _WORD.findall(sentence.casefold().replace("\u2019", "'"))
+    if _SMALL.issuperset(words) or asks(sentence):
         return False
     if role == "assistant":
         return not (_BOILERPLATE.match(plain(sentence)) and len(sentence) < _SHORT_ANSWER) and bool(terms(sentence))

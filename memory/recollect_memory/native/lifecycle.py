@@ -41,6 +41,7 @@ _DECISIVE = frozenset(
     """
     )
 )
+_WORD = re.compile(r"[^\W_]+(?:[.,:][^\W_]+)*")
 _ALMOST = 0.9
 _FEW = 10
 """Different words: texts of fewer say the same only in the same words."""
@@ -55,7 +56,7 @@ def forget() -> None:
 
 @lru_cache(maxsize=4096)
 def _words_of(text: str) -> tuple[str, ...]:
-    words = re.findall(r"[^\W_]+(?:[.,:][^\W_]+)*", plain(text).casefold())
+    words = _WORD.findall(plain(text).casefold())
     return tuple(word for word in words if word not in _FILLERS) or tuple(words)
 
 

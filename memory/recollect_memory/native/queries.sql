@@ -89,3 +89,8 @@ ORDER BY memories.seq
 SELECT message_id FROM memory_sources
 WHERE +tenant = :tenant AND +space = :space AND +owner = :owner AND +owner_id = :owner_id AND memory_seq = :seq
 ORDER BY said_at, message_id
+
+-- name: seqs_by_id
+SELECT seq FROM memories
+WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
+  AND id IN (SELECT value FROM json_each(:ids))

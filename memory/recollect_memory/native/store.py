@@ -169,7 +169,7 @@ def by_seq(db: sqlite3.Connection, scope: Scope, seqs: Iterable[int]) -> dict[in
     key = key_of(scope)
     found: dict[int, MemoryRecord] = {}
     several: set[int] = set()
-    for row in db.execute(SQL["by_seq"], key | {"seqs": json.dumps(list(seqs))}).fetchall():
+    for row in db.execute(SQL["by_seq"], key | {"seqs": listed(seqs)}).fetchall():
         seq = row[0]
         if seq in found:
             several.add(seq)
@@ -185,6 +185,11 @@ def by_id(db: sqlite3.Connection, scope: Scope, ids: Iterable[str]) -> dict[str,
     """The memories of this scope among `ids`."""
     found = db.execute(SQL["seqs_by_id"], key_of(scope) | {"ids": json.dumps(list(ids))}).fetchall()
     return {record.id: record for record in by_seq(db, scope, [seq for (seq,) in found]).values()}
+
+
+def listed(numbers: Iterable[int]) -> str:
+    """Numbers as a JSON list, for `json_each`."""
+    return f"[{','.join(map(str, numbers))}]"
 
 
 def key_of(scope: Scope) -> dict[str, object]:

@@ -27,7 +27,7 @@ from .consolidation import Drawn
 from .index import NEVER, Index
 from .lifecycle import Statement
 from .reading import read, split
-from .store import Change, NewMemory, Source, Stored, by_id, by_seq, key_of, microseconds, moment, storable
+from .store import Change, NewMemory, Source, Stored, by_id, by_seq, key_of, listed, microseconds, moment, storable
 from .words import terms
 
 SQL = named_queries(files("recollect_memory.native").joinpath("writing.sql").read_text(encoding="utf-8"))
@@ -278,7 +278,7 @@ class Writer:
             )
         if not seqs and not keys:
             return []
-        values = {"seqs": json.dumps(list(seqs)), "slots": json.dumps(list(keys)), "speaker": new.speaker}
+        values = {"seqs": listed(seqs), "slots": json.dumps(list(keys)) if keys else "[]", "speaker": new.speaker}
         return list(map(Old._make, self._change.db.execute(SQL["meeting"], self._change.key | values).fetchall()))
 
     def note(self, seq: int, content: str) -> None:
