@@ -77,7 +77,7 @@ class Handler(RequestHandler):
         length = _history_length(params.configuration)
         if run is None:
             return accepted.answer or _shortened(self._now(accepted, context), length)
-        if params.configuration.return_immediately and not run.finishing:
+        if params.configuration.return_immediately and not run.vanishes:
             run.known = True
             return _shortened(self._now(accepted, context), length)
         answer = await run.answer()

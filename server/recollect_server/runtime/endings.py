@@ -1,16 +1,27 @@
-"""What a task that ends leaves to memory, although no turn of its has written it."""
+"""How a task ends that no turn ends, and what is left to memory then."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from a2a.server.agent_execution import AgentExecutor
-from a2a.types import Task
+from a2a.types import Task, TaskState, TaskStatusUpdateEvent
 
 from recollect_server.executor import A2AExecutor
+from recollect_server.values import stamp
 
+from .events import Snapshot
 from .outbox import OutboxMemory
 from .turn import MemoryWrite
+
+
+def canceled(task: Task) -> TaskStatusUpdateEvent:
+    """End the task, now; the event that says so."""
+    event = TaskStatusUpdateEvent(task_id=task.id, context_id=task.context_id)
+    event.status.state = TaskState.TASK_STATE_CANCELED
+    event.status.timestamp.CopyFrom(stamp())
+    Snapshot(task).apply(event)
+    return event
 
 
 def owed_at_end(

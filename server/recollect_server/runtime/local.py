@@ -20,7 +20,6 @@ from a2a.types import (
     TaskArtifactUpdateEvent,
     TaskState,
     TaskStatus,
-    TaskStatusUpdateEvent,
 )
 from a2a.utils.errors import (
     A2AError,
@@ -32,11 +31,10 @@ from a2a.utils.errors import (
 
 from recollect_memory.errors import LimitError, RecollectError
 from recollect_server.executor import JOURNAL, TURN, A2AExecutor
-from recollect_server.values import stamp
 
-from .endings import owed_at_end
+from .endings import canceled, owed_at_end
 from .engine import Engine, Submission
-from .events import Event, Snapshot, Subscriber, payload_of
+from .events import Event, Subscriber, payload_of
 from .reminder import Reminder
 from .run import CURRENT, Run, TurnJournal
 from .store import Store
@@ -265,7 +263,7 @@ class LocalEngine(Engine):
             changes = self._changes
             task = self.live(caller, task_id) or await self._store.task(caller, task_id)
             if (run := self._reachable(caller, task_id)) is not None:
-                if run.finishing and not run.over.is_set():
+                if run.vanishes and not run.over.is_set():
                     await run.over.wait()
                     continue
                 run.known = True
@@ -307,8 +305,9 @@ class LocalEngine(Engine):
             logger.warning("task %s: this run has no say in it any more: %s", run.turn.task_id, error)
             await self._store.mark(run.turn, TurnState.DONE)  # no effect where another attempt has the turn
             found = await self._store.reload(run.turn)
-            ended = found is None or found[0].status.state in TERMINAL
-            self._fail(run, _too_late(run) if ended else InternalError("the task goes on elsewhere"))
+            if found is None or found[0].status.state in TERMINAL:
+                self._came_too_late(run, found)
+            self._fail(run, InternalError("the task goes on elsewhere"))
         except Exception as error:
             logger.exception("task %s: its end could not be stored", run.turn.task_id)
             self._fail(run, error if isinstance(error, RecollectError | A2AError) else InternalError("internal error"))
@@ -423,7 +422,7 @@ class LocalEngine(Engine):
                 found = await self._store.reload(turn)
                 if found is None or found[0].status.state in TERMINAL:
                     await self._store.mark(turn, TurnState.DONE)
-                    self._fail(run, _too_late(run))
+                    self._came_too_late(run, found)
                     self._over(run)
                     return
                 if run.canceling:
@@ -449,20 +448,15 @@ class LocalEngine(Engine):
             raise TaskNotCancelableError(f"task {task_id} has ended")
         found = TaskStatus()
         found.CopyFrom(task.status)
-        event = TaskStatusUpdateEvent(task_id=task.id, context_id=task.context_id)
-        event.status.state = TaskState.TASK_STATE_CANCELED
-        event.status.timestamp.CopyFrom(stamp())
-        snapshot = Snapshot(task)
-        payload = payload_of(event)
-        snapshot.apply(event)
+        event = canceled(task)
         writes = owed_at_end(self._executors[caller.agent], caller.tenant, task)
-        owed = await self._store.end(caller, snapshot.task, found, payload, writes)
+        owed = await self._store.end(caller, task, found, payload_of(event), writes)
         if owed is None:
             return await self.cancel(caller, task_id)  # it is not any more as it was found
         self._changes += 1
         self._committed(None, owed)
         self._tell_watchers(event)
-        return snapshot.task
+        return task
 
     async def _current(self, caller: Caller, task: Task) -> Task:
         return self.live(caller, task.id) or await self._store.task(caller, task.id) or task
@@ -483,6 +477,12 @@ class LocalEngine(Engine):
             subscriber.put(event)
             if not isinstance(event, TaskArtifactUpdateEvent) and event.status.state in RESTING:
                 subscriber.close()
+
+    def _came_too_late(self, run: Run, found: tuple[Task, int] | None) -> None:
+        """Tell whoever sent the message that the task had ended, and whoever listens to it since."""
+        self._fail(run, _too_late(run))
+        if found is not None:
+            self._tell_watchers(found[0])
 
     def _fail(self, run: Run, error: Exception) -> None:
         run.settle(error)

@@ -132,6 +132,11 @@ class Run(EventQueue):
             self._publish(event)
             self.settle(self.snapshot.copy())
 
+    @property
+    def vanishes(self) -> bool:
+        """Whether its end is being committed, and it is a direct message: nobody will find the task then."""
+        return self.finishing and self._answer is not None
+
     def announce(self) -> None:
         """Say what a new task's first event is: the task as it was accepted."""
         self._spoke = True
