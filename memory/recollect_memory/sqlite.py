@@ -32,7 +32,8 @@ Operation = Callable[[sqlite3.Connection], T]
 
 @dataclass(slots=True, eq=False)
 class Alongside:
-    """An operation that another's write to the same database takes into its transaction, if there is one.
+    """An operation that another's write to the same database takes into its transaction, if there is one: it notes that the
+    write, which is owed by a row on disk, is made.
 
     `committed`: whether it was; until then, whoever made it does it by itself.
     """
@@ -100,15 +101,18 @@ class Database:
         self.scrubbed = False
         """Whether the last `scrub` succeeded; False before the first: what an earlier process left is not known."""
 
-    async def write(self, operation: Operation[T], *, checked: bool = False) -> T:
+    async def write(self, operation: Operation[T], *, checked: bool = False, owed: bool = False) -> T:
         """Run `operation` in the next commit; its result is returned once that commit is on disk.
 
         `checked` promises that it raises only before it has written anything. It needs no savepoint then, which costs as
         much as a statement or two; where it breaks the promise, all that share its commit are undone and told.
+
+        `owed` says that it carries out what a row on disk asks for, and takes that row away: if the power fails, both are
+        undone, and it is done again. So its commit need not be flushed; it is with the next that must be.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._submit(_Write(operation, future, loop, checked=checked))
+        self._submit(_Write(operation, future, loop, checked=checked, owed=owed))
         return await future
 
     def write_now(self, operation: Operation[T]) -> T:
@@ -261,7 +265,7 @@ class Database:
 
     def _write_forever(self) -> None:
         connection: sqlite3.Connection | None = None
-        running = True
+        running, flushed = True, True
         while running:
             batch: list[_Write] = []
             write = self._writes.get()
@@ -274,6 +278,9 @@ class Database:
             try:
                 if batch:
                     connection = connection or self._connect()
+                    if flushed != (must := not all(write.owed for write in batch)):
+                        connection.execute(f"PRAGMA synchronous = {self._synchronous if must else 'NORMAL'}")
+                        flushed = must
                     _commit(connection, batch)
             except (sqlite3.Error, OSError) as error:
                 if connection is not None and connection.in_transaction:
@@ -300,6 +307,8 @@ class _Write:
     loop: asyncio.AbstractEventLoop | None
     checked: bool = False
     """Raises before it writes, or not at all."""
+    owed: bool = False
+    """Is done again if its commit is lost with the power."""
     scrub: bool = False
     """Wants `_scrub` after the commit."""
     result: Any = None

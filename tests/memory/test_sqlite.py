@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -77,6 +78,37 @@ async def test_a_checked_write_that_breaks_its_promise_undoes_its_commit(databas
     assert [one for one in done if isinstance(one, int)] == kept
     await database.write(partial(insert, 4), checked=True)
     assert await values(database) == [*kept, 4]
+
+
+def flushed(db: sqlite3.Connection) -> tuple[int, int]:
+    """Insert the next number; it, and how its commit is to be flushed: 2 is FULL, 1 NORMAL."""
+    ((mode,),) = db.execute("PRAGMA synchronous").fetchall()
+    return insert(db.execute("SELECT coalesce(max(x), 0) + 1 FROM t").fetchone()[0], db), mode
+
+
+async def test_only_what_is_owed_anyway_is_committed_without_a_flush(tmp_path: Path) -> None:
+    """And not even that where it shares its commit with something else; the next is flushed again. All of it is readable."""
+    database = Database(tmp_path / "x.db")
+    await database.write(create)
+    assert (await database.write(flushed))[1] == 2
+    assert (await database.write(flushed, owed=True))[1] == 1
+    assert (await database.write(flushed, owed=True))[1] == 1
+    assert (await database.write(flushed))[1] == 2
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hold(_: sqlite3.Connection) -> None:
+        entered.set()
+        assert go_on.wait(20)
+
+    holding = asyncio.create_task(database.write(hold))
+    assert await asyncio.to_thread(entered.wait, 20)
+    together = [asyncio.create_task(database.write(flushed, owed=owed)) for owed in (True, False, True)]
+    await asyncio.sleep(0)
+    go_on.set()
+    await holding
+    assert [mode for _, mode in await asyncio.gather(*together)] == [2, 2, 2]
+    assert await values(database) == list(range(1, 8))
+    await database.aclose()
 
 
 async def test_a_read_sees_what_was_acknowledged(database: Database) -> None:

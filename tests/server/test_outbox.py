@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -192,6 +193,66 @@ async def test_a_memory_of_the_same_database_notes_a_write_as_done_in_its_own_co
         assert await store.unconfirmed_writes() == []
     assert [found.content for found in await memory.retrieve("Where do I live?", ctx=ctx)] == ["I live in Lisbon"]
     await memory.aclose()
+
+
+async def test_a_power_failure_after_a_memory_was_written_loses_nothing(
+    store: SQLiteStore, database: Database, tmp_path: Path
+) -> None:
+    """The memory's commit need not have reached the disk: without it, the write is owed as it was, and is made again."""
+    turns = Turns(store, Outbox(store, {}))
+    due = await turns.end("I live in Lisbon")
+    for end in ("", "-wal"):  # what the disk has: the turn's end was flushed, and nothing after it
+        shutil.copy(f"{database.path}{end}", tmp_path / f"disk.db{end}")
+    memory = NativeMemory(database, embedder=None)
+    done = store.done_alongside(due, memory)
+    await memory.update(list(due.write.messages), ctx=due.write.context, alongside=done)
+    assert await store.unconfirmed_writes() == []
+    await memory.aclose()
+    later = Database(tmp_path / "disk.db")
+    memory = NativeMemory(later, embedder=None)
+    outbox = Outbox(SQLiteStore(later), {"default": memory})
+    assert await memory.retrieve("Where do I live?", ctx=due.write.context) == []
+    await outbox.start()
+    await eventually(lambda: not outbox.owed("default", ALICE), "what is owed arrives")
+    (found,) = await memory.retrieve("Where do I live?", ctx=due.write.context)
+    assert found.content == "I live in Lisbon"
+    await outbox.stop()
+    await memory.aclose()
+    await later.aclose()
+
+
+class Late(Memory):
+    """Keeps its rows in the server's database, and does not come back from the first write although it was committed."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.told: list[str] = []
+
+    async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
+        return []
+
+    async def update(self, messages: list[Message], **kwargs: Any) -> None:
+        alongside: Alongside = kwargs["alongside"]
+        await self.database.write(alongside.operation)
+        self.told += [message.content for message in messages]
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("tries", [40, 1])
+async def test_a_write_that_was_made_after_its_time_is_not_owed_any_longer(
+    store: SQLiteStore, database: Database, tries: int
+) -> None:
+    """Its memory timed out, but the commit came: the row is gone, nothing is tried again, and the task says so."""
+    memory = Late(database)
+    outbox = Outbox(store, {"default": memory}, patience={"default": Patience(seconds=0.05, tries=tries)})
+    await outbox.start()
+    turns = Turns(store, outbox)
+    await turns.end("hello")
+    await eventually(lambda: not outbox.owed("default", ALICE), "it is known to be made")
+    assert memory.told == ["hello"]
+    assert await turns.updates() == ["stored"]
+    assert await store.failed_writes(10) == []
+    await outbox.stop()
 
 
 class Neighbour(Memory):

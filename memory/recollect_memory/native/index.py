@@ -133,8 +133,8 @@ class Index:
         """Become the empty index of `epoch`."""
         self.version = 0
         self.epoch = epoch
-        self.life = 0
-        """Of the scope, when it was last looked at."""
+        self.life = self.slots_version = 0
+        """Of the scope's `store.State`, when it was last looked at."""
         self.size = 0
         self.stretch_count = 0
         self.has_vectors = False
@@ -203,11 +203,6 @@ class Index:
     def average_length(self) -> float:
         """Terms of a memory, on average, at least 1."""
         return max(self._total_length / max(self.size, 1), 1.0)
-
-    def places(self, term: str) -> NDArray[np.int32]:
-        """The memories that hold a term."""
-        found = self._postings.get(term)
-        return np.array(found[0] if found is not None else (), dtype=np.int32)
 
     def postings(self, terms: Iterable[str]) -> Postings:
         """Where these terms stand."""

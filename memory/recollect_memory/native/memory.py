@@ -194,7 +194,7 @@ class NativeMemory(Owned):
                     alongside.operation(change.db)
                 return True
 
-            written = await self._write(scope, life, take, begun)
+            written = await self._write(scope, life, take, begun, owed=alongside is not None)
         if alongside is not None:
             alongside.committed = written is True
         if self._worker is not None and (count := sum(map(writing.is_claiming, new))):
@@ -225,9 +225,15 @@ class NativeMemory(Owned):
             await asyncio.gather(*map(asyncio.wrap_future, giving), return_exceptions=True)
 
     async def _write(
-        self, scope: Scope, life: int, work: Callable[[store.Change], R], begun: Begun | None = None
+        self,
+        scope: Scope,
+        life: int,
+        work: Callable[[store.Change], R],
+        begun: Begun | None = None,
+        *,
+        owed: bool = False,
     ) -> R | None:
-        """Write into the life in which the caller began; None: it has ended, an erasure wins."""
+        """Write into the life in which the caller began; None: it has ended, an erasure wins. `owed`: see `Database.write`."""
 
         def write(db: sqlite3.Connection) -> tuple[R, bool]:
             if begun is not None and begun.void:
@@ -239,7 +245,7 @@ class NativeMemory(Owned):
             return done, (change.bare and self._vectors.known) or db.total_changes - before > _MUCH
 
         try:
-            done, at_once = await self._database.write(write)
+            done, at_once = await self._database.write(write, owed=owed)
         except store.Erased:
             log.info("memory %s: a write was dropped: its scope was erased meanwhile", self.name)
             self._let_go(scope)
@@ -373,6 +379,9 @@ class NativeMemory(Owned):
             return writing.Prepared()
         with index.lock:
             version, near = index.version, {text: writing.neighbours(index, text) for text in texts}
+            all_read = index.slots_version >= version
+        if all_read:
+            return writing.Prepared(version, near)
         slots = self._database.read_now(lambda db: writing.unread_slots(db, scope, version))
         return writing.Prepared(version, near, slots)
 
@@ -453,7 +462,7 @@ def _catch_up(db: sqlite3.Connection, scope: Scope, index: Index, most: int | No
     """Bring the index to the rows; whether there was anything new. None: it is more than `most`, or long, and nothing was
     done."""
     state = store.state(db, scope)
-    index.life = state.life
+    index.life, index.slots_version = state.life, state.slots_version
     if state.version == index.version and state.epoch == index.epoch:
         return False
     if state.epoch != index.epoch:

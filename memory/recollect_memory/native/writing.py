@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
-from math import log1p
 from typing import NamedTuple
 
 import numpy as np
@@ -153,12 +152,11 @@ def wording(text: str) -> str:
 
 def neighbours(index: Index, text: str) -> frozenset[int]:
     """Row numbers of the current memories that share the most, and the rarest, words with a text. Hold the index's lock."""
-    found = [places for term in list(dict.fromkeys(terms(text)))[:_MOST_TERMS] if len(places := index.places(term))]
-    if not found:
+    found = index.postings(list(dict.fromkeys(terms(text)))[:_MOST_TERMS])
+    if not len(found.places):
         return frozenset()
-    holding = [len(places) for places in found]
-    rarity = np.array([log1p(index.size / many) for many in holding])
-    shared = np.bincount(np.concatenate(found), rarity.repeat(holding), minlength=index.size)
+    rarity = np.log1p(index.size / np.maximum(found.holding, 1))
+    shared = np.bincount(found.places, rarity.repeat(found.holding), minlength=index.size)
     shared *= index.column("valid_to") == NEVER
     most = min(_NEIGHBOURS, index.size)
     best = shared.argpartition(-most)[-most:]

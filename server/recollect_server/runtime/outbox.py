@@ -289,15 +289,18 @@ class Outbox:
 
     async def _retry(self, key: tuple[str, str], due: DueWrite, error: Exception) -> None:
         problem, name = f"{type(error).__name__}: {error}", due.write.memory
-        if due.tries + 1 >= self._patience[name].tries:
+        last = due.tries + 1 >= self._patience[name].tries
+        owed = await self._store.write_failed(due, problem, None if last else now() + int(1e6 * backoff(due.tries)))
+        if not owed:  # its commit came after all, or it was dropped
+            logger.info("memory %s: a write of task %s is not owed any longer: %s", name, due.task_id, problem)
+        elif last:
             logger.error("memory %s: a write of task %s is given up: %s", name, due.task_id, problem)
-            await self._store.write_failed(due, problem, None)
             self.metrics.tried(name, "failed", error)
-            self._gone(key, due.write)
+        else:
+            logger.warning("memory %s: a write of task %s will be tried again: %s", name, due.task_id, problem)
+            self.metrics.tried(name, "retried", error)
             return
-        logger.warning("memory %s: a write of task %s will be tried again: %s", name, due.task_id, problem)
-        await self._store.write_failed(due, problem, now() + int(1e6 * backoff(due.tries)))
-        self.metrics.tried(name, "retried", error)
+        self._gone(key, due.write)
 
     def _gone(self, key: tuple[str, str], write: MemoryWrite) -> None:
         self._inherited.discard(_turn(write))

@@ -107,8 +107,8 @@ class SQLiteStore(Store):
         shared = getattr(memory, "database", None) is self._db
         return Alongside(partial(_write_done, due)) if shared else None
 
-    async def write_failed(self, due: DueWrite, problem: str, retry_at: int | None) -> None:
-        await self._db.write(partial(_write_failed, due, problem, retry_at))
+    async def write_failed(self, due: DueWrite, problem: str, retry_at: int | None) -> bool:
+        return await self._db.write(partial(_write_failed, due, problem, retry_at))
 
     async def failed_writes(self, limit: int) -> list[FailedWrite]:
         rows = await self._rows("failed_writes", (limit,))
@@ -477,12 +477,14 @@ def _write_done(due: DueWrite, db: sqlite3.Connection) -> None:
     db.execute(_SQL["write_stored"], {"task_id": due.task_id})
 
 
-def _write_failed(due: DueWrite, problem: str, retry_at: int | None, db: sqlite3.Connection) -> None:
+def _write_failed(due: DueWrite, problem: str, retry_at: int | None, db: sqlite3.Connection) -> bool:
     if retry_at is not None:
-        db.execute(_SQL["retry_write"], {"id": due.id, "due_at": retry_at, "problem": problem})
-    else:
-        db.execute(_SQL["bury_write"], {"id": due.id, "problem": problem})
+        values = {"id": due.id, "due_at": retry_at, "problem": problem}
+        return bool(db.execute(_SQL["retry_write"], values).rowcount)
+    found = bool(db.execute(_SQL["bury_write"], {"id": due.id, "problem": problem}).rowcount)
+    if found:
         db.execute(_SQL["write_buried"], (due.task_id,))
+    return found
 
 
 def _reachable(db: sqlite3.Connection, caller: Caller, task_id: str) -> bool:

@@ -121,8 +121,8 @@ class Store(ABC):
         """What notes a write as done in the memory's own commit; None: the memory keeps its rows elsewhere."""
 
     @abstractmethod
-    async def write_failed(self, due: DueWrite, problem: str, retry_at: int | None) -> None:
-        """Try again at `retry_at` (microseconds since the epoch); None: give up."""
+    async def write_failed(self, due: DueWrite, problem: str, retry_at: int | None) -> bool:
+        """Try again at `retry_at` (microseconds since the epoch); None: give up. False: it is not owed any longer."""
 
     @abstractmethod
     async def failed_writes(self, limit: int) -> list[FailedWrite]:
