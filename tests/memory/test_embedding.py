@@ -32,7 +32,7 @@ def test_near_in_meaning_is_near_in_space(minilm: MiniLM) -> None:
 
 
 def test_a_batch_is_what_its_texts_are_alone(minilm: MiniLM) -> None:
-    """Of any length, in the order given, empty and odd ones too (int8 leaves a little noise)."""
+    """Of any length, in the order given, empty and odd ones too: who else is being read does not show in a vector."""
     texts = [
         "",
         "tea",
@@ -44,7 +44,7 @@ def test_a_batch_is_what_its_texts_are_alone(minilm: MiniLM) -> None:
     ] * 4
     together = minilm.embed(texts)
     alone = np.concatenate([minilm.embed([text]) for text in texts])
-    assert (np.sum(together * alone, axis=1) > 0.95).all()
+    assert (np.sum(together * alone, axis=1) > 0.9999).all()
     assert minilm.embed([]).shape == (0, 384)
 
 
@@ -53,7 +53,14 @@ def test_int8_products_keep_the_vectors(minilm: MiniLM) -> None:
     model = locate(MINILM)
     assert model is not None
     rewritten = in_int8(model.read_bytes())
-    steps = {b"DynamicQuantizeMatMul": 36, b"MultiHeadAttention": 6, b"Gelu": 6, b"Softmax": 0, b"Erf": 0}
+    steps = {
+        b"MatMulIntegerToFloat": 36,
+        b"QuantizeLinear": 24,
+        b"MultiHeadAttention": 6,
+        b"Gelu": 6,
+        b"Softmax": 0,
+        b"Erf": 0,
+    }
     assert {step: rewritten.count(step) for step in steps} == steps
     texts = ["I moved to Lisbon last spring.", "What's the capital of my country?", "She adopted two grey cats."]
     plain = MiniLM(model, _vocabulary())

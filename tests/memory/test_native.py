@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from recollect_memory import Embedder, InvocationContext, Memory, Message, Scope
 from recollect_memory.errors import MemoryBackendError, ModelError, StoreError
-from recollect_memory.native.embedding import MiniLM
+from recollect_memory.native.embedding import MiniLM, Reader, Reading
 from recollect_memory.native.memory import NativeMemory
 from recollect_memory.sqlite import Database, named_queries
 from recollect_memory.testing import HashEmbedder, ManagedConformance, turn_of
@@ -257,6 +257,55 @@ class Broken(Embedder):
 
     def embed(self, texts: Sequence[str]) -> Any:
         raise self.error
+
+
+class Together(Reader):
+    """Reads one call at a time, the first only when it is told to, and no call that holds a poisoned text."""
+
+    name, dimensions, token_width = "together", 64, 0
+
+    def __init__(self) -> None:
+        self.began, self.go_on = threading.Event(), threading.Event()
+        self.asked: list[list[str]] = []
+
+    def read(self, texts: Sequence[str]) -> list[Reading]:
+        self.asked.append(list(texts))
+        self.began.set()
+        assert self.go_on.wait(20)
+        if any("poison" in text for text in texts):
+            raise ModelError("too much")
+        return [Reading(vector, vector) for vector in HashEmbedder().embed(texts)]
+
+
+async def test_what_waits_for_the_embedder_is_read_together(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In one pass, each gets its own; whose text it cannot read is found by its words, and takes nothing from the others."""
+    embedder = Together()
+    memory = NativeMemory(database, embedder=embedder)
+    said = {"ann": "I dive", "bob": "I drank the poison", "cid": "I row"}
+    embedder.go_on.set()
+    for user in ("dan", *said):  # from here on, nothing but the embedder is waited for
+        await memory.update([Message("user", f"I am {user}")], ctx=turn_of(user))
+    embedder.go_on.clear()
+    embedder.began.clear()
+    embedder.asked.clear()
+    first = asyncio.create_task(memory.update([Message("user", "I was first")], ctx=turn_of("dan")))
+    assert await asyncio.to_thread(embedder.began.wait, 20)
+    others = [
+        asyncio.create_task(memory.update([Message("user", text)], ctx=turn_of(user))) for user, text in said.items()
+    ]
+    await asyncio.sleep(0)
+    embedder.go_on.set()
+    await asyncio.gather(first, *others)
+    assert embedder.asked[:2] == [["I was first"], [*said.values()]]
+    assert set(map(tuple, embedder.asked[2:])) == {(text,) for text in said.values()}
+    assert caplog.text.count("the embedder failed on 1 texts") == 1
+    for user, text in said.items():
+        assert (await contents(memory, text, turn_of(user)))[0] == text
+    rows = await database.read(lambda db: db.execute("SELECT owner_id FROM memories WHERE vector IS NULL").fetchall())
+    assert rows == [("bob",)]
+    await memory.aclose()
 
 
 @pytest.mark.parametrize("error", [ModelError("out of memory"), ValueError("bug")])

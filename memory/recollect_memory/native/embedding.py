@@ -131,7 +131,7 @@ class MiniLM(Reader):
     A sentence takes about 1 ms on one thread, by its length and the machine; `threads` is what one call may use.
     """
 
-    name = "all-minilm-l6-v2-int8-content"
+    name = "all-minilm-l6-v2-int8-fixed-content"
     dimensions = 384
     token_width = TOKEN_WIDTH
 

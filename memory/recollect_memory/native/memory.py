@@ -462,13 +462,13 @@ def _catch_up(db: sqlite3.Connection, scope: Scope, index: Index, most: int | No
     """Bring the index to the rows; whether there was anything new. None: it is more than `most`, or long, and nothing was
     done."""
     state = store.state(db, scope)
-    index.life, index.slots_version = state.life, state.slots_version
-    if state.version == index.version and state.epoch == index.epoch:
-        return False
     if state.epoch != index.epoch:
-        if most is not None:
+        if most is not None and index.size:
             return None
         index.start_over(state.epoch)
+    index.life, index.slots_version = state.life, state.slots_version
+    if state.version == index.version:
+        return False
     rows = store.changed_since(db, scope, index.version, -1 if most is None else most + 1)
     if most is not None and (len(rows) > most or not _are_short(row.content for row in rows)):
         return None

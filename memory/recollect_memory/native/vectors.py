@@ -8,8 +8,10 @@ import functools
 import logging
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from time import monotonic
 
 from recollect_memory.contract import Embedder, EmbedderSource, Scope
@@ -24,13 +26,22 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE = 64
 """Memories that get new vectors in one go: recall waits at most for these."""
-_SLICE = 16
-"""Texts that are read without a pause: what somebody asks meanwhile waits for no more."""
+_AT_A_TIME = 16
+"""Texts that are read in one pass: what waits together shares the way of the model's weights through the cache, and what
+somebody asks meanwhile waits for no more."""
 _CALLS = 4
 """Calls at a time of an embedder that does not say how many."""
 _REST = 60.0
 """Seconds after a failure of the embedder before missing vectors are asked for again."""
 _LAST = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Texts that wait to be read, and who waits for them."""
+
+    texts: Sequence[str]
+    readings: Future[list[Reading]]
 
 
 class Vectors:
@@ -54,6 +65,7 @@ class Vectors:
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="memory-vectors")
         self._reading: ThreadPoolExecutor | None = None
+        self._asked: deque[_Asked] = deque()
         self._closed = False
         self._rests_until = 0.0
         self.under_way: dict[Scope, Future[None]] = {}
@@ -100,15 +112,16 @@ class Vectors:
 
     async def read(self, texts: Sequence[str]) -> list[Reading] | None:
         """What the embedder makes of them; None where there is none, or where it fails: words alone are better than nothing."""
-        embedder, reading = self._embedder, self._reading
-        if embedder is None or reading is None:
+        embedder = self._embedder
+        if embedder is None:
             return None
         found = embedder.known(texts)
         by_length = sorted(range(len(texts)), key=lambda i: len(texts[i])) if len(found) < len(texts) else ()
         try:
-            for start in range(0, len(by_length), _SLICE):
-                part = [texts[i] for i in by_length[start : start + _SLICE]]
-                found |= zip(part, await asyncio.wrap_future(reading.submit(embedder.read, part)), strict=True)
+            for start in range(0, len(by_length), _AT_A_TIME):
+                part = [texts[i] for i in by_length[start : start + _AT_A_TIME]]
+                readings: list[Reading] = await asyncio.wrap_future(self._ask(embedder, part))
+                found |= zip(part, readings, strict=True)
         except Exception:
             if self._closed:
                 raise MemoryBackendError(f"{self._memory}: the memory is closed") from None
@@ -120,6 +133,23 @@ class Vectors:
         """The memories with their vectors, where they can be had."""
         readings = await self.read([memory.content for memory in memories])
         return memories if readings is None or self._embedder is None else _with(self._embedder, readings, memories)
+
+    def _ask(self, embedder: Recent, texts: Sequence[str]) -> Future[list[Reading]]:
+        assert self._reading is not None  # noqa: S101 - it came with the embedder
+        asked = _Asked(texts, Future())
+        self._asked.append(asked)
+        self._reading.submit(self._read_together, embedder)
+        return asked.readings
+
+    def _read_together(self, embedder: Recent) -> None:
+        """Read what waits, so far as it goes into one pass."""
+        together: list[_Asked] = []
+        with self._lock:
+            while self._asked and sum(len(one.texts) for one in (*together, self._asked[0])) <= _AT_A_TIME:
+                asked = self._asked.popleft()
+                if asked.readings.set_running_or_notify_cancel():
+                    together.append(asked)
+        _answer(embedder, together)
 
     def give_later(self, scope: Scope) -> None:
         """Give the scope's memories that have no vector of this embedder one, in the background; until then, their words find
@@ -166,6 +196,20 @@ def _set_vectors(
     db: sqlite3.Connection, *, scope: Scope, life: int, rows: Sequence[tuple[int, int, store.NewMemory]]
 ) -> None:
     owning.set_vectors(store.Change(db, scope, life), rows)
+
+
+def _answer(embedder: Recent, together: Sequence[_Asked]) -> None:
+    try:
+        readings = iter(embedder.read([text for asked in together for text in asked.texts]))
+    except Exception as error:  # noqa: BLE001 - handed to whoever awaits it
+        if len(together) == 1:
+            together[0].readings.set_exception(error)
+            return
+        for asked in together:  # whose text it was, only they are to suffer
+            _answer(embedder, [asked])
+    else:
+        for asked in together:
+            asked.readings.set_result([next(readings) for _ in asked.texts])
 
 
 def _with(
