@@ -413,7 +413,8 @@ class Embedder(ABC):
 
     @abstractmethod
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """One L2-normalised row a text: shape (len(texts), dimensions). Called from worker threads, several at a time.
+        """One L2-normalised row a text: shape (len(texts), dimensions). Called from worker threads, several at a time, with up
+        to 64 texts, which may be of several users. Where it raises for several, it is asked for each user's again.
 
         Raises ModelError where the texts cannot be embedded.
         """

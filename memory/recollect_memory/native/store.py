@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
-from time import time_ns
 from typing import Any
 
 from recollect_memory.contract import MemoryKind, MemoryRecord, Scope
+from recollect_memory.ids import new_id
 from recollect_memory.sqlite import Database, named_queries
 
 _FOLDER = files("recollect_memory.native")
@@ -63,11 +63,6 @@ def content_hash(role: str, speaker: str, content: str, *, quarantined: bool = F
 def no_words() -> bytes:
     """A content hash that no words have: for what is not current, which may be said anew."""
     return secrets.token_bytes(32)
-
-
-def _new_id() -> str:
-    """Ids of one time are neighbours in an index: two at once are one page to write, not two."""
-    return f"{time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +296,7 @@ class Change:
 
     def draft(self, new: NewMemory) -> Stored:
         """Store a memory, with its sources, or refresh the current one of the same role, speaker and words."""
-        id = _new_id()
+        id = new_id().replace("-", "")
         values = self.key | {
             "id": id,
             "version": self.version,

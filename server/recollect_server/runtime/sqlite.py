@@ -13,10 +13,11 @@ from a2a.types import Message, SendMessageRequest, Task, TaskPushNotificationCon
 from a2a.utils.errors import InvalidParamsError, TaskNotFoundError, UnsupportedOperationError
 
 from recollect_memory import Memory
+from recollect_memory.ids import new_id
 from recollect_memory.sqlite import Alongside, Database, named_queries
 from recollect_server.identity import USER_ID
 
-from .rows import config_of, digest_of, named, new_id, new_task, now, scope_of, task_of, turn_of, write_of, write_values
+from .rows import config_of, digest_of, named, new_task, now, scope_of, task_of, turn_of, write_of, write_values
 from .store import Listing, OwnedTask, Store
 from .turn import (
     TERMINAL,
