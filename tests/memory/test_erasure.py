@@ -230,6 +230,23 @@ class Held(Dense):
         return super().embed(texts)
 
 
+async def test_an_erasure_wins_at_any_moment(database: Database) -> None:
+    """However far what began before it has got, not even the scope itself is there afterwards."""
+    memory = NativeMemory(database)
+    await memory.retrieve("anything", ctx=turn_of(VICTIM.id))
+    for steps in range(1, 25):
+        under_way = [
+            asyncio.create_task(memory.update([Message("user", f"A late {MARK}")], ctx=turn_of(VICTIM.id))),
+            asyncio.create_task(memory.add(VICTIM, f"Another {MARK}")),
+        ]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await memory.erase(VICTIM)
+        await asyncio.gather(*under_way, return_exceptions=True)
+        assert await memory.remains(VICTIM) == {}, steps
+    await memory.aclose()
+
+
 @pytest.mark.parametrize("known", [True, False])
 async def test_an_erasure_wins_over_an_update_under_way(database: Database, known: bool) -> None:
     """What began before the erasure is not there after it, whether or not there was anything before."""

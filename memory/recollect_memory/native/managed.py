@@ -94,8 +94,8 @@ class Owned(ManagedMemory):
         """Run `work` on a thread of the memory's, once it is open."""
 
     @abstractmethod
-    async def _begun(self, scope: Scope) -> tuple[Index, int]:
-        """The scope's index and its life; one that has none begins it."""
+    async def _begun(self, scope: Scope, begun: Begun) -> tuple[Index, int]:
+        """The scope's index and its life; one that has none begins it, unless an erasure has won already (0)."""
 
     @abstractmethod
     async def _given(self, memories: Sequence[NewMemory]) -> Sequence[NewMemory]:
@@ -232,7 +232,7 @@ class Owned(ManagedMemory):
         """
         taken = 0
         with self._under_way.begun(scope) as begun:
-            _, life = await self._begun(scope)
+            _, life = await self._begun(scope, begun)
             async for page in transfer.pages(scope, values, self._redact):
                 taken += await self._write(scope, life, functools.partial(transfer.write_page, page), begun) or 0
         return taken

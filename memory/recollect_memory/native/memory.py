@@ -184,7 +184,7 @@ class NativeMemory(Owned):
             new = await self._drafted(messages, ctx)
             if not new:
                 return
-            index, life = await self._begun(scope)
+            index, life = await self._begun(scope, begun)
             rows, prepared = await self._made_ready(scope, index, new)
             pending = self._worker is not None
 
@@ -204,7 +204,7 @@ class NativeMemory(Owned):
         text, now = self._redact(text_of(content)), store.microseconds(datetime.now(UTC))
         new = store.NewMemory("user", "", text, "", now, kind=kind)
         with self._under_way.begun(scope) as begun:
-            index, life = await self._begun(scope)
+            index, life = await self._begun(scope, begun)
             (row,), prepared = await self._made_ready(scope, index, [new])
 
             def write(change: store.Change) -> MemoryRecord:
@@ -355,10 +355,12 @@ class NativeMemory(Owned):
         where = self._here if _are_short(message.content for message in messages) else self._run
         return await where(writing.drafts, messages, ctx, self._redact)
 
-    async def _begun(self, scope: Scope) -> tuple[Index, int]:
+    async def _begun(self, scope: Scope, begun: Begun) -> tuple[Index, int]:
         """The index of the scope and the life that it is in; one that was never written to begins it."""
         index = await self._up_to_date(scope)
-        return index, index.life or await self._database.write(lambda db: store.begin(db, scope))
+        if index.life:
+            return index, index.life
+        return index, await self._database.write(lambda db: 0 if begun.void else store.begin(db, scope))
 
     async def _given(self, memories: Sequence[store.NewMemory]) -> Sequence[store.NewMemory]:
         if not self._ready:
