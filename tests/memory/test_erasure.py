@@ -235,7 +235,7 @@ async def test_an_erasure_wins_at_any_moment(database: Database) -> None:
     memory = NativeMemory(database)
     await memory.retrieve("anything", ctx=turn_of(VICTIM.id))
     for steps in range(1, 25):
-        under_way = [
+        under_way: list[asyncio.Task[Any]] = [
             asyncio.create_task(memory.update([Message("user", f"A late {MARK}")], ctx=turn_of(VICTIM.id))),
             asyncio.create_task(memory.add(VICTIM, f"Another {MARK}")),
         ]
