@@ -25,8 +25,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from recollect_memory.ids import new_id
 from recollect_server.runtime.events import payload_of
-from recollect_server.runtime.rows import new_id
 from recollect_server.values import stamp
 from recollect_server.wire import send_request, send_response, struct_json, time_json
 
