@@ -139,12 +139,12 @@ def moment(message: Message) -> datetime:
 
 def _given(message: Message) -> Mapping[str, Any]:
     found = message.metadata.get("memory")
-    return cast("Mapping[str, Any]", found) if isinstance(found, dict | Mapping) else {}
+    return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
 
 
 def _score(message: Message) -> float | None:
     score = _given(message).get("score")
-    known = isinstance(score, float | numbers.Real) and abs(cast("Any", score)) < _LARGEST_SCORE
+    known = isinstance(score, numbers.Real) and abs(cast("Any", score)) < _LARGEST_SCORE
     return float(cast("Any", score)) if known else None
 
 

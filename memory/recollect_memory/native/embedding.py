@@ -58,11 +58,9 @@ class Reading:
 
 
 class Reader(Embedder):
-    """An embedder that tells more of a text than one vector. `token_width`: numbers to a token; 0: it gives none. `calls`: how
-    many at a time help each other."""
+    """An embedder in this process that tells more of a text than one vector. `token_width`: numbers to a token; 0: none."""
 
     token_width: int = 0
-    calls: int = 1
 
     @abstractmethod
     def read(self, texts: Sequence[str]) -> list[Reading]:

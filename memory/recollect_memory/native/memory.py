@@ -12,8 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
-import numpy as np
-
 from recollect_memory.contract import (
     ALL,
     EmbedderSource,
@@ -35,13 +33,11 @@ from .cues import needs_memory
 from .index import Index, Indexes
 from .managed import Begun, Owned, UnderWay, text_of
 from .ranking import best, for_embedder, rank, read
-from .selection import allowed, retention, substance, within
+from .selection import allowed, instructions, retention, substance, with_instructions, within
 from .settings import DEFAULT_DATABASE, settings_of
 from .vectors import Vectors
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from .embedding import Reading
 
 P = ParamSpec("P")
@@ -132,8 +128,7 @@ class NativeMemory(Owned):
     def open(self) -> None:
         """Open the database now rather than at the first use; the embedder still waits for that. Raises StoreError; blocks."""
         with self._opening:
-            if self._closed:
-                raise MemoryBackendError(f"{self.name}: the memory is closed")
+            self._refuse_if_closed()
             if not self._opened:
                 store.migrate(self._database)
                 if self._worker is not None:  # before anything new is written: that is announced as it comes
@@ -169,7 +164,8 @@ class NativeMemory(Owned):
         index = await self._up_to_date(scope)
         readings = await self._vectors.read([for_embedder(query, index)]) if index.size else None
         reading = readings[0] if readings else None
-        found = await self._at(index, self._search, scope, index, query, reading, where, top_k, budget, standing)
+        quick = _is_at_hand(index)
+        found = await self._do(quick, self._search, scope, index, query, reading, where, top_k, budget, standing)
         if deletions != self._deletions:  # an erased user's query may have come into the caches since
             self._let_go(scope)
         return found
@@ -326,16 +322,12 @@ class NativeMemory(Owned):
             raise MemoryBackendError(f"{self.name}: the memory is closed") from None
         return await asyncio.wrap_future(under_way)
 
-    async def _here(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """On this thread, if the memory is open: for what takes less than the way to another and back."""
-        if not self._ready:
+    async def _do(self, quick: bool, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """`quick`, it takes less than the way to another thread and back: on this one, if the memory is open."""
+        if not quick or not self._ready:
             return await self._run(work, *args, **kwargs)
         self._refuse_if_closed()
         return work(*args, **kwargs)
-
-    async def _at(self, index: Index, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """On this thread, if the index is small and nobody else is at it."""
-        return await (self._here if _is_at_hand(index) else self._run)(work, *args, **kwargs)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -352,8 +344,8 @@ class NativeMemory(Owned):
 
     async def _drafted(self, messages: Sequence[Message], ctx: InvocationContext) -> Sequence[store.NewMemory]:
         """What is to be written of these messages."""
-        where = self._here if _are_short(message.content for message in messages) else self._run
-        return await where(writing.drafts, messages, ctx, self._redact)
+        quick = _are_short(message.content for message in messages)
+        return await self._do(quick, writing.drafts, messages, ctx, self._redact)
 
     async def _begun(self, scope: Scope, begun: Begun) -> tuple[Index, int]:
         """The index of the scope and the life that it is in; one that was never written to begins it."""
@@ -372,8 +364,8 @@ class NativeMemory(Owned):
     ) -> tuple[Sequence[store.NewMemory], writing.Prepared]:
         """What a write needs: the memories with their vectors, and what they may meet."""
         rows = await self._given(new)
-        where = self._here if _is_at_hand(index) and _are_short(row.content for row in rows) else self._run
-        return rows, await where(self._prepared, scope, index, rows)
+        quick = _is_at_hand(index) and _are_short(row.content for row in rows)
+        return rows, await self._do(quick, self._prepared, scope, index, rows)
 
     def _prepared(self, scope: Scope, index: Index, rows: Sequence[store.NewMemory]) -> writing.Prepared:
         texts = [writing.wording(row.content) for row in rows if writing.is_claiming(row)]
@@ -413,7 +405,7 @@ class NativeMemory(Owned):
                 for place in best(ranking.scores * kept, top_k)
             ]
             if standing and index.column("standing").any():
-                always = [int(seq) for seq in seqs[_standing(index, now)[-max(1, top_k // 3) :]]]
+                always = [int(seq) for seq in seqs[instructions(index, now)[-max(1, top_k // 3) :]]]
             missing = not bool(index.column("embedded").all())
         if missing:
             self._vectors.give_later(scope)
@@ -423,33 +415,29 @@ class NativeMemory(Owned):
             for seq, explained in chosen
             if seq in rows
         ]
-        hits = _with_standing(hits, [rows[seq] for seq in reversed(always) if seq in rows], top_k)
+        hits = with_instructions(hits, [rows[seq] for seq in reversed(always) if seq in rows], top_k)
         return list(within(budget, ((hit, hit.record.content) for hit in hits)))
 
     async def _up_to_date(self, scope: Scope) -> Index:
         """The scope's index, with everything in it that was acknowledged before this call."""
         index = self.indexes.get(scope)
-        if index is not None and await self._at(index, self._keep_up, scope, index):
+        if index is not None and await self._do(_is_at_hand(index), self._keep_up, scope, index, _FEW):
             return index
         return await self._run(self._caught_up, scope)
 
-    def _keep_up(self, scope: Scope, index: Index) -> bool:
-        """Take in the few rows that are new; False: they are not few."""
-        with index.lock:
-            grown = self._database.read_now(lambda db: _catch_up(db, scope, index, _FEW))
-            if grown:
-                self.indexes.settle(scope, index)
-        return grown is not None
-
     def _caught_up(self, scope: Scope) -> Index:
         """`_up_to_date`, however much is new."""
-        kept = self.indexes.get(scope)
-        index = kept or self.indexes.put(scope, self._vectors.index())
-        with index.lock:
-            grown = self._database.read_now(lambda db: _catch_up(db, scope, index))
-            if grown or kept is None:
-                self.indexes.settle(scope, index)
+        index = self.indexes.get(scope) or self.indexes.put(scope, self._vectors.index())
+        self._keep_up(scope, index)
         return index
+
+    def _keep_up(self, scope: Scope, index: Index, most: int | None = None) -> bool:
+        """Take in the rows that are new; False: they are more than `most`, or long."""
+        with index.lock:
+            grown = self._database.read_now(lambda db: _catch_up(db, scope, index, most))
+            if grown or most is None:
+                self.indexes.settle(scope, index)
+        return grown is not None
 
 
 def _is_at_hand(index: Index) -> bool:
@@ -478,31 +466,8 @@ def _catch_up(db: sqlite3.Connection, scope: Scope, index: Index, most: int | No
     return True
 
 
-def _standing(index: Index, now: datetime) -> NDArray[np.intp]:
-    """The places of the instructions about how to answer that hold."""
-    where = MemoryFilter(kinds=frozenset({MemoryKind.PREFERENCE}))
-    return np.flatnonzero(index.column("standing") & allowed(index, where, now))
-
-
-def _with_standing(hits: list[MemoryHit], instructions: Sequence[MemoryRecord], top_k: int) -> list[MemoryHit]:
-    """With the user's standing instructions about how to answer, which no word of a question finds, in the last places."""
-    if not instructions:
-        return hits
-    lowest = min((hit.score for hit in hits), default=0.0)
-    ids = {record.id for record in instructions}
-    others = [hit for hit in hits if hit.record.id not in ids]
-    kept = others[: top_k - len(instructions)] if len(hits) + len(instructions) > top_k else others
-    found = {hit.record.id: hit for hit in hits}
-    last = [found.get(one.id) or MemoryHit(one, lowest, {"standing": lowest}) for one in instructions]
-    return list(_by_score([*kept, *last]))
-
-
 def _explained(signals: dict[str, float], kept: float) -> dict[str, float]:
     return signals if kept == 1.0 else signals | {"faded": (kept - 1.0) * sum(signals.values())}
-
-
-def _by_score(hits: list[MemoryHit]) -> list[MemoryHit]:
-    return sorted(hits, key=lambda hit: -hit.score)
 
 
 def _message(hit: MemoryHit) -> Message:

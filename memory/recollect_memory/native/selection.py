@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from recollect_memory.contract import MemoryFilter
+from recollect_memory.contract import MemoryFilter, MemoryHit, MemoryKind, MemoryRecord
 
 from .index import NEVER, Index
 from .store import microseconds
@@ -75,6 +75,25 @@ def substance(index: Index) -> NDArray[np.float32]:
     tells something."""
     kept: NDArray[np.float32] = index.column("substance").copy()
     return kept
+
+
+def instructions(index: Index, now: datetime) -> NDArray[np.intp]:
+    """The places of the standing instructions about how to answer that hold."""
+    where = MemoryFilter(kinds=frozenset({MemoryKind.PREFERENCE}))
+    return np.flatnonzero(index.column("standing") & allowed(index, where, now))
+
+
+def with_instructions(hits: list[MemoryHit], standing: Sequence[MemoryRecord], top_k: int) -> list[MemoryHit]:
+    """With the user's standing instructions about how to answer, which no word of a question finds, in the last places."""
+    if not standing:
+        return hits
+    lowest = min((hit.score for hit in hits), default=0.0)
+    ids = {record.id for record in standing}
+    others = [hit for hit in hits if hit.record.id not in ids]
+    kept = others[: top_k - len(standing)] if len(hits) + len(standing) > top_k else others
+    found = {hit.record.id: hit for hit in hits}
+    last = [found.get(one.id) or MemoryHit(one, lowest, {"standing": lowest}) for one in standing]
+    return sorted([*kept, *last], key=lambda hit: -hit.score)
 
 
 def tokens(text: str) -> int:

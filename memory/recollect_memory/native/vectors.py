@@ -30,7 +30,7 @@ _AT_A_TIME = 16
 """Texts that are read in one pass: what waits together shares the way of the model's weights through the cache, and what
 somebody asks meanwhile waits for no more."""
 _CALLS = 4
-"""Calls at a time of an embedder that does not say how many."""
+"""Calls at a time of an embedder that may be elsewhere; of one that computes here, one."""
 _REST = 60.0
 """Seconds after a failure of the embedder before missing vectors are asked for again."""
 _LAST = 2**63 - 1
@@ -88,7 +88,7 @@ class Vectors:
         if found is None:
             log.warning("memory %s: no embedder: what is remembered is found by its words alone", self._memory)
             return
-        calls = found.calls if isinstance(found, Reader) else _CALLS
+        calls = 1 if isinstance(found, Reader) else _CALLS
         self._reading = ThreadPoolExecutor(calls, thread_name_prefix="memory-embedder")
         self._embedder = Recent(found)
 
@@ -116,10 +116,10 @@ class Vectors:
         if embedder is None:
             return None
         found = embedder.known(texts)
-        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i])) if len(found) < len(texts) else ()
+        missing = sorted((text for text in dict.fromkeys(texts) if text not in found), key=len)
         try:
-            for start in range(0, len(by_length), _AT_A_TIME):
-                part = [texts[i] for i in by_length[start : start + _AT_A_TIME]]
+            for start in range(0, len(missing), _AT_A_TIME):
+                part = missing[start : start + _AT_A_TIME]
                 readings: list[Reading] = await asyncio.wrap_future(self._ask(embedder, part))
                 found |= zip(part, readings, strict=True)
         except Exception:

@@ -147,7 +147,7 @@ def is_claiming(new: NewMemory) -> bool:
 
 def wording(text: str) -> str:
     """The text with the words of its claims: "I went vegan" claims of "eat meat" too that it is over."""
-    return " ".join([text, *(claim.text for sentence in read(text) for claim in sentence.claims)])
+    return " ".join([text, *(claim.text for claim in lifecycle.claims(text))])
 
 
 def neighbours(index: Index, text: str) -> frozenset[int]:
