@@ -55,7 +55,7 @@ class Users:
         left: dict[str, None] = {}
         failed: list[str] = []
         for name, memory in self._memories.items():
-            if isinstance(memory, Apart) and not memory.ready:
+            if _is_unmade(memory):
                 failed.append(name)
                 left[f"memory {name}: not erased ({_NOT_READY}): erase again"] = None
                 continue
@@ -119,7 +119,7 @@ class Users:
         A memory that fails keeps nothing else back: a `missing` line names its space, and stands for what it has not given.
         """
         for name, memory in self._memories.items():
-            problem = _NOT_READY if isinstance(memory, Apart) and not memory.ready else None
+            problem = _NOT_READY if _is_unmade(memory) else None
             if isinstance(memory, ManagedMemory):
                 try:
                     async for value in memory.export(Scope(tenant, name, "user", user)):
@@ -166,6 +166,11 @@ class Users:
         except (RecollectError, ParseError, KeyError, TypeError, ValueError) as error:
             raise ImportFailed(f"line {lines.number}: {error}") from error
         return new
+
+
+def _is_unmade(memory: Memory) -> bool:
+    """Whether it is too early to say what a memory keeps."""
+    return isinstance(memory, Apart) and not memory.ready
 
 
 class _Lines:

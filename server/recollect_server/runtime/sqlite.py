@@ -470,7 +470,8 @@ def _end(
         return None
     at = now()
     db.execute(_SQL["record_push"], {"task_id": task.id, "payload": event, "now": at})
-    return [DueWrite(_owe(task.id, rows[0][0], write, at, db), task.id, 0, write) for write in writes]
+    ((began,),) = rows  # the turn that did: a task's place is its id
+    return [DueWrite(_owe(task.id, began, write, at, db), task.id, 0, write) for write in writes]
 
 
 def _write_done(due: DueWrite, db: sqlite3.Connection) -> None:
