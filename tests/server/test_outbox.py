@@ -221,8 +221,8 @@ async def test_a_power_failure_after_a_memory_was_written_loses_nothing(
     await later.aclose()
 
 
-class Late(Memory):
-    """Keeps its rows in the server's database, and does not come back from the first write although it was committed."""
+class Beside(Memory):
+    """Keeps its rows in the server's database."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -230,6 +230,10 @@ class Late(Memory):
 
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
         return []
+
+
+class Late(Beside):
+    """Does not come back from a write although it was committed."""
 
     async def update(self, messages: list[Message], **kwargs: Any) -> None:
         alongside: Alongside = kwargs["alongside"]
@@ -255,16 +259,12 @@ async def test_a_write_that_was_made_after_its_time_is_not_owed_any_longer(
     await outbox.stop()
 
 
-class Neighbour(Memory):
-    """Keeps its rows in the server's database: hangs at the first try, lets go of the second, writes at the third."""
+class Neighbour(Beside):
+    """Hangs at the first try, lets go of the second, writes at the third."""
 
     def __init__(self, database: Database) -> None:
-        self.database = database
-        self.told: list[str] = []
+        super().__init__(database)
         self._does = iter((self._hang, self._let_go, self._write))
-
-    async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
-        return []
 
     async def update(self, messages: list[Message], **kwargs: Any) -> None:
         await next(self._does)(kwargs["alongside"])

@@ -9,9 +9,9 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -269,22 +269,32 @@ def test_what_has_ended_stays_as_it_is(tmp_path: Path, serve: Serve, brain: Brai
     assert len(brain.of("ask")) == 1
 
 
+@contextmanager
+def interrupted(
+    serve: Serve, folder: Path, brain: Brain, message: str, state: str, end: Callable[[Server], object]
+) -> Generator[tuple[Caller, str]]:
+    """A server started again after one that ended while an executor had asked back and not returned: a caller, and the id of
+    the task, which is as it was."""
+    brain.script = lambda call: brain.hang() if call.number == 1 else [{}]
+    with serve(folder, CONFIG) as server:
+        asked = Caller(server, "asker").send(message)
+        assert asked["status"]["state"] == state
+        brain.wait_for("asked")
+        end(server)
+    with serve(folder, CONFIG) as server:
+        caller = Caller(server, "asker")
+        assert caller.task(asked["id"]) == asked
+        yield caller, asked["id"]
+
+
 def test_a_question_that_was_asked_before_the_crash_waits_for_its_answer(
     tmp_path: Path, serve: Serve, brain: Brain
 ) -> None:
     """A turn whose question is stored is over, even if the crash came before its executor returned: the message that led to
     the question is not taken for its answer.
     """
-    brain.script = lambda call: brain.hang() if call.number == 1 else [{}]
-    with serve(tmp_path, CONFIG) as server:
-        asked = Caller(server, "asker").send("one of them")
-        assert asked["status"]["state"] == "TASK_STATE_INPUT_REQUIRED"
-        brain.wait_for("asked")
-        kill(server)
-    with serve(tmp_path, CONFIG) as server:
-        caller = Caller(server, "asker")
-        assert caller.task(asked["id"]) == asked
-        answered = caller.send("the red one", taskId=asked["id"])
+    with interrupted(serve, tmp_path, brain, "one of them", "TASK_STATE_INPUT_REQUIRED", kill) as (caller, asked):
+        answered = caller.send("the red one", taskId=asked)
     assert said(answered["status"]["message"]) == "THE RED ONE"
     assert [said(message) for message in answered["history"]] == ["one of them", "which one?", "the red one"]
 
@@ -296,16 +306,8 @@ def test_a_task_that_needs_authorization_waits_for_a_message_after_a_restart(
     """AUTH_REQUIRED is an interruption like a question: its turn is not run again, whether it said anything or not, and the
     next message goes on with it.
     """
-    brain.script = lambda call: brain.hang() if call.number == 1 else [{}]
-    with serve(tmp_path, CONFIG) as server:
-        asked = Caller(server, "asker").send("my mail")
-        assert asked["status"]["state"] == "TASK_STATE_AUTH_REQUIRED"
-        brain.wait_for("asked")
-        end(server)
-    with serve(tmp_path, CONFIG) as server:
-        caller = Caller(server, "asker")
-        assert caller.task(asked["id"]) == asked
-        answered = caller.send("signed in", taskId=asked["id"])
+    with interrupted(serve, tmp_path, brain, "my mail", "TASK_STATE_AUTH_REQUIRED", end) as (caller, asked):
+        answered = caller.send("signed in", taskId=asked)
     assert said(answered["status"]["message"]) == "SIGNED IN"
     assert [said(message) for message in answered["history"]] == ["my mail", "signed in"]
     assert len(brain.of("asked")) == 2
