@@ -1,6 +1,6 @@
 # make PYTHON=python3.12: another interpreter to build the environment with.
 # make VENV=somewhere:     another place for it.
-# make run ARGS=...:       options of `recollect serve`; of pytest after `make test`.
+# make run ARGS=...:       options of `retinue serve`; of pytest after `make test`.
 PYTHON ?= python3
 VENV   ?= .venv
 UV     ?= uv
@@ -18,13 +18,13 @@ DEV    := $(VENV)/.dev-$(call key,requirements-dev.lock)
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
 
-install: $(BASE) ## Make .venv with Recollect and its local model runtime
+install: $(BASE) ## Make .venv with Retinue and its local model runtime
 
 run: install ## Serve on 127.0.0.1:9000 (the first time: install, then fetch the small model)
-	@$(BIN)/recollect serve $(ARGS)
+	@$(BIN)/retinue serve $(ARGS)
 
 test: $(DEV) ## Install what the tests need, and run them
-	@$(BIN)/python -m recollect_agents.weights
+	@$(BIN)/python -m retinue_agents.weights
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(DEV) ## Lint, formatting, types

@@ -1,6 +1,6 @@
 """python adk.py PORT: the same echo as an agent of google-adk, served by its own `to_a2a` with services in memory.
 
-A program of its own, for an interpreter that has google-adk with its extra `a2a`; it imports nothing of Recollect.
+A program of its own, for an interpreter that has google-adk with its extra `a2a`; it imports nothing of Retinue.
 """
 
 from __future__ import annotations

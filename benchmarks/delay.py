@@ -17,11 +17,11 @@ from tempfile import TemporaryDirectory
 
 import httpx
 
-from recollect_agents import Agent, FinalAnswerEvent, State
-from recollect_agents.testing import EchoModel
-from recollect_memory import InvocationContext, Message
+from retinue_agents import Agent, FinalAnswerEvent, State
+from retinue_agents.testing import EchoModel
+from retinue_memory import InvocationContext, Message
 
-from .process import RECOLLECT, started
+from .process import RETINUE, started
 from .slow import SECONDS, Slow
 
 _CONFIG = """\
@@ -37,10 +37,10 @@ agents:
 def main(quick: bool) -> None:
     turns = 1 if quick else 5
     with TemporaryDirectory() as folder:
-        config = Path(folder, "recollect.yaml")
+        config = Path(folder, "retinue.yaml")
         config.write_text(_CONFIG, encoding="utf-8")
         shutil.copy(Path(__file__).with_name("slow.py"), folder)
-        with started([RECOLLECT, "serve", "--config", str(config), "--port"], folder) as server:
+        with started([RETINUE, "serve", "--config", str(config), "--port"], folder) as server:
             found = asyncio.run(_measure(server.url, turns))
     plain = found["search, model, write, answer"]
     print(f"delay: a memory that takes {SECONDS:g} s to be searched and {SECONDS:g} s to be written; median of {turns}")
@@ -55,8 +55,8 @@ async def _measure(url: str, turns: int) -> dict[str, float]:
         ways: dict[str, Callable[[], Awaitable[object]]] = {
             "search, model, write, answer": _in_line,
             "Agent, to its final answer": lambda: _streamed(agent),
-            "recollect serve, to the answer": lambda: _sent(http, "/agents/slow/"),
-            "recollect serve, without a memory": lambda: _sent(http, "/agents/none/"),
+            "retinue serve, to the answer": lambda: _sent(http, "/agents/slow/"),
+            "retinue serve, without a memory": lambda: _sent(http, "/agents/none/"),
         }
         rounds = [await asyncio.gather(*map(_timed, ways.values())) for _ in range(turns + 1)][1:]
         await agent.settle()

@@ -1,6 +1,6 @@
 """python echo.py PORT: the same echo on nothing but a2a-sdk, as its documentation has it; tasks are kept in memory.
 
-A program of its own that imports nothing of Recollect. Tracing is left as the SDK has it by default.
+A program of its own that imports nothing of Retinue. Tracing is left as the SDK has it by default.
 """
 
 from __future__ import annotations

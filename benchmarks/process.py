@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-RECOLLECT = str(Path(sys.executable).parent / "recollect")
+RETINUE = str(Path(sys.executable).parent / "retinue")
 
 
 @dataclass(frozen=True, slots=True)

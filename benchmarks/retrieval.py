@@ -24,7 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from recollect_memory import Embedder, InvocationContext, Memory, Message, Scope, open_memory
+from retinue_memory import Embedder, InvocationContext, Memory, Message, Scope, open_memory
 
 DIALOGUES = Path(__file__).parent / "data" / "dialogues.json"
 TOP_K = 20
@@ -158,7 +158,7 @@ class Plain(Memory):
         return [Message("system", said[at].content, metadata={"memory": {"sources": [said[at].id]}}) for at in places]
 
     def _prepare(self, scope: Scope) -> tuple[list[Counter[str]], Any]:
-        from recollect_memory.native.words import terms
+        from retinue_memory.native.words import terms
 
         if len(self._prepared.get(scope, ((),))[0]) != len(self._said[scope]):
             texts = [Counter(terms(f"{message.name or ''} {message.content}")) for message in self._said[scope]]
@@ -168,7 +168,7 @@ class Plain(Memory):
 
 
 def _bm25(texts: Sequence[Counter[str]], query: str, k1: float = 0.9, b: float = 0.4) -> list[float]:
-    from recollect_memory.native.words import terms
+    from retinue_memory.native.words import terms
 
     average = sum(text.total() for text in texts) / len(texts)
     scores = [0.0] * len(texts)
@@ -259,7 +259,7 @@ async def run(options: argparse.Namespace) -> None:
 
 def memories(backend: str) -> list[tuple[str, Callable[[str], Memory]]]:
     """What is measured, by name, made from the folder it may write to: the backend, then what it is compared with."""
-    from recollect_memory.native.embedding import find_embedder
+    from retinue_memory.native.embedding import find_embedder
 
     def native(folder: str, **settings: Any) -> Memory:
         return open_memory({"backend": "native", "database": f"sqlite:///{folder}/memory.db", **settings})

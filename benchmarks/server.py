@@ -25,14 +25,14 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from recollect_memory import InvocationContext, Message
-from recollect_memory.native.embedding import Recent, find_embedder
-from recollect_memory.native.memory import NativeMemory
+from retinue_memory import InvocationContext, Message
+from retinue_memory.native.embedding import Recent, find_embedder
+from retinue_memory.native.memory import NativeMemory
 
 from .load import Burst, Figures, said, send
-from .process import RECOLLECT, Server, started
+from .process import RETINUE, Server, started
 
-SDK, ADK, OURS, REMEMBERING = "a2a-sdk", "google-adk", "recollect", "with memory"
+SDK, ADK, OURS, REMEMBERING = "a2a-sdk", "google-adk", "retinue", "with memory"
 CLIENTS, MEMORIES, DELTAS = 32, 1000, 200
 _ADK = 2.3
 """What google-adk without memory is taken to cost, in tasks of the SDK, where it is not measured (3.3 ms, 1.45 ms elsewhere)."""
@@ -137,10 +137,10 @@ def main(quick: bool, adk: str | None = None) -> None:
 
 def _serve(folder: Path, *, memory: str) -> list[str]:
     folder.mkdir()
-    config = folder / "recollect.yaml"
+    config = folder / "retinue.yaml"
     text = _CONFIG.replace("MEMORY", memory).replace("bench.db", f"{folder}/bench.db")
     config.write_text(text, encoding="utf-8")
-    return [RECOLLECT, "serve", "--config", str(config), "--port"]
+    return [RETINUE, "serve", "--config", str(config), "--port"]
 
 
 @contextmanager
@@ -186,7 +186,7 @@ def _measure(name: str, server: Server, row: Row, key: str, burst: Burst) -> Non
 
 
 def _head(size: Size, before: float, by_meaning: bool, adk: str | None) -> None:
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("recollect", "a2a-sdk"))
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("retinue", "a2a-sdk"))
     machine = f"Python {platform.python_version()}, {os.cpu_count()} cores"
     print(f"server: {versions}, {machine}; median of {size.rounds} rounds in turn")
     print(f"  load average {before:.1f} before, {os.getloadavg()[0]:.1f} after")

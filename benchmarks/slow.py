@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from recollect_memory import Memory, Message
+from retinue_memory import Memory, Message
 
 SECONDS = 1.0
 """What it takes for a search, and for a write."""

@@ -9,18 +9,18 @@ import statistics
 import time
 from tempfile import TemporaryDirectory
 
-from .process import RECOLLECT, started
+from .process import RETINUE, started
 
 REPETITIONS = 5
 
 
 def main(quick: bool) -> None:
-    from recollect_server.client import TaskClient
+    from retinue_server.client import TaskClient
 
     cards, idle, firsts, warm, after = [list[float]() for _ in range(5)]
     repetitions = 1 if quick else REPETITIONS
     for _ in range(repetitions):
-        with TemporaryDirectory() as folder, started([RECOLLECT, "serve", "--port"], folder) as server:
+        with TemporaryDirectory() as folder, started([RETINUE, "serve", "--port"], folder) as server:
             cards.append(server.card)
             idle.append(server.megabytes())
             client = TaskClient(server.url)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from recollect_agents.weights import ensure
-from recollect_memory.weights import Weight
+from retinue_agents.weights import ensure
+from retinue_memory.weights import Weight
 
 
 @pytest.fixture(scope="session")

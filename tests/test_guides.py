@@ -24,7 +24,7 @@ agents:
   rememberer: {model: "recite:Recite", memory: plain}
 """
 RECITE = """\
-from recollect_agents import ChatModel, ModelDelta
+from retinue_agents import ChatModel, ModelDelta
 
 class Recite(ChatModel):
     async def stream(self, messages, *, tools=(), schema=None, **settings):
@@ -61,19 +61,19 @@ def test_they_keep_every_promise(folder: Path) -> None:
 @pytest.mark.parametrize("agent", ["shelver", "noter", "rememberer"])
 def test_they_are_served_by_name(folder: Path, agent: str) -> None:
     """Beside the configuration, by an installed distribution's short name, and built in: recalled for their user alone."""
-    recollect = ".venv/bin/recollect"
+    retinue = ".venv/bin/retinue"
     with serving(folder, "--config", "served.yaml") as url:
-        run([recollect, "send", "I breed llamas", "--user", "alice", "--agent", agent], folder, url)
-        told = run([recollect, "send", "Which llamas?", "--user", "alice", "--agent", agent], folder, url)
+        run([retinue, "send", "I breed llamas", "--user", "alice", "--agent", agent], folder, url)
+        told = run([retinue, "send", "Which llamas?", "--user", "alice", "--agent", agent], folder, url)
         assert "I breed llamas" in told
-        told = run([recollect, "send", "Which llamas?", "--user", "bob", "--agent", agent], folder, url)
+        told = run([retinue, "send", "Which llamas?", "--user", "bob", "--agent", agent], folder, url)
         assert "breed" not in told
 
 
 def test_the_names_are_listed(folder: Path) -> None:
-    """`recollect memory backends` tells those of a distribution on the path too."""
+    """`retinue memory backends` tells those of a distribution on the path too."""
     done = subprocess.run(
-        [BIN / "recollect", "memory", "backends"],
+        [BIN / "retinue", "memory", "backends"],
         cwd=folder, env={**ENVIRONMENT, "PYTHONPATH": str(folder)}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "notebook     notebook:Notebook  (notebook-memory)" in done.stdout

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LAYERS = ("recollect_memory", "recollect_agents", "recollect_server")
+LAYERS = ("retinue_memory", "retinue_agents", "retinue_server")
 """Bottom up: each may import those before it."""
-SOLE_IMPORTERS = {"litellm": "agents/recollect_agents/litellm.py", "mem0": "memory/recollect_memory/mem0/"}
+SOLE_IMPORTERS = {"litellm": "agents/retinue_agents/litellm.py", "mem0": "memory/retinue_memory/mem0/"}
 """What takes seconds to import, or phones home when it is, has one module or package that knows how."""
 MODULES = sorted(
     path.relative_to(ROOT).as_posix()
     for layer in LAYERS
-    for path in (ROOT / layer.removeprefix("recollect_") / layer).rglob("*.py")
+    for path in (ROOT / layer.removeprefix("retinue_") / layer).rglob("*.py")
 )
 
 
@@ -71,7 +71,7 @@ def declared() -> set[str]:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_downwards(module: str) -> None:
-    """recollect_memory knows neither of the others, recollect_agents does not know the server, none knows the tests."""
+    """retinue_memory knows neither of the others, retinue_agents does not know the server, none knows the tests."""
     own = Path(module).parts[1]
     above = {*LAYERS[LAYERS.index(own) + 1 :], "tests", "benchmarks"}
     assert not packages(module) & above
@@ -82,7 +82,7 @@ def test_a_costly_library_has_one_importer(module: str) -> None:
     """litellm and mem0 are imported in one place each, and by nothing that is imported before they are used."""
     theirs = {library for library in SOLE_IMPORTERS if library in packages(module)}
     assert all(module.startswith(SOLE_IMPORTERS[library]) for library in theirs)
-    ours = {name.rpartition(".")[2] for name, at_once in imports(module) if at_once and name.startswith("recollect_")}
+    ours = {name.rpartition(".")[2] for name, at_once in imports(module) if at_once and name.startswith("retinue_")}
     assert not ours & set(SOLE_IMPORTERS)
 
 

@@ -65,7 +65,7 @@ def test_a_python_that_is_too_old_is_named_in_one_line(tmp_path: Path) -> None:
     run = make_install(tmp_path / "venv", old)
     assert run.returncode
     assert run.stderr.splitlines()[0] == (
-        f"Recollect needs Python 3.11 or newer, and '{old}' is 3.9: name another with make PYTHON=..."
+        f"Retinue needs Python 3.11 or newer, and '{old}' is 3.9: name another with make PYTHON=..."
     )
     assert not (tmp_path / "venv").exists()
 

@@ -24,7 +24,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from recollect_server.config import Config
+from retinue_server.config import Config
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -105,11 +105,11 @@ def free_port() -> int:
 
 @contextmanager
 def serving(folder: Path, *options: str) -> Generator[str]:
-    """`recollect serve` in a folder, on a free port; its address."""
+    """`retinue serve` in a folder, on a free port; its address."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     with (folder / "server.log").open("a+", encoding="utf-8") as log:
         process = subprocess.Popen(
-            [BIN / "recollect", "serve", *options, "--port", str(port)],
+            [BIN / "retinue", "serve", *options, "--port", str(port)],
             cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
         try:
@@ -136,9 +136,9 @@ def is_up(url: str) -> bool:
 def run(command: list[str], folder: Path, url: str) -> str:
     """What a command of the terminal prints, told of the test's server by the environment."""
     name, *arguments = command
-    assert name == ".venv/bin/recollect"
+    assert name == ".venv/bin/retinue"
     done = subprocess.run(
-        [BIN / "recollect", *arguments], cwd=folder, env={**ENVIRONMENT, "RECOLLECT_URL": url},
+        [BIN / "retinue", *arguments], cwd=folder, env={**ENVIRONMENT, "RETINUE_URL": url},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
@@ -179,7 +179,7 @@ def test_the_second_terminal_session(tmp_path: Path) -> None:
     _, second = readme_consoles()
     write_files("README.md", tmp_path)
     (serve, nothing), *sends = typed(second)
-    assert (serve[:2], nothing) == ([".venv/bin/recollect", "serve"], "")
+    assert (serve[:2], nothing) == ([".venv/bin/retinue", "serve"], "")
     with serving(tmp_path, *serve[2:]) as url:
         for command, shown in sends:
             printed = run(command, tmp_path, url)
@@ -192,7 +192,7 @@ def test_a_program_runs(block: Block, tmp_path: Path) -> None:
     write_files(block.page, tmp_path)
     if "http://127.0.0.1:9000" in block.text:
         with serving(tmp_path) as url:
-            run([".venv/bin/recollect", "send", "I am from Italy", "--user", "alice"], tmp_path, url)
+            run([".venv/bin/retinue", "send", "I am from Italy", "--user", "alice"], tmp_path, url)
             printed = run_program(block.text.replace("http://127.0.0.1:9000", url), tmp_path)
     else:
         printed = run_program(block.text, tmp_path)
@@ -212,11 +212,11 @@ def run_program(text: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
 def test_a_configuration_is_right(block: Block, tmp_path: Path) -> None:
-    """`recollect check` has nothing to say against any configuration that is shown."""
+    """`retinue check` has nothing to say against any configuration that is shown."""
     write_files(block.page, tmp_path)
     (tmp_path / "shown.yaml").write_text(block.text, encoding="utf-8")
     done = subprocess.run(
-        [BIN / "recollect", "check", "shown.yaml"],
+        [BIN / "retinue", "check", "shown.yaml"],
         cwd=tmp_path, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")

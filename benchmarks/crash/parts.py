@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx
 
-from recollect_agents import ToolContext, tool
-from recollect_agents.tools import NeedInput
-from recollect_memory import ChatModel, Message, ModelDelta, ToolCall, ToolSpec
+from retinue_agents import ToolContext, tool
+from retinue_agents.tools import NeedInput
+from retinue_memory import ChatModel, Message, ModelDelta, ToolCall, ToolSpec
 
 from .script import Order
 

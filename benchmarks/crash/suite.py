@@ -43,7 +43,7 @@ async def run(folder: str, kills: int, seed: int, clients: int) -> list[str]:
     """Kill the server so often, print what was measured, and return every broken promise."""
     began, chance, ledger, receiver, door = time.monotonic(), random.Random(seed), Ledger(), Receiver(), Door()
     place = Path(folder)
-    (place / "recollect.yaml").write_text(CONFIG, encoding="utf-8")
+    (place / "retinue.yaml").write_text(CONFIG, encoding="utf-8")
     wreck = checks.Wreck(ledger)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)  # a kept connection may be a dead one
     http = httpx.AsyncClient(headers={"A2A-Version": "1.0"}, timeout=60, limits=limits, trust_env=False)
@@ -162,7 +162,7 @@ class _Servers:
         self._began = time.monotonic()
         with (self._folder / "server.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "recollect_server.cli", "serve", "--config", "recollect.yaml", "--port", "0"),
+                *(sys.executable, "-m", "retinue_server.cli", "serve", "--config", "retinue.yaml", "--port", "0"),
                 cwd=self._folder,
                 env=_environment(CRASH_ENDPOINT=self._endpoint, CRASH_GENERATION=str(generation)),
                 stdout=asyncio.subprocess.PIPE,
@@ -190,6 +190,6 @@ class _Servers:
 
 
 def _environment(**more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RECOLLECT_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RETINUE_")}
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return kept | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | more

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from recollect_agents import (
+from retinue_agents import (
     Agent,
     FinalAnswer,
     FinalAnswerEvent,
@@ -28,9 +28,9 @@ from recollect_agents import (
     ToolReturned,
     tool,
 )
-from recollect_agents.testing import EchoModel, ScriptedModel
-from recollect_memory import ChatModel, Memory, MemoryBackend, MemoryEntry, MemoryKind, ToolSpec
-from recollect_memory.errors import ConfigError, MemoryBackendError, ModelError
+from retinue_agents.testing import EchoModel, ScriptedModel
+from retinue_memory import ChatModel, Memory, MemoryBackend, MemoryEntry, MemoryKind, ToolSpec
+from retinue_memory.errors import ConfigError, MemoryBackendError, ModelError
 
 ALICE = InvocationContext("s1", "alice", turn_id="t1")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from recollect_memory.weights import Weight
+from retinue_memory.weights import Weight
 from tests.memory.mem0_cloud import KEY, Cloud
 
 from .ollama import Ollama, ollama
@@ -52,8 +52,8 @@ def run(folder: Path, program: str, **environment: str) -> str:
 STUB = """
 import asyncio
 
-from recollect_agents import Agent
-from recollect_memory import MemoryBackend, MemoryEntry
+from retinue_agents import Agent
+from retinue_memory import MemoryBackend, MemoryEntry
 
 
 class Stub(MemoryBackend):
@@ -98,8 +98,8 @@ BACKEND = """
 import asyncio
 import time
 
-from recollect_agents import Agent
-from recollect_memory import MemoryBackend, MemoryEntry, MemoryKind, MemoryModule
+from retinue_agents import Agent
+from retinue_memory import MemoryBackend, MemoryEntry, MemoryKind, MemoryModule
 
 
 class Ledger(MemoryBackend):
@@ -171,8 +171,8 @@ def test_a_backend_remembers_by_session(tmp_path: Path, endpoint: Ollama, style:
 INTERFACE = """
 import asyncio
 
-from recollect_agents import Agent, FinalAnswerEvent, State
-from recollect_memory import InvocationContext, Memory, Message
+from retinue_agents import Agent, FinalAnswerEvent, State
+from retinue_memory import InvocationContext, Memory, Message
 
 
 class Blank(Memory):
@@ -228,8 +228,8 @@ def test_a_memory_of_ones_own_is_asked_and_told(tmp_path: Path, endpoint: Ollama
 
 
 CONSTRUCTED = """
-from recollect_agents import Agent, LiteLLMChat
-from recollect_memory import Mem0Memory
+from retinue_agents import Agent, LiteLLMChat
+from retinue_memory import Mem0Memory
 
 agent = Agent(
     name="Gardener",
@@ -250,8 +250,8 @@ FULL = """
 import asyncio
 import os
 
-from recollect_agents import Agent, FinalAnswerEvent, InvocationContext, LiteLLMChat, Message, State
-from recollect_memory import Mem0Memory, open_memory
+from retinue_agents import Agent, FinalAnswerEvent, InvocationContext, LiteLLMChat, Message, State
+from retinue_memory import Mem0Memory, open_memory
 
 agent = Agent(
     name="Gardener",
@@ -316,8 +316,8 @@ def test_a_whole_program_on_mem0s_cloud(tmp_path: Path, endpoint: Ollama, cloud:
 SESSIONS = """
 import asyncio
 
-from recollect_agents import Agent, InvocationContext
-from recollect_memory import open_memory
+from retinue_agents import Agent, InvocationContext
+from retinue_memory import open_memory
 
 
 async def main():
@@ -341,19 +341,19 @@ def test_without_a_user_the_session_is_whose_memory_it_is(tmp_path: Path, endpoi
 # -- names ----------------------------------------------------------------------------------------------------------------
 
 NAMES = """
-from recollect_agents import Agent, FinalAnswerEvent, InvocationContext, LiteLLMChat, Message, State
-from recollect_memory import (
+from retinue_agents import Agent, FinalAnswerEvent, InvocationContext, LiteLLMChat, Message, State
+from retinue_memory import (
     InvocationContext, Mem0Local, Mem0Memory, Mem0Server, Memory, MemoryBackend, MemoryEntry, MemoryKind, MemoryModule, Message,
 )
-from recollect_server import A2AExecutor, TaskClient, create_app
-import recollect_agents, recollect_memory, recollect_server
+from retinue_server import A2AExecutor, TaskClient, create_app
+import retinue_agents, retinue_memory, retinue_server
 
-for package in (recollect_memory, recollect_agents, recollect_server):
+for package in (retinue_memory, retinue_agents, retinue_server):
     for name in package.__all__:
         assert getattr(package, name) is not None, name
 assert [kind.value for kind in MemoryKind] == ["RecentMessage", "Summary", "Entity", "Preference"]
-assert recollect_agents.Message is recollect_memory.Message
-assert recollect_agents.InvocationContext is recollect_memory.InvocationContext
+assert retinue_agents.Message is retinue_memory.Message
+assert retinue_agents.InvocationContext is retinue_memory.InvocationContext
 print("all there")
 """
 

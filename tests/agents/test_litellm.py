@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from recollect_agents import Agent, LiteLLMChat, Message, ModelDelta, State, TextDelta, ToolCall
-from recollect_memory import ToolSpec
-from recollect_memory.errors import ModelError
-from recollect_memory.weights import SMOLLM2, Weight
+from retinue_agents import Agent, LiteLLMChat, Message, ModelDelta, State, TextDelta, ToolCall
+from retinue_memory import ToolSpec
+from retinue_memory.errors import ModelError
+from retinue_memory.weights import SMOLLM2, Weight
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the 'model_:DeprecationWarning")  # litellm, of its own models
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from recollect_agents import Agent, InvocationContext, LocalChat, Message, State, TextDelta, smollm2
-from recollect_memory import Memory, render
-from recollect_memory.errors import ConfigError
-from recollect_memory.weights import Weight
+from retinue_agents import Agent, InvocationContext, LocalChat, Message, State, TextDelta, smollm2
+from retinue_memory import Memory, render
+from retinue_memory.errors import ConfigError
+from retinue_memory.weights import Weight
 
 pytestmark = pytest.mark.usefixtures("weights")
 SYSTEM = Message("system", "You are a helpful assistant.")
@@ -194,7 +194,7 @@ def test_nobody_else_can_reach_it(weights: Mapping[Weight, Path]) -> None:
     """In a process of its own, the loaded model listens on no port, and the process ends cleanly."""
     program = """
 import asyncio, socket, os
-from recollect_agents import LocalChat
+from retinue_agents import LocalChat
 bound = []
 asyncio.run(LocalChat().load())
 for fd in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from recollect_agents import (
+from retinue_agents import (
     Agent,
     FinalAnswer,
     InvocationContext,
@@ -21,11 +21,11 @@ from recollect_agents import (
     ToolCall,
     ToolReturned,
 )
-from recollect_agents.memory_tools import is_told
-from recollect_agents.testing import EchoModel, Line, ScriptedModel
-from recollect_memory import ManagedMemory, Memory, MemoryFilter, Receipt, Scope, ToolSpec, open_memory
-from recollect_memory.errors import ConfigError, MemoryBackendError
-from recollect_memory.native.memory import NativeMemory
+from retinue_agents.memory_tools import is_told
+from retinue_agents.testing import EchoModel, Line, ScriptedModel
+from retinue_memory import ManagedMemory, Memory, MemoryFilter, Receipt, Scope, ToolSpec, open_memory
+from retinue_memory.errors import ConfigError, MemoryBackendError
+from retinue_memory.native.memory import NativeMemory
 
 from .test_agent import ALICE, BrokenMemory, DictJournal, ListMemory, events_of
 

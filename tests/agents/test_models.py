@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from recollect_agents import LiteLLMChat, LocalChat, check_model, open_model
-from recollect_agents.testing import EchoModel, ScriptedModel
-from recollect_memory import ChatModel, Message, ModelDelta, ToolCall, ToolSpec
-from recollect_memory.errors import ConfigError, ImportAttributeError, ImportFormatError, ImportModuleError, ModelError
+from retinue_agents import LiteLLMChat, LocalChat, check_model, open_model
+from retinue_agents.testing import EchoModel, ScriptedModel
+from retinue_memory import ChatModel, Message, ModelDelta, ToolCall, ToolSpec
+from retinue_memory.errors import ConfigError, ImportAttributeError, ImportFormatError, ImportModuleError, ModelError
 
 
 class Own(ChatModel):
@@ -63,7 +63,7 @@ def test_the_models_that_are_in_the_box() -> None:
 def test_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ "module:attr" names an instance, or a class that is called; the three ways to be wrong are three errors."""
     (tmp_path / "own_models.py").write_text(
-        "from recollect_agents.testing import EchoModel\nready = EchoModel()\nnumber = 7\nKind = EchoModel\n", "utf-8"
+        "from retinue_agents.testing import EchoModel\nready = EchoModel()\nnumber = 7\nKind = EchoModel\n", "utf-8"
     )
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     assert isinstance(open_model("own_models:ready"), EchoModel)
@@ -103,11 +103,11 @@ def test_an_unknown_provider_is_found_by_the_check() -> None:
 
 
 def test_importing_and_opening_load_nothing() -> None:
-    """Neither `import recollect_agents` nor making an agent loads litellm, the runtimes, numpy or an HTTP client."""
+    """Neither `import retinue_agents` nor making an agent loads litellm, the runtimes, numpy or an HTTP client."""
     program = """
 import sys
-import recollect_agents
-from recollect_agents import Agent, LiteLLMChat, LocalChat
+import retinue_agents
+from retinue_agents import Agent, LiteLLMChat, LocalChat
 Agent("openai/gpt-5-mini"), Agent("local/smollm2-135m"), Agent("ollama::x"), LocalChat(), LiteLLMChat("x")
 heavy = {"litellm", "openai", "xllamacpp", "onnxruntime", "tokenizers", "numpy", "mem0", "httpx", "pydantic", "a2a"}
 print(sorted(heavy & set(sys.modules)))

@@ -12,20 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from recollect_agents.weights import ALL, ensure
-from recollect_memory.errors import ConfigError
-from recollect_memory.weights import VOCAB, Weight, cache_folder
+from retinue_agents.weights import ALL, ensure
+from retinue_memory.errors import ConfigError
+from retinue_memory.weights import VOCAB, Weight, cache_folder
 
 
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache with nothing in it; where the weights are installed as packages, that is not seen either."""
-    monkeypatch.setenv("RECOLLECT_CACHE", str(tmp_path))
+    monkeypatch.setenv("RETINUE_CACHE", str(tmp_path))
 
     def none_installed(package: str) -> list[str]:
         return []
 
-    monkeypatch.setattr("recollect_memory.weights._installed", none_installed)
+    monkeypatch.setattr("retinue_memory.weights._installed", none_installed)
     return cache_folder()
 
 
@@ -73,7 +73,7 @@ def test_a_damaged_file_is_fetched_again(empty_cache: Path, weights: Mapping[Wei
 @pytest.mark.usefixtures("offline")
 def test_offline_the_way_out_is_named(empty_cache: Path) -> None:
     """Our own message, in a few seconds: what is missing, where to put it, and the setting; nothing half is left."""
-    with pytest.raises(ConfigError, match="RECOLLECT_CACHE") as raised:
+    with pytest.raises(ConfigError, match="RETINUE_CACHE") as raised:
         ensure([VOCAB], progress=print)
     assert str(empty_cache / VOCAB.package / VOCAB.path) in str(raised.value)
     assert {path.name for path in empty_cache.iterdir()} == {".lock"}
@@ -82,28 +82,28 @@ def test_offline_the_way_out_is_named(empty_cache: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_named(empty_cache: Path) -> None:
     empty_cache.parent.mkdir(parents=True)
     empty_cache.write_text("a file where the folder belongs", encoding="utf-8")
-    with pytest.raises(ConfigError, match="RECOLLECT_CACHE"):
+    with pytest.raises(ConfigError, match="RETINUE_CACHE"):
         ensure([VOCAB], progress=print)
 
 
 @pytest.mark.usefixtures("offline")
 def test_the_command_ends_in_one_line(empty_cache: Path) -> None:
-    """`python -m recollect_agents.weights`: exit 1 and a message, no traceback, where nothing can be fetched."""
-    command = [sys.executable, "-m", "recollect_agents.weights"]
+    """`python -m retinue_agents.weights`: exit 1 and a message, no traceback, where nothing can be fetched."""
+    command = [sys.executable, "-m", "retinue_agents.weights"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
-    assert "RECOLLECT_CACHE" in done.stderr.splitlines()[-1]
+    assert "RETINUE_CACHE" in done.stderr.splitlines()[-1]
 
 
 def test_the_command_says_where_they_lie(weights: Mapping[Weight, Path]) -> None:
-    command = [sys.executable, "-m", "recollect_agents.weights"]
+    command = [sys.executable, "-m", "retinue_agents.weights"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert [line.partition(": ")[2] for line in done.stdout.splitlines()] == [str(weights[weight]) for weight in ALL]
 
 
 def test_the_lock_pins_every_package_by_hash_and_names_no_index() -> None:
     """One line a package that carries a weight, with a sha256, and nothing else."""
-    text = files("recollect_agents").joinpath("weights.lock").read_text(encoding="utf-8")
+    text = files("retinue_agents").joinpath("weights.lock").read_text(encoding="utf-8")
     pins = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert [pin.partition("==")[0].replace("-", "_") for pin in pins] == [weight.package for weight in ALL]
     assert all(" --hash=sha256:" in pin for pin in pins)

@@ -22,8 +22,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from recollect_memory.mem0.library import Library
-from recollect_memory.testing import HashEmbedder
+from retinue_memory.mem0.library import Library
+from retinue_memory.testing import HashEmbedder
 
 LISTED = 1000
 IDS = ("user_id", "agent_id", "run_id")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from recollect_memory import (
+from retinue_memory import (
     InvocationContext,
     MemoryBackend,
     MemoryEntry,
@@ -19,10 +19,10 @@ from recollect_memory import (
     Message,
     as_memory,
 )
-from recollect_memory.backend import MOST_CALLS_AT_ONCE
-from recollect_memory.errors import IdentityError, MemoryBackendError
-from recollect_memory.recall import Recall
-from recollect_memory.testing import turn_of
+from retinue_memory.backend import MOST_CALLS_AT_ONCE
+from retinue_memory.errors import IdentityError, MemoryBackendError
+from retinue_memory.recall import Recall
+from retinue_memory.testing import turn_of
 
 Log = list[tuple[Any, ...]]
 TURN = [Message("user", "I am from Italy"), Message("assistant", "Nice!")]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from recollect_agents.testing import ScriptedModel
-from recollect_memory import (
+from retinue_agents.testing import ScriptedModel
+from retinue_memory import (
     ChatModel,
     MemoryFilter,
     MemoryKind,
@@ -23,11 +23,11 @@ from recollect_memory import (
     ToolSpec,
     open_memory,
 )
-from recollect_memory.errors import ConfigError, ModelError
-from recollect_memory.native.consolidation import Consolidation, parse, prompt_for
-from recollect_memory.native.memory import NativeMemory
-from recollect_memory.sqlite import Database
-from recollect_memory.testing import turn_of
+from retinue_memory.errors import ConfigError, ModelError
+from retinue_memory.native.consolidation import Consolidation, parse, prompt_for
+from retinue_memory.native.memory import NativeMemory
+from retinue_memory.sqlite import Database
+from retinue_memory.testing import turn_of
 
 ALICE = Scope("", "default", "user", "alice")
 

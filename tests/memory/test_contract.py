@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recollect_memory import InvocationContext, Scope
-from recollect_memory.errors import IdentityError
+from retinue_memory import InvocationContext, Scope
+from retinue_memory.errors import IdentityError
 
 ids = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=8)
 scopes = st.builds(Scope, tenant=ids, space=ids, owner=st.sampled_from(["user", "session"]), id=ids)
@@ -45,7 +45,7 @@ def test_the_user_comes_before_the_session() -> None:
 def test_importing_the_package_is_light() -> None:
     """Neither numpy nor a runtime, a stemmer or another layer is loaded before a memory is opened."""
     program = (
-        "import sys, recollect_memory, recollect_memory.testing; "
+        "import sys, retinue_memory, retinue_memory.testing; "
         "heavy = {'numpy', 'onnxruntime', 'tokenizers', 'snowballstemmer', 'litellm', 'mem0', 'a2a', 'pytest'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -14,12 +14,12 @@ import onnxruntime  # type: ignore[import-untyped]  # pyright: ignore[reportMiss
 import pytest
 from numpy.typing import NDArray
 
-from recollect_memory.errors import ModelError
-from recollect_memory.native import embedding
-from recollect_memory.native.embedding import MOST_TOKENS, MiniLM, Recent
-from recollect_memory.native.quantized import in_int8
-from recollect_memory.testing import HashEmbedder
-from recollect_memory.weights import MINILM, VOCAB, Weight, cache_folder, locate
+from retinue_memory.errors import ModelError
+from retinue_memory.native import embedding
+from retinue_memory.native.embedding import MOST_TOKENS, MiniLM, Recent
+from retinue_memory.native.quantized import in_int8
+from retinue_memory.testing import HashEmbedder
+from retinue_memory.weights import MINILM, VOCAB, Weight, cache_folder, locate
 
 
 def test_near_in_meaning_is_near_in_space(minilm: MiniLM) -> None:
@@ -180,7 +180,7 @@ def test_weights_are_found_in_the_cache_folder(
     """Absent, damaged, right: None, None with a line in the log, the file."""
     content = b"weights"
     weight = Weight("some_absent_package", "sub/file.bin", len(content), hashlib.sha256(content).hexdigest())
-    monkeypatch.setenv("RECOLLECT_CACHE", str(tmp_path))
+    monkeypatch.setenv("RETINUE_CACHE", str(tmp_path))
     assert locate(weight) is None
     file = cache_folder() / "some_absent_package" / "sub" / "file.bin"
     file.parent.mkdir(parents=True)
@@ -206,15 +206,15 @@ def test_weights_are_found_in_an_installed_package(tmp_path: Path, monkeypatch: 
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """$RECOLLECT_CACHE, else $XDG_CACHE_HOME, else ~/.cache."""
+    """$RETINUE_CACHE, else $XDG_CACHE_HOME, else ~/.cache."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("RECOLLECT_CACHE", str(tmp_path / "own"))
-    assert cache_folder() == tmp_path / "own" / "recollect" / "weights"
-    monkeypatch.delenv("RECOLLECT_CACHE")
-    assert cache_folder() == tmp_path / "xdg" / "recollect" / "weights"
+    monkeypatch.setenv("RETINUE_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own" / "retinue" / "weights"
+    monkeypatch.delenv("RETINUE_CACHE")
+    assert cache_folder() == tmp_path / "xdg" / "retinue" / "weights"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == tmp_path / "home" / ".cache" / "recollect" / "weights"
+    assert cache_folder() == tmp_path / "home" / ".cache" / "retinue" / "weights"
 
 
 def test_the_pinned_weights_are_on_this_machine(weights: object) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recollect_memory import Embedder, Message, Scope
-from recollect_memory.errors import MemoryBackendError
-from recollect_memory.native import words
-from recollect_memory.native.memory import NativeMemory
-from recollect_memory.sqlite import Database
-from recollect_memory.testing import HashEmbedder, turn_of
+from retinue_memory import Embedder, Message, Scope
+from retinue_memory.errors import MemoryBackendError
+from retinue_memory.native import words
+from retinue_memory.native.memory import NativeMemory
+from retinue_memory.sqlite import Database
+from retinue_memory.testing import HashEmbedder, turn_of
 
 MARK = "Zebrafish"
 """In everything that the erased user says or is called, and in nothing else."""

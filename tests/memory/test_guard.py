@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from recollect_memory.errors import ConfigError
-from recollect_memory.native.guard import DEFAULT, Redaction, applies_always, is_standing, screen
+from retinue_memory.errors import ConfigError
+from retinue_memory.native.guard import DEFAULT, Redaction, applies_always, is_standing, screen
 
 KEY = "-----BEGIN RSA PRIVATE KEY-----\nMIIEow\n-----END RSA PRIVATE KEY-----"
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGH"

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from recollect_memory import Scope
-from recollect_memory.native.index import LOOK_BACK, NEVER, PAUSE, WINDOW, Index, Indexes
-from recollect_memory.native.store import IndexRow
-from recollect_memory.testing import HashEmbedder
+from retinue_memory import Scope
+from retinue_memory.native.index import LOOK_BACK, NEVER, PAUSE, WINDOW, Index, Indexes
+from retinue_memory.native.store import IndexRow
+from retinue_memory.testing import HashEmbedder
 
 EMBEDDER = HashEmbedder(16)
 WIDTH = 4

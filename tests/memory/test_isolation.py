@@ -14,11 +14,11 @@ from typing import Literal
 
 import pytest
 
-from recollect_memory import MemoryFilter, MemoryKind, Scope
-from recollect_memory.contract import InvocationContext
-from recollect_memory.native.memory import NativeMemory
-from recollect_memory.sqlite import named_queries
-from recollect_memory.testing import HashEmbedder
+from retinue_memory import MemoryFilter, MemoryKind, Scope
+from retinue_memory.contract import InvocationContext
+from retinue_memory.native.memory import NativeMemory
+from retinue_memory.sqlite import named_queries
+from retinue_memory.testing import HashEmbedder
 
 READS = 10_000
 IDS = [
@@ -263,7 +263,7 @@ async def test_law_nobody_changes_what_is_anothers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["queries.sql", "owning.sql"])
 def test_every_statement_names_the_whole_scope(file: str) -> None:
     """No row is read or changed by an id alone: each part of each statement says whose it must be."""
-    statements = named_queries(files("recollect_memory.native").joinpath(file).read_text("utf-8"))
+    statements = named_queries(files("retinue_memory.native").joinpath(file).read_text("utf-8"))
     assert len(statements) > 10
     for name, statement in statements.items():
         for part in re.split(r"\bUNION(?: ALL)?\b|\) OR EXISTS \(", statement):

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recollect_memory.native.lasting import end_of, is_lasting
-from recollect_memory.native.lifecycle import Statement, completed, judge, remainder, says_the_same
-from recollect_memory.native.reading import read, split
+from retinue_memory.native.lasting import end_of, is_lasting
+from retinue_memory.native.lifecycle import Statement, completed, judge, remainder, says_the_same
+from retinue_memory.native.reading import read, split
 
 WEDNESDAY = datetime(2026, 3, 4, 15, 30, tzinfo=UTC)
 

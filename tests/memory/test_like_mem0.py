@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from recollect_memory import InvocationContext, Message, Scope, open_memory
-from recollect_memory.errors import ConfigError
-from recollect_memory.like_mem0 import AsyncMemory, Memory
-from recollect_memory.mem0_items import items_of, read_item
-from recollect_memory.native.memory import NativeMemory
-from recollect_memory.testing import HashEmbedder, turn_of
+from retinue_memory import InvocationContext, Message, Scope, open_memory
+from retinue_memory.errors import ConfigError
+from retinue_memory.like_mem0 import AsyncMemory, Memory
+from retinue_memory.mem0_items import items_of, read_item
+from retinue_memory.native.memory import NativeMemory
+from retinue_memory.testing import HashEmbedder, turn_of
 
 PROGRAM = '''
 import json, os, sys
@@ -63,7 +63,7 @@ def theirs():
 
 
 def ours():
-    from recollect_memory.like_mem0 import Memory
+    from retinue_memory.like_mem0 import Memory
 
     return Memory.from_config({"backend": "native", "database": "sqlite:///ours.db", "embedder": False})
 

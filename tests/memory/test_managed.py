@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recollect_memory import ManagedMemory, MemoryFilter, MemoryKind, MemoryRecord, Message, Scope
-from recollect_memory.errors import ConfigError
-from recollect_memory.native import selection, store
-from recollect_memory.native.memory import NativeMemory
-from recollect_memory.registry import open_memory
-from recollect_memory.sqlite import Database
-from recollect_memory.testing import HashEmbedder, turn_of
+from retinue_memory import ManagedMemory, MemoryFilter, MemoryKind, MemoryRecord, Message, Scope
+from retinue_memory.errors import ConfigError
+from retinue_memory.native import selection, store
+from retinue_memory.native.memory import NativeMemory
+from retinue_memory.registry import open_memory
+from retinue_memory.sqlite import Database
+from retinue_memory.testing import HashEmbedder, turn_of
 
 ALICE = Scope.of(turn_of("alice"))
 DAY = timedelta(days=1)
@@ -448,7 +448,7 @@ async def test_export_and_import_are_exact(memory: NativeMemory, tmp_path: Path)
     for number in range(250):
         await memory.add(ALICE, f"owns plate number {number}")
     exported = await lines(memory)
-    assert json.loads(exported[0]) == {"format": "recollect-memory", "version": 1}
+    assert json.loads(exported[0]) == {"format": "retinue-memory", "version": 1}
     other = NativeMemory(f"sqlite:///{tmp_path}/other.db", embedder=HashEmbedder())
     carol = Scope.of(turn_of("carol"))
     assert await other.import_(carol, values(exported)) == 256
@@ -471,7 +471,7 @@ async def test_a_bad_import_names_the_value(memory: NativeMemory) -> None:
     good = json.loads(exported[1])
     bad: list[tuple[list[Any], str]] = [
         ([{}], "not an export"),
-        ([{"format": "recollect-memory", "version": 9}], "version 9"),
+        ([{"format": "retinue-memory", "version": 9}], "version 9"),
         ([json.loads(exported[0]), {"type": "memory"}], "value 2: id is missing"),
         ([json.loads(exported[0]), good | {"pinned": 1}], "value 2: pinned is 1"),
         ([json.loads(exported[0]), good | {"created_at": True}], "value 2: created_at is True"),

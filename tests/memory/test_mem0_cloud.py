@@ -22,13 +22,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import recollect_memory
-from recollect_memory import InvocationContext, MemoryFilter, MemoryKind, Message, Recall, Scope, open_memory
-from recollect_memory.errors import ConfigError, MemoryBackendError
-from recollect_memory.mem0 import Mem0Memory
-from recollect_memory.mem0.calling import Caller
-from recollect_memory.mem0.service import Entity, ServiceError
-from recollect_memory.testing import ManagedConformance, MemoryConformance, turn_of
+import retinue_memory
+from retinue_memory import InvocationContext, MemoryFilter, MemoryKind, Message, Recall, Scope, open_memory
+from retinue_memory.errors import ConfigError, MemoryBackendError
+from retinue_memory.mem0 import Mem0Memory
+from retinue_memory.mem0.calling import Caller
+from retinue_memory.mem0.service import Entity, ServiceError
+from retinue_memory.testing import ManagedConformance, MemoryConformance, turn_of
 
 from .mem0_cloud import KEY, Cloud, Fault, eventually_so
 
@@ -232,7 +232,7 @@ async def test_no_id_reaches_what_is_another_s(cloud: Cloud, memory: Mem0Memory)
     await memory.update(said("The code word is lagoon"), ctx=turn_of("alice", tenant="acme"))
     assert await memory.wait_indexed()
     (encoded,) = {one["user_id"] for one in cloud.memories.values()} - {"alice"}
-    for user in ("*", " alice", "alice\u00a0", encoded, "Alice", "recollect/user///alice"):
+    for user in ("*", " alice", "alice\u00a0", encoded, "Alice", "retinue/user///alice"):
         assert await found(memory, "code word", turn_of(user)) == []
         await memory.erase(Scope.of(turn_of(user)))
     assert await found(memory, "code word", turn_of("alice", tenant="acme")) == ["The code word is lagoon"]
@@ -248,8 +248,8 @@ _IDS = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_s
         "a\u00a0",
         "jos\u00e9",
         "jose\u0301",
-        "recollect/user//default/a",
-        "recollect/user/x/default/a",
+        "retinue/user//default/a",
+        "retinue/user/x/default/a",
     ]
 )
 _SCOPES = st.builds(Scope, _IDS | st.just(""), _IDS | st.just("default"), st.sampled_from(["user", "session"]), _IDS)
@@ -573,9 +573,9 @@ def test_a_key_is_needed_and_taken_from_the_environment(cloud: Cloud, monkeypatc
     """`Mem0Memory()` as the documents have it."""
     monkeypatch.delenv("MEM0_API_KEY", raising=False)
     with pytest.raises(ConfigError, match="set MEM0_API_KEY"):
-        recollect_memory.Mem0Memory()
+        retinue_memory.Mem0Memory()
     monkeypatch.setenv("MEM0_API_KEY", KEY)
-    memory = recollect_memory.Mem0Memory(host=cloud.url)
+    memory = retinue_memory.Mem0Memory(host=cloud.url)
     assert asyncio.run(found(memory, "x")) == []
     assert {call.authorization for call in cloud.calls} == {f"Token {KEY}"}
     memory.close()
@@ -603,12 +603,12 @@ def test_without_mem0_the_error_says_what_to_install() -> None:
     run_python("""
         import sys
         sys.modules["mem0"] = None
-        from recollect_memory import Mem0Memory
-        from recollect_memory.errors import ConfigError
+        from retinue_memory import Mem0Memory
+        from retinue_memory.errors import ConfigError
         try:
             Mem0Memory("a key")
         except ConfigError as error:
-            assert "pip install 'recollect[mem0]'" in str(error), error
+            assert "pip install 'retinue[mem0]'" in str(error), error
         else:
             raise AssertionError("it was made")
     """)
@@ -632,7 +632,7 @@ def test_nothing_phones_home(cloud: Cloud, tmp_path: Path) -> None:
                 assert args[0] in ("127.0.0.1", b"127.0.0.1"), args[0]
 
         sys.addaudithook(watch)
-        from recollect_memory import InvocationContext, Mem0Memory, Message
+        from retinue_memory import InvocationContext, Mem0Memory, Message
         memory = Mem0Memory("{KEY}", host="{cloud.url}")
         assert "mem0" not in sys.modules
         ctx = InvocationContext("s", "alice")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from recollect_memory import MemoryFilter, MemoryKind, MemoryRecord, Scope
-from recollect_memory.mem0_items import items_of, read_item
-from recollect_memory.native.memory import NativeMemory
-from recollect_memory.testing import HashEmbedder, turn_of
+from retinue_memory import MemoryFilter, MemoryKind, MemoryRecord, Scope
+from retinue_memory.mem0_items import items_of, read_item
+from retinue_memory.native.memory import NativeMemory
+from retinue_memory.testing import HashEmbedder, turn_of
 
 ALICE = Scope.of(turn_of("alice"))
 SESSION = Scope.of(turn_of(None, session="alice"))
@@ -156,7 +156,7 @@ def test_the_shapes_that_hold_items() -> None:
     for document in (ITEMS, {"results": ITEMS}, {"memories": ITEMS, "count": 3}):
         assert items_of(document) == ITEMS
     assert items_of(ITEMS[0]) == ITEMS[:1]
-    others: list[Any] = [None, 7, "text", {}, {"results": {}}, {"format": "recollect-memory"}]
+    others: list[Any] = [None, 7, "text", {}, {"results": {}}, {"format": "retinue-memory"}]
     for other in others:
         with pytest.raises(ValueError, match="not a list of memories"):
             items_of(other)

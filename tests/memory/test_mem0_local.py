@@ -18,14 +18,14 @@ from typing import Any
 
 import pytest
 
-from recollect_agents.testing import ScriptedModel
-from recollect_memory import Embedder, Message, Scope, open_memory
-from recollect_memory.errors import ConfigError, MemoryBackendError, ModelError
-from recollect_memory.mem0 import Mem0Local
-from recollect_memory.native.embedding import MiniLM
-from recollect_memory.testing import HashEmbedder, ManagedConformance, MemoryConformance, turn_of
-from recollect_server.config import load_config
-from recollect_server.registry import Registry
+from retinue_agents.testing import ScriptedModel
+from retinue_memory import Embedder, Message, Scope, open_memory
+from retinue_memory.errors import ConfigError, MemoryBackendError, ModelError
+from retinue_memory.mem0 import Mem0Local
+from retinue_memory.native.embedding import MiniLM
+from retinue_memory.testing import HashEmbedder, ManagedConformance, MemoryConformance, turn_of
+from retinue_server.config import load_config
+from retinue_server.registry import Registry
 
 MARK = "Zebrafish"
 """In everything that the erased user says, and in nothing else."""
@@ -100,7 +100,7 @@ async def test_a_folder_belongs_to_its_embedder(opened: Opened) -> None:
 
 async def test_without_an_embedder_it_says_so(opened: Opened) -> None:
     """mem0 cannot do without vectors: the error says what to install."""
-    with pytest.raises(MemoryBackendError, match=r"recollect\[local\]"):
+    with pytest.raises(MemoryBackendError, match=r"retinue\[local\]"):
         await found(opened(embedder=lambda: None), "bees")
 
 
@@ -320,9 +320,9 @@ async def test_what_is_forgotten_has_no_history(opened: Opened, tmp_path: Path) 
 
 WRITER = """
 import asyncio, sys
-from recollect_memory import Message
-from recollect_memory.mem0 import Mem0Local
-from recollect_memory.testing import HashEmbedder, turn_of
+from retinue_memory import Message
+from retinue_memory.mem0 import Mem0Local
+from retinue_memory.testing import HashEmbedder, turn_of
 
 async def main():
     memory = Mem0Local(sys.argv[1], embedder=HashEmbedder(1024))
@@ -365,9 +365,9 @@ async def test_nothing_is_imported_or_written_before_the_first_use(tmp_path: Pat
     """Making the memory costs nothing; using it neither phones home nor writes outside of its folder."""
     program = f"""
 import asyncio, os, sys
-from recollect_memory import Message
-from recollect_memory.mem0 import Mem0Local
-from recollect_memory.testing import HashEmbedder, turn_of
+from retinue_memory import Message
+from retinue_memory.mem0 import Mem0Local
+from retinue_memory.testing import HashEmbedder, turn_of
 memory = Mem0Local({str(tmp_path / "mem0")!r}, embedder=HashEmbedder())
 assert not {{"mem0", "qdrant_client", "posthog", "numpy"}} & set(sys.modules), sorted(sys.modules)
 assert not os.path.exists({str(tmp_path / "mem0")!r})
@@ -421,7 +421,7 @@ async def test_it_comes_from_a_config(in_folder: Path) -> None:
 
 DRAWING = """
 import json
-from recollect_memory import ChatModel, ModelDelta
+from retinue_memory import ChatModel, ModelDelta
 
 class Draws(ChatModel):
     async def stream(self, messages, *, tools=(), schema=None, **settings):
@@ -433,16 +433,16 @@ class Draws(ChatModel):
 async def test_a_servers_config_names_its_model(in_folder: Path, minilm: MiniLM) -> None:
     """`model` is what an agent's `model` is: a spec that the server knows."""
     (in_folder / "drawing.py").write_text(DRAWING, encoding="utf-8")
-    (in_folder / "recollect.yaml").write_text(
+    (in_folder / "retinue.yaml").write_text(
         """
 memory:
   default: {backend: mem0-local, model: "drawing:Draws"}
 agents:
-  echo: {default: true, model: "recollect_agents.testing:EchoModel"}
+  echo: {default: true, model: "retinue_agents.testing:EchoModel"}
 """,
         encoding="utf-8",
     )
-    registry = Registry(load_config(in_folder / "recollect.yaml"))
+    registry = Registry(load_config(in_folder / "retinue.yaml"))
     registry.open()
     try:
         memory = registry.memories["default"]

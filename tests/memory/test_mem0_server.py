@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
-from recollect_memory import Message, Scope, open_memory
-from recollect_memory.errors import ConfigError, MemoryBackendError
-from recollect_memory.mem0 import Mem0Server
-from recollect_memory.testing import ManagedConformance, turn_of
+from retinue_memory import Message, Scope, open_memory
+from retinue_memory.errors import ConfigError, MemoryBackendError
+from retinue_memory.mem0 import Mem0Server
+from retinue_memory.testing import ManagedConformance, turn_of
 
 from .mem0_rest import Fault, RestServer
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from recollect_memory import MemoryFilter, MemoryKind, Message, Scope
-from recollect_memory.errors import StoreError
-from recollect_memory.native import store
-from recollect_memory.native.memory import NativeMemory
-from recollect_memory.sqlite import Database
-from recollect_memory.testing import HashEmbedder, turn_of
+from retinue_memory import MemoryFilter, MemoryKind, Message, Scope
+from retinue_memory.errors import StoreError
+from retinue_memory.native import store
+from retinue_memory.native.memory import NativeMemory
+from retinue_memory.sqlite import Database
+from retinue_memory.testing import HashEmbedder, turn_of
 
 SAID = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
 EMBEDDER = HashEmbedder(32)
@@ -28,7 +28,7 @@ def old(tmp_path: Path) -> Path:
     """A file as version 1 wrote it: two users, a duplicate with two sources, one memory without a vector."""
     only_first, file = tmp_path / "first", tmp_path / "old.db"
     only_first.mkdir()
-    with as_file(files("recollect_memory.native") / "001_memories.sql") as script:
+    with as_file(files("retinue_memory.native") / "001_memories.sql") as script:
         shutil.copy(script, only_first)
     database = Database(file)
     database.migrate("memory", only_first)
@@ -122,6 +122,6 @@ def test_a_file_of_a_newer_version_is_refused(old: Path) -> None:
         db.execute("UPDATE schema_version SET version = 99")
         db.commit()
     memory = NativeMemory(f"sqlite:///{old}")
-    with pytest.raises(StoreError, match=r"newer Recollect .*upgrade"):
+    with pytest.raises(StoreError, match=r"newer Retinue .*upgrade"):
         memory.open()
     memory.close()

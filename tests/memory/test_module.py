@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from recollect_memory import (
+from retinue_memory import (
     InvocationContext,
     Memory,
     MemoryBackend,
@@ -19,8 +19,8 @@ from recollect_memory import (
     as_memory,
     as_module,
 )
-from recollect_memory.native.memory import NativeMemory
-from recollect_memory.testing import HashEmbedder, MemoryConformance, turn_of
+from retinue_memory.native.memory import NativeMemory
+from retinue_memory.testing import HashEmbedder, MemoryConformance, turn_of
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recollect_memory.native.embedding import MiniLM, Reading
-from recollect_memory.native.index import Index
-from recollect_memory.native.ranking import WEIGHTS, Ranking, Weights, best, for_embedder, rank, read
-from recollect_memory.native.store import IndexRow
-from recollect_memory.testing import HashEmbedder
+from retinue_memory.native.embedding import MiniLM, Reading
+from retinue_memory.native.index import Index
+from retinue_memory.native.ranking import WEIGHTS, Ranking, Weights, best, for_embedder, rank, read
+from retinue_memory.native.store import IndexRow
+from retinue_memory.testing import HashEmbedder
 
 EMBEDDER = HashEmbedder(16)
 NOW = datetime(2024, 6, 1, 12, tzinfo=UTC)

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recollect_memory import InvocationContext, Memory, Message, Recall, provenance
-from recollect_memory.errors import MemoryBackendError
-from recollect_memory.recall import merge
-from recollect_memory.testing import turn_of
+from retinue_memory import InvocationContext, Memory, Message, Recall, provenance
+from retinue_memory.errors import MemoryBackendError
+from retinue_memory.recall import merge
+from retinue_memory.testing import turn_of
 
 WHEN = datetime(2024, 1, 1, tzinfo=UTC)
 

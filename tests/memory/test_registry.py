@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from recollect_memory import Memory, Message, open_memory
-from recollect_memory.errors import ConfigError, ImportAttributeError, ImportFormatError, ImportModuleError
-from recollect_memory.native.memory import NativeMemory
-from recollect_memory.registry import BUILT_IN, Backend, FromConfig, backends, import_from_string, shadows
-from recollect_memory.sqlite import Database
-from recollect_memory.testing import HashEmbedder, turn_of
+from retinue_memory import Memory, Message, open_memory
+from retinue_memory.errors import ConfigError, ImportAttributeError, ImportFormatError, ImportModuleError
+from retinue_memory.native.memory import NativeMemory
+from retinue_memory.registry import BUILT_IN, Backend, FromConfig, backends, import_from_string, shadows
+from retinue_memory.sqlite import Database
+from retinue_memory.testing import HashEmbedder, turn_of
 
 FOREIGN = """
-from recollect_memory import Memory, MemoryBackend, Message
+from retinue_memory import Memory, MemoryBackend, Message
 
 class Mine(Memory):
     def __init__(self, prefix="", fail=False):
@@ -141,11 +141,11 @@ def install(folder: Path, distribution: str, points: str) -> None:
     info.mkdir()
     metadata = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n"
     (info / "METADATA").write_text(metadata, encoding="utf-8")
-    (info / "entry_points.txt").write_text(f"[recollect.memory]\n{points}\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text(f"[retinue.memory]\n{points}\n", encoding="utf-8")
 
 
 async def test_an_installed_distribution_offers_a_memory_by_name(folder: Path) -> None:
-    """An entry point of the group recollect.memory is a short name like the built-in ones; extras in it are nothing to us."""
+    """An entry point of the group retinue.memory is a short name like the built-in ones; extras in it are nothing to us."""
     install(folder, "tea-memory", "tea = foreign:Mine\nmilk = foreign:ready [extra]")
     memory = open_memory({"backend": "tea", "prefix": "green "})
     assert [hit.content for hit in await memory.retrieve("tea", ctx=turn_of())] == ["green tea"]

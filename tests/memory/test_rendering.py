@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recollect_memory import Message, render, render_found
+from retinue_memory import Message, render, render_found
 
 DAY = datetime(2024, 5, 1, 12, tzinfo=UTC)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from recollect_memory.errors import StoreError
-from recollect_memory.sqlite import Database, Operation, named_queries, path_of
+from retinue_memory.errors import StoreError
+from retinue_memory.sqlite import Database, Operation, named_queries, path_of
 
 
 def create(db: sqlite3.Connection) -> None:
@@ -140,7 +140,7 @@ async def test_migrations_run_once_and_whole(database: Database, tmp_path: Path)
     assert await asyncio.to_thread(database.migrate, "part", folder) == 2
     assert await values(database) == [1, 2]
     (folder / "002_second.sql").unlink()
-    with pytest.raises(StoreError, match="newer Recollect"):
+    with pytest.raises(StoreError, match="newer Retinue"):
         await asyncio.to_thread(database.migrate, "part", folder)
 
 

@@ -11,11 +11,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from recollect_memory import MemoryFilter, Message, Scope
-from recollect_memory.native.embedding import MiniLM
-from recollect_memory.native.memory import NativeMemory
-from recollect_memory.sqlite import Database
-from recollect_memory.testing import HashEmbedder, turn_of
+from retinue_memory import MemoryFilter, Message, Scope
+from retinue_memory.native.embedding import MiniLM
+from retinue_memory.native.memory import NativeMemory
+from retinue_memory.sqlite import Database
+from retinue_memory.testing import HashEmbedder, turn_of
 
 REPLACED = [
     # what was so, what took its place, what is asked

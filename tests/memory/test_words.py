@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from recollect_memory.native import forms, guard, reading
-from recollect_memory.native.claims import Claim, Clause
-from recollect_memory.native.words import Form, folded, words_in
+from retinue_memory.native import forms, guard, reading
+from retinue_memory.native.claims import Claim, Clause
+from retinue_memory.native.words import Form, folded, words_in
 
 _NAMES = ("Anna", "my sister", "My boss", "I", "The meeting", "the user", "Our flat", "My phone number")
 _SAID = (

@@ -7,13 +7,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from recollect_memory import MemoryFilter, MemoryKind, MemoryRecord, Message, Scope, open_memory
-from recollect_memory.errors import ConfigError
-from recollect_memory.native import store, writing
-from recollect_memory.native.embedding import MiniLM
-from recollect_memory.native.memory import NativeMemory
-from recollect_memory.sqlite import Database
-from recollect_memory.testing import HashEmbedder, turn_of
+from retinue_memory import MemoryFilter, MemoryKind, MemoryRecord, Message, Scope, open_memory
+from retinue_memory.errors import ConfigError
+from retinue_memory.native import store, writing
+from retinue_memory.native.embedding import MiniLM
+from retinue_memory.native.memory import NativeMemory
+from retinue_memory.sqlite import Database
+from retinue_memory.testing import HashEmbedder, turn_of
 
 ALICE = Scope("", "default", "user", "alice")
 

@@ -28,8 +28,8 @@ import httpx
 from a2a.server.agent_execution import AgentExecutor
 from a2a.types import Message as A2AMessage
 from a2a.types import Part, Role, Task, TaskState, TaskStatus, TaskStatusUpdateEvent
-from recollect_agents import NeedInput, ToolContext, tool
-from recollect_memory import ChatModel, Memory, Message, ModelDelta, ToolCall
+from retinue_agents import NeedInput, ToolContext, tool
+from retinue_memory import ChatModel, Memory, Message, ModelDelta, ToolCall
 
 URL = Path("brain.url").read_text(encoding="utf-8")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from recollect_server import TaskClient
+from retinue_server import TaskClient
 
 START_SECONDS = 30.0
 COUNTRY = "What's the capital of my country?"
@@ -23,8 +23,8 @@ PARTS = '''
 """What the configurations of these tests name: it lies beside them."""
 from a2a.server.agent_execution import AgentExecutor
 from a2a.types import Message, Part, Role, Task, TaskState, TaskStatus, TaskStatusUpdateEvent
-from recollect_memory import ChatModel, ModelDelta
-from recollect_memory.errors import ModelError
+from retinue_memory import ChatModel, ModelDelta
+from retinue_memory.errors import ModelError
 
 
 class Recite(ChatModel):
@@ -87,7 +87,7 @@ agents:
   echo:
     default: true
     description: Says it again.
-    model: recollect_agents.testing:EchoModel
+    model: retinue_agents.testing:EchoModel
     memory: off
     provider: {organization: Example, url: https://example.com}
     skills:
@@ -113,17 +113,17 @@ Serve = Callable[..., AbstractContextManager[Server]]
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "recollect_server.cli", *arguments]
+    return [sys.executable, "-m", "retinue_server.cli", *arguments]
 
 
 def environment(**more: str) -> dict[str, str]:
     """The environment without what would steer the command line from outside."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RECOLLECT_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RETINUE_")}
     return kept | {"PYTHONUNBUFFERED": "1"} | more
 
 
-def recollect(server: Server, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """`recollect memory ...`, against this server."""
+def retinue(server: Server, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """`retinue memory ...`, against this server."""
     return subprocess.run(
         command("memory", *arguments, "--url", server.url),
         capture_output=True,
@@ -156,11 +156,11 @@ def serve(folder: Path, config: str = CONFIG, **more: str) -> Generator[Server]:
     """Serve `config` from `folder`, until the block ends; `more` is added to the environment. Fails with what the server printed
     if it does not come up."""
     (folder / "parts.py").write_text(PARTS, encoding="utf-8")
-    (folder / "recollect.yaml").write_text(config, encoding="utf-8")
+    (folder / "retinue.yaml").write_text(config, encoding="utf-8")
     log = folder / "server.log"
     with log.open("a", encoding="utf-8") as errors:
         process = subprocess.Popen(
-            command("serve", "--config", "recollect.yaml", "--port", "0"),
+            command("serve", "--config", "retinue.yaml", "--port", "0"),
             cwd=folder,
             env=environment(**more),
             stdout=subprocess.PIPE,

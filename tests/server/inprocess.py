@@ -17,10 +17,10 @@ from a2a.client import Client, ClientConfig, ClientFactory
 from a2a.server.agent_execution import AgentExecutor
 from a2a.types import GetTaskRequest, Message, Part, Role, SendMessageRequest, StreamResponse, Task, TaskState
 
-from recollect_agents import Agent
-from recollect_server.app import create_app
-from recollect_server.config import parse_config
-from recollect_server.registry import Registry
+from retinue_agents import Agent
+from retinue_server.app import create_app
+from retinue_server.config import parse_config
+from retinue_server.registry import Registry
 
 SECONDS = 10.0
 """How long anything may take before a test gives up."""
@@ -63,7 +63,7 @@ async def running(
 ) -> AsyncGenerator[Here]:
     """Serve `agents`, the first as the default, on the database of `folder`; `config` is what else the file would say."""
     names = "\n".join(
-        f"  {name}: {{model: 'recollect_agents.testing:EchoModel', memory: off, default: {str(not index).lower()}}}"
+        f"  {name}: {{model: 'retinue_agents.testing:EchoModel', memory: off, default: {str(not index).lower()}}}"
         for index, name in enumerate(agents)
     )
     database = f"database: sqlite:////{folder.as_posix().lstrip('/')}/test.db"

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from recollect_server import TaskClient
+from retinue_server import TaskClient
 
 from .conftest import Serve, command, environment
 
 DIARY = """
-from recollect_memory import MemoryBackend, MemoryEntry, MemoryKind
+from retinue_memory import MemoryBackend, MemoryEntry, MemoryKind
 
 class Diary(MemoryBackend):
     name = "diary"
@@ -49,7 +49,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (site / "paper_diary.py").write_text(DIARY, encoding="utf-8")
     metadata = "Metadata-Version: 2.1\nName: paper-diary\nVersion: 0.3\n"
     (info / "METADATA").write_text(metadata, encoding="utf-8")
-    points = "[recollect.memory]\npaper-diary = paper_diary:Diary\n"
+    points = "[retinue.memory]\npaper-diary = paper_diary:Diary\n"
     (info / "entry_points.txt").write_text(points, encoding="utf-8")
     paths = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
@@ -71,7 +71,7 @@ def test_an_installed_memory_is_served_by_its_short_name(site: Path, serve: Serv
 
 
 def test_what_there_is_can_be_seen(site: Path, tmp_path: Path) -> None:
-    """`recollect memory backends` lists the names a config may give and who offers them; `check` tells those in use."""
+    """`retinue memory backends` lists the names a config may give and who offers them; `check` tells those in use."""
     listed = run("memory", "backends", "--json", folder=tmp_path)
     found = {one["name"]: one for one in json.loads(listed.stdout)}
     assert found["native"]["distribution"] is None

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from .brain import REFUSE, Brain, Call, Line, eventually
-from .conftest import Serve, Server, counted, recollect
+from .conftest import Serve, Server, counted, retinue
 from .vault import CONFIG, FINE, PARTS, SHAPES, Vault
 
 JSONObject = dict[str, Any]
@@ -131,14 +131,14 @@ def test_answers_come_and_turns_are_remembered_once_whatever_memories_do(
                 "no answer within 2 s",
                 "it failed; the server's log says why",
             }
-            assert counted(server, "recollect_memory_failures_total", operation="retrieve") > 0
-            assert counted(server, "recollect_memory_writes_total", outcome="retried") > 0
+            assert counted(server, "retinue_memory_failures_total", operation="retrieve") > 0
+            assert counted(server, "retinue_memory_writes_total", outcome="retried") > 0
             vault.healed.set()
             for (shape, _), of_user in tasks.items():
                 for task in of_user:
                     eventually(partial(is_stored, server, shape, task), f"{task['id']} is stored")
-            assert counted(server, "recollect_memory_writes_pending") == 0
-            assert counted(server, "recollect_memory_writes_total", outcome="failed") == 0
+            assert counted(server, "retinue_memory_writes_pending") == 0
+            assert counted(server, "retinue_memory_writes_total", outcome="failed") == 0
     assert {key: vault.texts(*key) for key in said} == said
 
 
@@ -166,7 +166,7 @@ def test_a_write_that_hung_when_the_server_was_killed_is_not_made_twice(
             task = callers.send(shape, "bob", "I keep goats")
             eventually(partial(is_stored, server, shape, task), "the other's is stored")
             assert update_of(server, shape, tasks[shape]) == "pending"
-        assert counted(server, "recollect_memory_writes_pending") == len(SHAPES)
+        assert counted(server, "retinue_memory_writes_pending") == len(SHAPES)
         server.process.kill()
         server.process.wait()
     hanging.set()
@@ -230,7 +230,7 @@ memory:
   hanging: {backend: "vault:Demanding", which: hanging}
   homeless: {backend: "vault:Demanding", which: homeless}
 agents:
-  both: {model: "recollect_agents.testing:EchoModel", memory: [hanging, homeless]}
+  both: {model: "retinue_agents.testing:EchoModel", memory: [hanging, homeless]}
 """
     callers = Callers()
     with serve(tmp_path, config) as server:
@@ -269,16 +269,16 @@ def test_what_was_given_up_is_shown_and_can_be_tried_again(tmp_path: Path, serve
         later = callers.send("plain", "alice", "I keep goats")
         eventually(partial(is_stored, server, "plain", later), "the next is stored")
         assert update_of(server, "plain", task) == "failed"
-        assert counted(server, "recollect_memory_writes_total", memory="plain", outcome="failed") == 1
-        assert counted(server, "recollect_memory_failures_total", memory="plain", operation="update") == 2
-        assert counted(server, "recollect_memory_writes_pending") == 0
+        assert counted(server, "retinue_memory_writes_total", memory="plain", outcome="failed") == 1
+        assert counted(server, "retinue_memory_failures_total", memory="plain", operation="update") == 2
+        assert counted(server, "retinue_memory_writes_pending") == 0
     vault.healed.set()
     with serve(tmp_path, config) as server:
         assert update_of(server, "plain", task) == "failed"
-        line = recollect(server, "failed").stdout
+        line = retinue(server, "failed").stdout
         assert line.split()[:5] == [task["id"], "plain", "alice", "2", "tries"]
         assert "503" in line
-        assert recollect(server, "failed", "--retry").stdout == "tried again: 1\n"
+        assert retinue(server, "failed", "--retry").stdout == "tried again: 1\n"
         eventually(partial(is_stored, server, "plain", task), "it is stored")
-        assert recollect(server, "failed").stdout == ""
+        assert retinue(server, "failed").stdout == ""
     assert vault.texts("plain", "alice") == ["I keep goats", "I keep bees"]

@@ -16,14 +16,14 @@ from typing import Any
 import httpx
 import pytest
 
-from recollect_server.config import Config
+from retinue_server.config import Config
 
 from .conftest import PARTS, Serve, Server, command, environment
 
-CONFIG = "agents: {a: {model: 'recollect_agents.testing:EchoModel', memory: off}}\n"
+CONFIG = "agents: {a: {model: 'retinue_agents.testing:EchoModel', memory: off}}\n"
 
 
-def recollect(*arguments: str, cwd: Path, **more: Any) -> subprocess.CompletedProcess[str]:
+def retinue(*arguments: str, cwd: Path, **more: Any) -> subprocess.CompletedProcess[str]:
     settings: dict[str, Any] = {"env": environment(), **more}
     return subprocess.run(
         command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=60, check=False, **settings
@@ -37,13 +37,13 @@ def outcome(done: subprocess.CompletedProcess[str]) -> tuple[int, str, str]:
 def test_send_prints_the_answer(server: Server, tmp_path: Path) -> None:
     """And nothing else; as it comes with --stream."""
     for more in ((), ("--stream",), ("--agent", "echo"), ("--user", "alice", "--context", "c1")):
-        done = recollect("send", "hello there", "--url", server.url, *more, cwd=tmp_path)
+        done = retinue("send", "hello there", "--url", server.url, *more, cwd=tmp_path)
         assert outcome(done) == (0, "hello there\n", "")
 
 
 def test_send_can_print_the_task(server: Server, tmp_path: Path) -> None:
     """--json is the task as the protocol gives it; --user is the user_id of the request's metadata, as a string."""
-    done = recollect("send", "hello", "--url", server.url, "--user", "42", "--json", "--stream", cwd=tmp_path)
+    done = retinue("send", "hello", "--url", server.url, "--user", "42", "--json", "--stream", cwd=tmp_path)
     task = json.loads(done.stdout)
     assert done.returncode == 0
     assert task["status"]["state"] == "TASK_STATE_COMPLETED"
@@ -52,8 +52,8 @@ def test_send_can_print_the_task(server: Server, tmp_path: Path) -> None:
 
 
 def test_send_goes_where_the_environment_says(server: Server, tmp_path: Path) -> None:
-    """RECOLLECT_URL stands in for --url."""
-    done = recollect("send", "hello", cwd=tmp_path, env=environment(RECOLLECT_URL=server.url, RECOLLECT_KEY="k"))
+    """RETINUE_URL stands in for --url."""
+    done = retinue("send", "hello", cwd=tmp_path, env=environment(RETINUE_URL=server.url, RETINUE_KEY="k"))
     assert outcome(done) == (0, "hello\n", "")
 
 
@@ -67,37 +67,37 @@ def test_send_fails_with_the_reason(server: Server, tmp_path: Path) -> None:
         (("--url", "http://127.0.0.1:9"), 1, "no server answers at http://127.0.0.1:9"),
     ]
     for more, code, reason in cases:
-        done = recollect("send", "hello", "--url", server.url, *more, cwd=tmp_path)
+        done = retinue("send", "hello", "--url", server.url, *more, cwd=tmp_path)
         assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (code, "", 1), done.stderr
         assert reason in done.stderr
-    assert recollect("send", cwd=tmp_path).returncode == 2
-    assert recollect("sned", "hello", cwd=tmp_path).returncode == 2
+    assert retinue("send", cwd=tmp_path).returncode == 2
+    assert retinue("sned", "hello", cwd=tmp_path).returncode == 2
 
 
 def test_agents_lists_what_there_is(server: Server, tmp_path: Path) -> None:
     """The default is marked; --json is the server's own list."""
-    listed = recollect("agents", "--url", server.url, cwd=tmp_path).stdout.splitlines()
+    listed = retinue("agents", "--url", server.url, cwd=tmp_path).stdout.splitlines()
     assert listed[0].split(maxsplit=3) == ["*", "echo", f"{server.url}/agents/echo/", "Says it again."]
     assert [line.split()[0] for line in listed[1:]] == ["reciter", "rememberer", "failing", "upper", "direct"]
-    as_json = json.loads(recollect("agents", "--url", server.url, "--json", cwd=tmp_path).stdout)
+    as_json = json.loads(retinue("agents", "--url", server.url, "--json", cwd=tmp_path).stdout)
     assert as_json == httpx.get(f"{server.url}/agents").json()
 
 
 def test_the_version_and_the_help(tmp_path: Path) -> None:
     """--help shows commands that work; no arguments show it too."""
-    assert outcome(recollect("--version", cwd=tmp_path)) == (0, f"recollect {version('recollect')}\n", "")
-    shown = recollect("--help", cwd=tmp_path)
+    assert outcome(retinue("--version", cwd=tmp_path)) == (0, f"retinue {version('retinue')}\n", "")
+    shown = retinue("--help", cwd=tmp_path)
     assert shown.returncode == 0
-    assert 'recollect send "I am from Italy" --user alice' in shown.stdout
+    assert 'retinue send "I am from Italy" --user alice' in shown.stdout
     for name in ("serve", "send", "agents", "check"):
-        assert f"recollect {name}" in recollect(name, "--help", cwd=tmp_path).stdout
+        assert f"retinue {name}" in retinue(name, "--help", cwd=tmp_path).stdout
 
 
 def test_check_finds_nothing_wrong_with_what_is_right(tmp_path: Path) -> None:
     """The built-in configuration, and the one in the repository."""
-    explained = Path(__file__).parents[2] / "config" / "recollect.yaml"
+    explained = Path(__file__).parents[2] / "config" / "retinue.yaml"
     for arguments in ((), (str(explained),)):
-        done = recollect("check", *arguments, cwd=tmp_path)
+        done = retinue("check", *arguments, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
         assert "assistant (default)" in done.stdout
     assert not (tmp_path / "var").exists()
@@ -105,7 +105,7 @@ def test_check_finds_nothing_wrong_with_what_is_right(tmp_path: Path) -> None:
 
 def test_check_prints_the_schema(tmp_path: Path) -> None:
     """For editors."""
-    assert json.loads(recollect("check", "--schema", cwd=tmp_path).stdout) == Config.model_json_schema()
+    assert json.loads(retinue("check", "--schema", cwd=tmp_path).stdout) == Config.model_json_schema()
 
 
 BROKEN = """\
@@ -162,7 +162,7 @@ def test_what_a_configuration_names_and_is_not_there(tmp_path: Path, name: str) 
     are three different errors. What no agent uses is only looked at by `check`."""
     (tmp_path / "parts.py").write_text(PARTS, encoding="utf-8")
     (tmp_path / "broken.yaml").write_text(BROKEN, encoding="utf-8")
-    done = recollect(*((name,) if name == "check" else (name, "--config")), "broken.yaml", cwd=tmp_path)
+    done = retinue(*((name,) if name == "check" else (name, "--config")), "broken.yaml", cwd=tmp_path)
     found = [line.removeprefix("broken.yaml: ") for line in done.stderr.splitlines()]
     assert (done.returncode, done.stdout) == (2, "")
     problems = [line for line in PROBLEMS.splitlines() if name == "check" or "unused" not in line]
@@ -175,7 +175,7 @@ def test_what_a_configuration_names_and_is_not_there(tmp_path: Path, name: str) 
 def test_check_knows_the_providers_of_litellm(tmp_path: Path) -> None:
     """What `serve` would only learn at the first request."""
     (tmp_path / "c.yaml").write_text("agents: {a: {model: 'nosuch::model', memory: off}}", encoding="utf-8")
-    done = recollect("check", "c.yaml", cwd=tmp_path)
+    done = retinue("check", "c.yaml", cwd=tmp_path)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert done.stderr.startswith("c.yaml: line 1: agents.a.model: ")
 
@@ -183,14 +183,14 @@ def test_check_knows_the_providers_of_litellm(tmp_path: Path) -> None:
 def test_serve_stops_at_a_wrong_configuration(tmp_path: Path) -> None:
     """One line for each mistake, exit 2; a file that is named must be there."""
     (tmp_path / "c.yaml").write_text("sever: {}\nagents: {}\n", encoding="utf-8")
-    done = recollect("serve", "--config", "c.yaml", cwd=tmp_path)
+    done = retinue("serve", "--config", "c.yaml", cwd=tmp_path)
     assert outcome(done) == (
         2,
         "",
         "c.yaml: line 1: sever: unknown key; did you mean server?\n"
         "c.yaml: line 2: agents: is empty: at least one is needed\n",
     )
-    assert outcome(recollect("serve", "--config", "none.yaml", cwd=tmp_path)) == (
+    assert outcome(retinue("serve", "--config", "none.yaml", cwd=tmp_path)) == (
         2,
         "",
         "none.yaml: cannot be read: No such file or directory\n",
@@ -202,7 +202,7 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(CONFIG, encoding="utf-8")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = recollect("serve", "--config", "c.yaml", "--port", str(port), cwd=tmp_path)
+        done = retinue("serve", "--config", "c.yaml", "--port", str(port), cwd=tmp_path)
     line = f"port {port} on 127.0.0.1 is in use: stop what uses it, or choose another with --port\n"
     assert outcome(done) == (1, "", line)
 
@@ -210,19 +210,19 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
 def test_a_host_that_is_not_here_is_one_line(tmp_path: Path) -> None:
     """An address of another machine cannot be listened on."""
     (tmp_path / "c.yaml").write_text(CONFIG, encoding="utf-8")
-    done = recollect("serve", "--config", "c.yaml", "--host", "192.0.2.1", cwd=tmp_path)
+    done = retinue("serve", "--config", "c.yaml", "--host", "192.0.2.1", cwd=tmp_path)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
     assert "192.0.2.1" in done.stderr
 
 
 def test_serve_reads_the_file_that_lies_there(tmp_path: Path) -> None:
-    """Without --config it is config/recollect.yaml."""
+    """Without --config it is config/retinue.yaml."""
     (tmp_path / "config").mkdir()
-    (tmp_path / "config" / "recollect.yaml").write_text("agent: {}\n", encoding="utf-8")
-    assert outcome(recollect("serve", cwd=tmp_path)) == (
+    (tmp_path / "config" / "retinue.yaml").write_text("agent: {}\n", encoding="utf-8")
+    assert outcome(retinue("serve", cwd=tmp_path)) == (
         2,
         "",
-        "config/recollect.yaml: line 1: agent: unknown key; did you mean agents?\n",
+        "config/retinue.yaml: line 1: agent: unknown key; did you mean agents?\n",
     )
 
 
@@ -238,7 +238,7 @@ def test_serve_ends_quietly(serve: Serve, tmp_path: Path, sent: signal.Signals) 
 
 def test_a_stop_lets_streams_end(serve: Serve, tmp_path: Path) -> None:
     """Who is being answered when the server is told to stop hears the answer to its end."""
-    slow = "import recollect_agents.testing as t\nmodel = t.EchoModel(delay=0.1, chunks=20)\n"
+    slow = "import retinue_agents.testing as t\nmodel = t.EchoModel(delay=0.1, chunks=20)\n"
     (tmp_path / "slow.py").write_text(slow, encoding="utf-8")
     text = "a stop lets streams end, " * 4
     with (
@@ -276,7 +276,7 @@ def test_a_corrupt_database_is_left_alone(tmp_path: Path, kind: str) -> None:
         content = path.read_bytes()[:100] + b"\xff" * 8000
     path.write_bytes(content)
     (tmp_path / "c.yaml").write_text(f"database: sqlite:///x.db\n{CONFIG}", encoding="utf-8")
-    done = recollect("serve", "--config", "c.yaml", cwd=tmp_path)
+    done = retinue("serve", "--config", "c.yaml", cwd=tmp_path)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr
     assert done.stderr.startswith("x.db: ")
     assert path.read_bytes() == content
@@ -298,7 +298,7 @@ def test_a_read_only_database_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(f"database: sqlite:///x.db\n{CONFIG}", encoding="utf-8")
     tmp_path.chmod(0o555)
     content, before = path.read_bytes(), sorted(tmp_path.iterdir())
-    done = recollect("serve", "--config", "c.yaml", "--port", "0", cwd=tmp_path, preexec_fn=not_almighty)
+    done = retinue("serve", "--config", "c.yaml", "--port", "0", cwd=tmp_path, preexec_fn=not_almighty)
     tmp_path.chmod(0o755)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr
     assert done.stderr.startswith("x.db: ")

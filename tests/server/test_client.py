@@ -8,9 +8,9 @@ import socket
 import pytest
 from a2a.types import Message, Part, Role
 
-from recollect_memory.errors import RecollectError
-from recollect_server import TaskClient
-from recollect_server.client import CallError, list_agents
+from retinue_memory.errors import RetinueError
+from retinue_server import TaskClient
+from retinue_server.client import CallError, list_agents
 
 from .conftest import Server
 
@@ -98,16 +98,16 @@ def test_an_unknown_agent_is_told_with_those_that_there_are(server: Server) -> N
 @pytest.mark.parametrize("agent", [None, "helper"])
 def test_no_server_is_one_clear_error(nowhere: str, agent: str | None) -> None:
     """The message says what to do."""
-    with TaskClient(nowhere) as client, pytest.raises(RecollectError, match=r"no server answers at .*recollect serve"):
+    with TaskClient(nowhere) as client, pytest.raises(RetinueError, match=r"no server answers at .*retinue serve"):
         client.send_task("hello", agent=agent)
-    with pytest.raises(RecollectError, match="no server answers at"):
+    with pytest.raises(RetinueError, match="no server answers at"):
         list_agents(nowhere)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://127.0.0.1"])
 def test_an_address_that_is_none_is_one_clear_error(url: str) -> None:
     """Not an exception of the HTTP library."""
-    with TaskClient(url) as client, pytest.raises(RecollectError, match="no server answers at"):
+    with TaskClient(url) as client, pytest.raises(RetinueError, match="no server answers at"):
         client.send_task("hello")
 
 
@@ -128,5 +128,5 @@ def test_closing_twice_is_fine(server: Server) -> None:
     client = TaskClient(server.url)
     client.close()
     client.close()
-    with pytest.raises(RecollectError, match="closed"):
+    with pytest.raises(RetinueError, match="closed"):
         client.send_task("hello")

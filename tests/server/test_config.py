@@ -1,4 +1,4 @@
-"""What recollect.yaml may say, and what a mistake in it gets: one line that names the key, the line and the way out."""
+"""What retinue.yaml may say, and what a mistake in it gets: one line that names the key, the line and the way out."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from recollect_server.config import Config, InvalidConfig, default_config, load_config, parse_config
+from retinue_server.config import Config, InvalidConfig, default_config, load_config, parse_config
 
-EXPLAINED = Path(__file__).parents[2] / "config" / "recollect.yaml"
+EXPLAINED = Path(__file__).parents[2] / "config" / "retinue.yaml"
 
 
 def test_the_explained_file_says_what_is_built_in() -> None:
-    """config/recollect.yaml is the built-in configuration, key by key."""
+    """config/retinue.yaml is the built-in configuration, key by key."""
     assert load_config(EXPLAINED).model_dump() == default_config().model_dump()
 
 
 def test_the_explained_file_explains_every_key() -> None:
-    """No key of the schema goes without a word in config/recollect.yaml."""
+    """No key of the schema goes without a word in config/retinue.yaml."""
     schema = Config.model_json_schema()
     sections = [
         schema,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recollect_memory.weights import Weight
+from retinue_memory.weights import Weight
 
 from .conftest import Serve, Server
 
@@ -29,7 +29,7 @@ agents:
 """
 SLOWLY = """
 import asyncio
-from recollect_memory import Memory
+from retinue_memory import Memory
 
 class Slow(Memory):
     async def retrieve(self, query, *, top_k=5, **kwargs):
@@ -42,7 +42,7 @@ class Slow(Memory):
 PROGRAM = """
 import sys
 
-from recollect_server import TaskClient
+from retinue_server import TaskClient
 
 with TaskClient(sys.argv[1]) as task_client:
     task_client.send_task(
@@ -60,7 +60,7 @@ with TaskClient(sys.argv[1]) as task_client:
 SESSIONS = """
 import sys
 
-from recollect_server import TaskClient
+from retinue_server import TaskClient
 
 task_client = TaskClient(sys.argv[1] + "/agents/reciter")
 told = task_client.send_task(message="My parrot is called Olaf")

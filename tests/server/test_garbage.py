@@ -20,7 +20,7 @@ from .conftest import Server
 
 SECONDS = 10.0
 INSIDE = re.compile(
-    r"Traceback|File \"|site-packages|\.py\b|recollect_server|recollect_memory|object at 0x"
+    r"Traceback|File \"|site-packages|\.py\b|retinue_server|retinue_memory|object at 0x"
     r"|[a-z]Error\(|sqlite3?\.|/(?:tmp|root|home)/"
 )
 """What shows that something of the server's inside got out."""

@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from recollect_server import TaskClient
+from retinue_server import TaskClient
 
 from ..memory.mem0_cloud import KEY, Cloud, Fault, eventually  # noqa: TID252 - the one stand-in there is
-from .conftest import COUNTRY, Serve, Server, ask, counted, recollect
+from .conftest import COUNTRY, Serve, Server, ask, counted, retinue
 
 
 @pytest.fixture
@@ -48,14 +48,14 @@ def test_alice_is_known_at_once_and_across_a_crash(tmp_path: Path, serve: Serve,
         cloud.indexing.set()
         eventually(lambda: pending(server) == 0)
         assert "I am from Italy" in ask(server.url, COUNTRY)
-    turns = [call.body["metadata"]["recollect_turn"] for call in cloud.calls if call.operation == "add"]
+    turns = [call.body["metadata"]["retinue_turn"] for call in cloud.calls if call.operation == "add"]
     assert len(turns) == len(set(turns))
     assert cloud.texts().count("I am from Italy") == 1
 
 
 def pending(server: Server) -> int:
     """Turns that mem0 is working on, as the file has it."""
-    with closing(sqlite3.connect(server.folder / "var" / "recollect.db")) as db:
+    with closing(sqlite3.connect(server.folder / "var" / "retinue.db")) as db:
         count: int = db.execute("SELECT count(*) FROM mem0_turns WHERE state = 'pending'").fetchone()[0]
         return count
 
@@ -122,7 +122,7 @@ def test_an_outage_is_told_while_what_waits_is_used(tmp_path: Path, serve: Serve
         assert "I am from Italy" in task.text
         (failed,) = task.to_dict()["metadata"]["memory"]["failed"]
         assert (failed["operation"], failed["memory"]) == ("retrieve", "default")
-        assert counted(server, "recollect_memory_failures_total", operation="retrieve", reason="error") == 2
+        assert counted(server, "retinue_memory_failures_total", operation="retrieve", reason="error") == 2
 
 
 def test_a_memory_that_fails_holds_up_no_erasure(tmp_path: Path, serve: Serve, cloud: Cloud) -> None:
@@ -140,7 +140,7 @@ def test_a_memory_that_fails_holds_up_no_erasure(tmp_path: Path, serve: Serve, c
         assert first.json()["deleted"]["tasks"] == 1
         assert any("memory default: not erased" in left for left in first.json()["left"])
         assert api.get("/memories", params={"user": "alice", "space": "own"}).json()["memories"] == []
-        told = recollect(server, "erase", "--user", "alice", "--yes")
+        told = retinue(server, "erase", "--user", "alice", "--yes")
         assert (told.returncode, told.stderr) == (1, "not erased, erase again: default\n")
         assert '"failed": [' in told.stdout
         cloud.faults.clear()

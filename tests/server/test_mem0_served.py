@@ -60,7 +60,7 @@ def test_alice_is_known_until_she_is_erased(tmp_path: Path, serve: Serve, config
 def test_the_embedder_of_the_library_is_fetched_at_the_start(tmp_path: Path, serve: Serve) -> None:
     """As that of `native` is. Where it cannot be had, the server starts, says what is missing, and answers."""
     nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
-    nowhere |= {"PIP_RETRIES": "0", "PIP_NO_CACHE_DIR": "1", "RECOLLECT_CACHE": str(tmp_path / "empty")}
+    nowhere |= {"PIP_RETRIES": "0", "PIP_NO_CACHE_DIR": "1", "RETINUE_CACHE": str(tmp_path / "empty")}
     memory = "memory:\n  default: {backend: mem0-local, path: kept}\n"
     agents = 'agents:\n  reciter: {default: true, model: "parts:Recite"}\n'
     with serve(tmp_path, memory + agents, **nowhere) as server:

@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from recollect_server import TaskClient
-from recollect_server.config import InvalidConfig, parse_config
-from recollect_server.registry import Registry
+from retinue_server import TaskClient
+from retinue_server.config import InvalidConfig, parse_config
+from retinue_server.registry import Registry
 
 from .brain import SECONDS, Brain, Call, Line, Script, eventually
 from .conftest import Serve, Server
@@ -25,7 +25,7 @@ from .test_recovery import Caller, kill
 MEMORIES = """
 import asyncio
 
-from recollect_memory import Memory
+from retinue_memory import Memory
 
 
 class Hanging(Memory):

@@ -6,12 +6,12 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from recollect_agents import Agent
-from recollect_agents.testing import EchoModel
-from recollect_memory import Memory, Message
-from recollect_memory.errors import MemoryBackendError
-from recollect_server.registry import Registry
-from recollect_server.runtime.outbox import OutboxMemory
+from retinue_agents import Agent
+from retinue_agents.testing import EchoModel
+from retinue_memory import Memory, Message
+from retinue_memory.errors import MemoryBackendError
+from retinue_server.registry import Registry
+from retinue_server.runtime.outbox import OutboxMemory
 
 from .inprocess import Here, ask, eventually, request, running
 
@@ -58,27 +58,27 @@ async def test_what_memories_do_is_counted(tmp_path: Path) -> None:
 
     async with running(tmp_path, {"a": agent}, MEMORIES) as here:
         before = await samples(here)
-        assert before['recollect_memory_failures_total{memory="other",operation="update",reason="error"}'] == 0
-        assert before['recollect_memory_writes_pending{memory="pad"}'] == 0
+        assert before['retinue_memory_failures_total{memory="other",operation="update",reason="error"}'] == 0
+        assert before['retinue_memory_writes_pending{memory="pad"}'] == 0
         client = await here.client()
         for text in ("hello", "fail", "hang"):
             await ask(client, request(text, {"user_id": text}))
         after = await samples(here)
         assert after.keys() == before.keys()
-        changed = {name: value for name, value in after.items() if name.startswith("recollect") and value}
-        assert changed.pop('recollect_memory_retrieve_seconds_sum{memory="pad"}') >= 0.05
+        changed = {name: value for name, value in after.items() if name.startswith("retinue") and value}
+        assert changed.pop('retinue_memory_retrieve_seconds_sum{memory="pad"}') >= 0.05
         assert {name: value for name, value in changed.items() if "_bucket" not in name and "_created" not in name} == {
-            'recollect_memory_retrieve_seconds_count{memory="pad"}': 3,
-            'recollect_memory_failures_total{memory="pad",operation="retrieve",reason="error"}': 1,
-            'recollect_memory_failures_total{memory="pad",operation="retrieve",reason="unanswered"}': 1,
-            'recollect_memory_writes_pending{memory="pad"}': 3,
+            'retinue_memory_retrieve_seconds_count{memory="pad"}': 3,
+            'retinue_memory_failures_total{memory="pad",operation="retrieve",reason="error"}': 1,
+            'retinue_memory_failures_total{memory="pad",operation="retrieve",reason="unanswered"}': 1,
+            'retinue_memory_writes_pending{memory="pad"}': 3,
         }
         pad.may_write.set()
 
         async def written() -> bool:
             found = await samples(here)
-            pending = found['recollect_memory_writes_pending{memory="pad"}']
-            return (found['recollect_memory_writes_total{memory="pad",outcome="stored"}'], pending) == (3, 0)
+            pending = found['retinue_memory_writes_pending{memory="pad"}']
+            return (found['retinue_memory_writes_total{memory="pad",outcome="stored"}'], pending) == (3, 0)
 
         await eventually(written, "all is written")
 

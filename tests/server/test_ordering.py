@@ -33,9 +33,9 @@ from a2a.utils.errors import (
     UnsupportedOperationError,
 )
 
-from recollect_agents import Agent
-from recollect_agents.testing import EchoModel, ScriptedModel
-from recollect_memory import ToolCall
+from retinue_agents import Agent
+from retinue_agents.testing import EchoModel, ScriptedModel
+from retinue_memory import ToolCall
 
 from .actor import BIG, Actor
 from .inprocess import SECONDS, Here, ask, begin, events, eventually, message, request, rpc, running, texts, until

@@ -15,12 +15,12 @@ from a2a.types import Task, TaskState
 from google.protobuf.json_format import MessageToDict
 from numpy.typing import NDArray
 
-from recollect_memory import Embedder, InvocationContext, Memory, Message, Scope
-from recollect_memory.native.memory import NativeMemory
-from recollect_memory.sqlite import Alongside, Database
-from recollect_server.runtime.outbox import Outbox, Patience
-from recollect_server.runtime.sqlite import SQLiteStore
-from recollect_server.runtime.turn import Caller, DueWrite, MemoryWrite, Progress
+from retinue_memory import Embedder, InvocationContext, Memory, Message, Scope
+from retinue_memory.native.memory import NativeMemory
+from retinue_memory.sqlite import Alongside, Database
+from retinue_server.runtime.outbox import Outbox, Patience
+from retinue_server.runtime.sqlite import SQLiteStore
+from retinue_server.runtime.turn import Caller, DueWrite, MemoryWrite, Progress
 
 from .inprocess import eventually, request
 

@@ -15,9 +15,9 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from recollect_server import TaskClient
+from retinue_server import TaskClient
 
-from .conftest import Serve, Server, ask, recollect
+from .conftest import Serve, Server, ask, retinue
 
 CONFIG = """\
 memory:
@@ -234,7 +234,7 @@ def test_a_request_may_keep_memory_out(server: Server, api: httpx.Client, user: 
         "zq1" in memory["content"] or "zq2" in memory["content"] for memory in memories(api, user, limit=500)
     )
     card = httpx.get(f"{server.url}/.well-known/agent-card.json").json()
-    assert [extension["uri"] for extension in card["capabilities"]["extensions"]] == ["urn:recollect:a2a:memory:v1"]
+    assert [extension["uri"] for extension in card["capabilities"]["extensions"]] == ["urn:retinue:a2a:memory:v1"]
 
 
 @pytest.mark.parametrize("asked", ["on", {"mode": "maybe"}, {"top_k": 0}, {"top_k": 1.5}, {"top_k": "many"}])
@@ -265,28 +265,28 @@ def test_a_finished_task_tells_what_became_of_its_memory(server: Server, api: ht
 
 def test_the_terminal_does_it_all(server: Server, api: httpx.Client, user: str, tmp_path: Path) -> None:
     """list, search, get, add, edit, pin, forget, export, import, erase, as README and --help show them."""
-    id_ = recollect(server, "add", "I sail on Sundays.", "--user", user).stdout.strip()
+    id_ = retinue(server, "add", "I sail on Sundays.", "--user", user).stdout.strip()
     assert id_
-    assert "I sail on Sundays." in recollect(server, "list", "--user", user).stdout
-    assert id_ in recollect(server, "search", "sail", "--user", user).stdout
-    assert recollect(server, "edit", id_, "I sail on Mondays.", "--user", user).returncode == 0
-    assert recollect(server, "pin", id_, "--user", user).returncode == 0
-    whole = json.loads(recollect(server, "get", id_, "--user", user).stdout)
+    assert "I sail on Sundays." in retinue(server, "list", "--user", user).stdout
+    assert id_ in retinue(server, "search", "sail", "--user", user).stdout
+    assert retinue(server, "edit", id_, "I sail on Mondays.", "--user", user).returncode == 0
+    assert retinue(server, "pin", id_, "--user", user).returncode == 0
+    whole = json.loads(retinue(server, "get", id_, "--user", user).stdout)
     assert (whole["content"], whole["pinned"]) == ("I sail on Mondays.", True)
     file = tmp_path / "user.jsonl"
-    assert recollect(server, "export", "--user", user, "--output", str(file)).returncode == 0
-    assert recollect(server, "forget", id_, "--user", user).returncode == 0
-    assert "Mondays" not in recollect(server, "list", "--user", user, "--json").stdout
-    assert json.loads(recollect(server, "import", str(file), "--user", user).stdout)["new"]["memory"] == 1
-    assert "Mondays" in recollect(server, "list", "--user", user).stdout
-    refused = recollect(server, "erase", "--user", user, stdin="n\n")
+    assert retinue(server, "export", "--user", user, "--output", str(file)).returncode == 0
+    assert retinue(server, "forget", id_, "--user", user).returncode == 0
+    assert "Mondays" not in retinue(server, "list", "--user", user, "--json").stdout
+    assert json.loads(retinue(server, "import", str(file), "--user", user).stdout)["new"]["memory"] == 1
+    assert "Mondays" in retinue(server, "list", "--user", user).stdout
+    refused = retinue(server, "erase", "--user", user, stdin="n\n")
     assert refused.returncode == 1
-    erased = recollect(server, "erase", "--user", user, "--tasks", "--yes", "--verify")
+    erased = retinue(server, "erase", "--user", user, "--tasks", "--yes", "--verify")
     assert erased.returncode == 0, erased.stderr
     assert "verified: nothing is left" in erased.stdout
-    missing = recollect(server, "get", id_, "--user", user)
+    missing = retinue(server, "get", id_, "--user", user)
     assert (missing.returncode, missing.stderr) == (1, "there is no such memory\n")
-    assert recollect(server, "forget", "--user", user).returncode == 2
+    assert retinue(server, "forget", "--user", user).returncode == 2
 
 
 def test_an_export_without_a_memory_that_is_down_has_all_the_others(tmp_path: Path, serve: Serve) -> None:
@@ -302,18 +302,18 @@ agents:
   reciter: {default: true, model: "parts:Recite"}
   other: {model: "parts:Recite", memory: [away, late]}
 """
-    late = "from recollect_memory import Memory\n\ndef Late():\n    raise ConnectionError('nobody answers')\n"
+    late = "from retinue_memory import Memory\n\ndef Late():\n    raise ConnectionError('nobody answers')\n"
     (tmp_path / "late.py").write_text(late, encoding="utf-8")
     file = tmp_path / "alice.jsonl"
     with serve(tmp_path, config) as server:
         ask(server.url, "I keep bees.")
-        recollect(server, "add", 'She says "missing" a lot.', "--user", "alice")
-        done = recollect(server, "export", "--user", "alice", "--output", str(file))
+        retinue(server, "add", 'She says "missing" a lot.', "--user", "alice")
+        done = retinue(server, "export", "--user", "alice", "--output", str(file))
         assert done.returncode == 1
         assert "missing is memory away (" in done.stderr
         assert "late (" in done.stderr
-        assert recollect(server, "import", str(file), "--user", "bob").returncode == 0
-        assert "I keep bees." in recollect(server, "list", "--user", "bob").stdout
+        assert retinue(server, "import", str(file), "--user", "bob").returncode == 0
+        assert "I keep bees." in retinue(server, "list", "--user", "bob").stdout
         erased = httpx.delete(f"{server.url}/api/v1/users/alice", timeout=30)
         assert (erased.status_code, erased.json()["failed"]) == (503, ["away", "late"])
     values = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -345,7 +345,7 @@ def test_what_mem0_gave_out_is_taken_by_each_user(server: Server, api: httpx.Cli
         ("lines.jsonl", "\n".join(map(json.dumps, listed))),
     ):
         (tmp_path / name).write_text(text, encoding="utf-8")
-        done = recollect(server, "import", str(tmp_path / name))
+        done = retinue(server, "import", str(tmp_path / name))
         first = name == "list.json"
         assert json.loads(done.stdout) == {"new": {"memory": 2 * first}, "users": {user: 1 * first, other: 1 * first}}
         assert done.stderr.splitlines() == [
@@ -362,12 +362,12 @@ def test_of_mem0s_users_one_may_be_chosen(server: Server, api: httpx.Client, use
     other, file = f"{user}-2", tmp_path / "all.json"
     listed = get_all(("Rows", {"user_id": user}), ("Sails", {"user_id": other}), ("Swims", {}))
     file.write_text(json.dumps(listed), encoding="utf-8")
-    done = recollect(server, "import", str(file), "--user", user)
+    done = retinue(server, "import", str(file), "--user", user)
     assert json.loads(done.stdout)["users"] == {user: 2}
     assert done.stderr == f"left out: 1 of user {other!r}\n"
     assert {memory["content"] for memory in memories(api, user)} == {"Rows", "Swims"}
     assert memories(api, other) == []
-    nothing = recollect(server, "import", str(file), "--user", f"{user}-3", "--space", "nowhere")
+    nothing = retinue(server, "import", str(file), "--user", f"{user}-3", "--space", "nowhere")
     assert (nothing.returncode, "no memory 'nowhere'" in nothing.stderr) == (1, True)
 
 
@@ -392,7 +392,7 @@ def test_a_file_that_is_wrong_is_refused_with_its_place(
 ) -> None:
     """Which item and which field, before anything is sent."""
     (tmp_path / "wrong.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-    done = recollect(server, "import", str(tmp_path / "wrong.json"))
+    done = retinue(server, "import", str(tmp_path / "wrong.json"))
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr
 
@@ -401,7 +401,7 @@ def test_what_a_program_exported_is_taken_too(server: Server, user: str, api: ht
     """The values that `ManagedMemory.export` gives, a line each: into the space that is named."""
     exported = """
 import asyncio, json, sys
-from recollect_memory import InvocationContext, Message, Scope, open_memory
+from retinue_memory import InvocationContext, Message, Scope, open_memory
 
 async def main():
     memory = open_memory({"backend": "native", "database": "sqlite:///own.db", "embedder": False})
@@ -415,7 +415,7 @@ asyncio.run(main())
 """
     done = subprocess.run([sys.executable, "-c", exported], cwd=tmp_path, capture_output=True, text=True, check=True)
     (tmp_path / "own.jsonl").write_text(done.stdout, encoding="utf-8")
-    taken = recollect(server, "import", str(tmp_path / "own.jsonl"), "--user", user, "--space", "work")
+    taken = retinue(server, "import", str(tmp_path / "own.jsonl"), "--user", user, "--space", "work")
     assert taken.returncode == 0, taken.stderr
     assert json.loads(taken.stdout)["new"] == {"memory": 1, "task": 0}
     assert [memory["content"] for memory in memories(api, user, space="work")] == ["I mend clocks"]

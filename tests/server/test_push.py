@@ -26,11 +26,11 @@ from a2a.types import (
 from a2a.utils.errors import InvalidParamsError
 from google.protobuf.json_format import ParseDict
 
-from recollect_memory.sqlite import Database
-from recollect_server.push import Pusher, Refused, Screen
-from recollect_server.runtime.rows import now
-from recollect_server.runtime.sqlite import SQLiteStore
-from recollect_server.runtime.turn import Accepted, Caller, Progress
+from retinue_memory.sqlite import Database
+from retinue_server.push import Pusher, Refused, Screen
+from retinue_server.runtime.rows import now
+from retinue_server.runtime.sqlite import SQLiteStore
+from retinue_server.runtime.turn import Accepted, Caller, Progress
 
 from .actor import Actor
 from .inprocess import Here, ask, begin, events, eventually, request, running

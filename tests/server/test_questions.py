@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from recollect_agents import Agent, NeedInput
-from recollect_agents.testing import ScriptedModel
-from recollect_memory import InvocationContext, ToolCall, open_memory
+from retinue_agents import Agent, NeedInput
+from retinue_agents.testing import ScriptedModel
+from retinue_memory import InvocationContext, ToolCall, open_memory
 
 from .brain import REFUSE, SECONDS, Brain, Call, Line, eventually, text
 from .conftest import Serve
@@ -19,7 +19,7 @@ from .inprocess import ask, request, running
 from .test_recovery import Caller, kill
 
 ASKS = """
-from recollect_agents import NeedInput, tool
+from retinue_agents import NeedInput, tool
 
 
 @tool

@@ -122,7 +122,7 @@ def stop(server: Server) -> int:
 
 def stored(server: Server, task_id: str) -> Task:
     """The task as it is on disk."""
-    with closing(sqlite3.connect(server.folder / "var" / "recollect.db")) as db:
+    with closing(sqlite3.connect(server.folder / "var" / "retinue.db")) as db:
         (snapshot,) = db.execute("SELECT snapshot FROM tasks WHERE id = ?", (task_id,)).fetchone()
     return Task.FromString(snapshot)
 
@@ -316,7 +316,7 @@ def test_a_task_that_needs_authorization_waits_for_a_message_after_a_restart(
 def test_an_agent_that_is_gone_leaves_its_turns_until_it_is_back(tmp_path: Path, serve: Serve, brain: Brain) -> None:
     """A server whose configuration names an agent no more starts, serves the others, and loses nothing of that one's."""
     brain.script = lambda call: brain.hang() if call.number == 1 else text("fine")
-    other = "agents:\n  echo: {model: recollect_agents.testing:EchoModel, memory: off}\n"
+    other = "agents:\n  echo: {model: retinue_agents.testing:EchoModel, memory: off}\n"
     with serve(tmp_path, CONFIG) as server:
         task_id = Caller(server).send("hello", wait=False)["id"]
         brain.wait_for("ask")
@@ -379,7 +379,7 @@ def test_a_memory_is_written_once_however_often_its_write_is_cut_off(
         retrieved = first["metadata"]["memory"]["retrieved"]
         assert [found["sources"] for found in retrieved].count(["m"]) == 1
         eventually(partial(_remembered, Caller(server, "rememberer"), first["id"]), "the turn is remembered")
-    with closing(sqlite3.connect(tmp_path / "var" / "recollect.db")) as db:
+    with closing(sqlite3.connect(tmp_path / "var" / "retinue.db")) as db:
         contents = [row[0] for row in db.execute("SELECT content FROM memories WHERE role = 'user' ORDER BY seq")]
         assert contents == ["My cat is called Tom.", "What is my cat called?"]
 
@@ -523,7 +523,7 @@ def test_a_cancel_that_the_disk_is_slow_to_store_is_a_cancel(tmp_path: Path, ser
     with (
         serve(tmp_path, CONFIG) as server,
         ThreadPoolExecutor() as pool,
-        closing(sqlite3.connect(tmp_path / "var" / "recollect.db", isolation_level=None)) as other,
+        closing(sqlite3.connect(tmp_path / "var" / "retinue.db", isolation_level=None)) as other,
     ):
         caller = Caller(server)
         task_id = caller.send("think", wait=False)["id"]
@@ -538,12 +538,12 @@ def test_a_cancel_that_the_disk_is_slow_to_store_is_a_cancel(tmp_path: Path, ser
 
 
 def test_one_server_at_a_time_uses_a_database(tmp_path: Path, serve: Serve, brain: Brain) -> None:
-    """A second `recollect serve` on the same file is refused with one line, exit 1, and the first one goes on; once that is
+    """A second `retinue serve` on the same file is refused with one line, exit 1, and the first one goes on; once that is
     killed, the next start takes the file over.
     """
     with serve(tmp_path, CONFIG) as server:
         second = subprocess.run(
-            command("serve", "--config", "recollect.yaml", "--port", "0"),
+            command("serve", "--config", "retinue.yaml", "--port", "0"),
             cwd=tmp_path,
             env=environment(),
             capture_output=True,
@@ -552,7 +552,7 @@ def test_one_server_at_a_time_uses_a_database(tmp_path: Path, serve: Serve, brai
         )
         assert (second.returncode, second.stdout) == (1, "")
         (line,) = second.stderr.splitlines()
-        assert "recollect.db: another server uses it" in line
+        assert "retinue.db: another server uses it" in line
         assert answers(Caller(server).send("still there?")) == ["fine"]
         kill(server)
     with serve(tmp_path, CONFIG) as server:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from recollect_server.runtime.reminder import Reminder
+from retinue_server.runtime.reminder import Reminder
 
 
 async def test_everyone_is_called_once_in_order_and_not_too_early() -> None:

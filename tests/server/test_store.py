@@ -28,12 +28,12 @@ from google.protobuf.json_format import MessageToDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recollect_memory import InvocationContext, ToolCall
-from recollect_memory import Message as Said
-from recollect_memory.sqlite import Database
-from recollect_server.runtime.sqlite import SQLiteStore
-from recollect_server.runtime.store import Listing, Store
-from recollect_server.runtime.turn import (
+from retinue_memory import InvocationContext, ToolCall
+from retinue_memory import Message as Said
+from retinue_memory.sqlite import Database
+from retinue_server.runtime.sqlite import SQLiteStore
+from retinue_server.runtime.store import Listing, Store
+from retinue_server.runtime.turn import (
     Accepted,
     Caller,
     Continues,

@@ -25,10 +25,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from recollect_memory.ids import new_id
-from recollect_server.runtime.events import payload_of
-from recollect_server.values import stamp
-from recollect_server.wire import send_request, send_response, struct_json, time_json
+from retinue_memory.ids import new_id
+from retinue_server.runtime.events import payload_of
+from retinue_server.values import stamp
+from retinue_server.wire import send_request, send_response, struct_json, time_json
 
 texts = st.text(max_size=8)
 said = st.one_of(st.just(""), texts)  # the empty string is what a field without a value says

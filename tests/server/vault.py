@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
-from recollect_memory import Memory, MemoryBackend, MemoryEntry, MemoryKind, Message
+from retinue_memory import Memory, MemoryBackend, MemoryEntry, MemoryKind, Message
 
 URL = Path("brain.url").read_text(encoding="utf-8")
 HTTP = {"timeout": 60, "verify": False}  # certificates take longer to load than anything here
@@ -141,9 +141,9 @@ memory:
   plain: {backend: "vault:Plain", write_timeout: 1}
   asynchronous: {backend: "vault:Asynchronous", write_timeout: 1}
 agents:
-  own: {model: "recollect_agents.testing:EchoModel", memory: own, default: true}
-  plain: {model: "recollect_agents.testing:EchoModel", memory: plain}
-  asynchronous: {model: "recollect_agents.testing:EchoModel", memory: asynchronous}
+  own: {model: "retinue_agents.testing:EchoModel", memory: own, default: true}
+  plain: {model: "retinue_agents.testing:EchoModel", memory: plain}
+  asynchronous: {model: "retinue_agents.testing:EchoModel", memory: asynchronous}
 """
 
 FINE: Line = {"entries": []}

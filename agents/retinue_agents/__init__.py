@@ -1,0 +1,81 @@
+"""Agents that remember: an `Agent`, the models it asks, the tools it uses, and the events it yields.
+
+Importing this is cheap: LiteLLM, the embedded model and schemas for tools are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from retinue_memory import ChatModel, InvocationContext, Message, ModelDelta, ToolCall, ToolSpec, Usage
+
+from .agent import Agent, RunResult
+from .contract import (
+    Event,
+    FinalAnswer,
+    InputRequired,
+    Journal,
+    MemoryFailed,
+    MemoryRetrieved,
+    MemoryUpdated,
+    NullJournal,
+    State,
+    StepLimitReached,
+    TextDelta,
+    ToolCalled,
+    ToolContext,
+    ToolReturned,
+)
+from .contract import FinalAnswer as FinalAnswerEvent
+from .models import check_model, open_model
+from .tools import NeedInput, Tool, ToolResult, open_tool, tool
+
+if TYPE_CHECKING:
+    from .litellm import LiteLLMChat
+    from .local import LocalChat
+
+_LAZY = {"LiteLLMChat": ".litellm", "LocalChat": ".local"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "Agent",
+    "ChatModel",
+    "Event",
+    "FinalAnswer",
+    "FinalAnswerEvent",
+    "InputRequired",
+    "InvocationContext",
+    "Journal",
+    "LiteLLMChat",
+    "LocalChat",
+    "MemoryFailed",
+    "MemoryRetrieved",
+    "MemoryUpdated",
+    "Message",
+    "ModelDelta",
+    "NeedInput",
+    "NullJournal",
+    "RunResult",
+    "State",
+    "StepLimitReached",
+    "TextDelta",
+    "Tool",
+    "ToolCall",
+    "ToolCalled",
+    "ToolContext",
+    "ToolResult",
+    "ToolReturned",
+    "ToolSpec",
+    "Usage",
+    "check_model",
+    "open_model",
+    "open_tool",
+    "tool",
+]

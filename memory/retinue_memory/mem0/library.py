@@ -1,0 +1,406 @@
+"""mem0's `Memory` over a folder of its own: with our embedder and model, without a network, safe from any thread.
+
+What the library leaves undone is done here: its vector store has no lock, and what it deletes stays in its history, its table
+of last messages and the bytes of its files. Everything blocks: call it from worker threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import json
+import logging
+import sqlite3
+import threading
+import uuid
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from retinue_memory.contract import Embedder
+from retinue_memory.errors import MemoryBackendError
+from retinue_memory.sqlite import hold
+
+from .importing import import_mem0
+from .service import TURN, Entity
+
+log = logging.getLogger(__name__)
+
+Generate = Callable[[Sequence[Mapping[str, str]]], str]
+"""Answers a conversation of {"role", "content"} with a JSON object as text. Blocks; what it raises ends the `add`."""
+
+_PROVIDER = "retinue"
+_COLLECTION = "memories"
+_ALL = 2**31 - 1
+_ADDING = "adding"
+_EMBEDDER = "embedder.json"
+"""Which embedder made the vectors of a folder: those of another cannot be compared with them."""
+
+
+class Embedding:
+    """What mem0 calls an embedding model; `config.model` is our `Embedder`."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def embed(self, text: str, memory_action: str | None = None) -> list[float]:
+        return self.embed_batch([text])[0]
+
+    def embed_batch(self, texts: Sequence[str], memory_action: str | None = None) -> list[list[float]]:
+        vectors: list[list[float]] = self.config.model.embed(list(texts)).tolist() if texts else []
+        return vectors
+
+
+class Llm:
+    """What mem0 calls a model; `config.model` is a `Generate`."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def generate_response(self, messages: Sequence[Mapping[str, str]], *_: Any, **__: Any) -> str:
+        answer: str = self.config.model(messages)
+        return answer
+
+
+class Library:
+    """One folder's memories. `generate` answers for a model where facts are to be drawn; None: nothing is ever drawn.
+
+    The folder is the caller's alone: see `held`. Raises MemoryBackendError where it was made with another embedder, or is
+    damaged.
+    """
+
+    def __init__(self, folder: Path, embedder: Embedder, generate: Generate | None = None) -> None:
+        self.folder = folder
+        self._generate = generate
+        self._qdrant = threading.Lock()
+        self._writing = threading.Lock()
+        """Held by whoever writes; not while a model answers."""
+        self._drawing = threading.local()
+        self._erasures: dict[Entity, int] = {}
+        self._closing = False
+        mem0 = import_mem0(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as opened:
+            _check_embedder(folder, embedder)
+            try:
+                self.memory = self._open(mem0, embedder)
+                opened.callback(self.memory.close)
+                opened.callback(self._client.close)
+                for connection in self.connections():
+                    connection.execute("PRAGMA secure_delete = ON")
+                self._undo()
+                self._sweep()
+            except Exception as error:
+                problem = (
+                    f"{folder} cannot be opened ({type(error).__name__}: {error}): repair it, or name another path"
+                )
+                raise MemoryBackendError(problem) from error
+            self._opened = opened.pop_all()
+
+    def _open(self, mem0: Any, embedder: Embedder) -> Any:
+        factory: Any = importlib.import_module("mem0.utils.factory")
+        config: Any = importlib.import_module("mem0.configs.base")
+        embeddings: Any = importlib.import_module("mem0.embeddings.configs")
+        llms: Any = importlib.import_module("mem0.llms.configs")
+        persistence: Any = importlib.import_module("qdrant_client.local.persistence")
+        persistence.CollectionPersistence.CHECK_SAME_THREAD = False  # our lock is what it would guess at
+        factory.EmbedderFactory.provider_to_class[_PROVIDER] = f"{__name__}.Embedding"
+        factory.LlmFactory.register_provider(_PROVIDER, f"{__name__}.Llm")
+        _stay_offline()
+        store = {"path": str(self.folder / "qdrant"), "collection_name": _COLLECTION, "on_disk": True}
+        settings = config.MemoryConfig(
+            vector_store={"provider": "qdrant", "config": {**store, "embedding_model_dims": embedder.dimensions}},
+            history_db_path=str(self.folder / "history.db"),
+            # made without validation: that knows only the providers which mem0 brings
+            embedder=embeddings.EmbedderConfig.model_construct(
+                provider=_PROVIDER, config={"model": embedder, "embedding_dims": embedder.dimensions}
+            ),
+            llm=llms.LlmConfig.model_construct(provider=_PROVIDER, config={"model": self._answer}),
+        )
+        memory = mem0.Memory(settings)
+        memory.vector_store._has_bm25_slot = False  # its encoder would be fetched from a hub
+        self._client = memory.vector_store.client
+        memory.vector_store.client = _Locked(self._client, self._qdrant)
+        return memory
+
+    def closing(self) -> None:
+        """From now on an `add` whose model gives no answer ends with an error, and keeps nothing."""
+        self._closing = True
+
+    def close(self) -> None:
+        """Waits for whoever writes."""
+        with self._writing, self._qdrant:
+            self._opened.close()
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def search(self, query: str, entity: Entity, top_k: int) -> list[dict[str, Any]]:
+        found: dict[str, list[dict[str, Any]]] = self.memory.search(
+            query, filters=entity.filter, top_k=top_k, threshold=0.0, show_expired=True
+        )
+        return found["results"]
+
+    def listed(self, entity: Entity, *, most: int = _ALL, turn: str | None = None) -> list[dict[str, Any]]:
+        """By id, which never changes; those of one turn where it is given."""
+        filters = entity.filter if turn is None else {**entity.filter, TURN: {"eq": turn}}
+        found: dict[str, list[dict[str, Any]]] = self.memory.get_all(filters=filters, top_k=most, show_expired=True)
+        return found["results"]
+
+    def get(self, id: str) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = self.memory.get(id)
+        return found
+
+    def history(self, id: str) -> list[dict[str, Any]]:
+        steps: list[dict[str, Any]] = self.memory.history(id)
+        return steps
+
+    def beside(self, entity: Entity) -> dict[str, int]:
+        """Rows of the entity that are no memories, by table, where there are any."""
+        ids = json.dumps(self._ids(entity))
+        scope = _session_scope(entity)
+        counted = {
+            "history": self._count("history WHERE memory_id IN (SELECT value FROM json_each(?))", ids),
+            "messages": self._count("messages WHERE session_scope = ?", scope),
+        }
+        with self._qdrant:
+            for name, collection in self._client._client.collections.items():
+                if name != _COLLECTION:
+                    counted[name] = collection.count(_only(entity)).count
+        return {table: count for table, count in counted.items() if count}
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def add(
+        self, messages: Sequence[Mapping[str, str]], entity: Entity, metadata: Mapping[str, Any], *, infer: bool
+    ) -> None:
+        """Keep what a model draws from the messages, or where it gives nothing that can be used, the messages. What was begun
+        before an erasure is not kept."""
+        with self._whole(entity, metadata.get(TURN)), self._writing:
+            erasures = self._erasures.get(entity, 0)
+            kept = functools.partial(self.memory.add, list(messages), metadata=dict(metadata), **entity.filter)
+            if infer:
+                self._drawing.wanted = lambda: self._erasures.get(entity, 0) == erasures
+                try:
+                    kept(infer=True)
+                    return
+                except Exception as error:
+                    if self._erasures.get(entity, 0) != erasures:
+                        log.info("mem0: a turn was dropped: its scope was erased meanwhile")
+                        return
+                    if self._closing:
+                        raise MemoryBackendError("mem0: the memory was closed while its model answered") from error
+                    log.warning("mem0: no facts drawn, what was said is kept as it is: %s", error)
+                finally:
+                    self._drawing.wanted = _always
+            kept(infer=False)
+
+    @contextmanager
+    def _whole(self, entity: Entity, turn: object) -> Generator[None]:
+        """All of a turn's memories or none, though they are written one by one: a note says whose they are until all are there,
+        so that they are taken back where the writing fails, or the process dies."""
+        note = self.folder / _ADDING / f"{uuid.uuid4().hex}.json"
+        note.parent.mkdir(exist_ok=True)
+        note.write_text(json.dumps([entity.field, entity.id, turn]), encoding="utf-8")
+        try:
+            yield
+        except BaseException:
+            self._take_back(entity, turn)
+            raise
+        finally:
+            note.unlink()
+
+    def _take_back(self, entity: Entity, turn: object) -> None:
+        if isinstance(turn, str):
+            self.memory.vector_store.client.delete(_COLLECTION, points_selector=_selected(entity, turn))
+
+    def _undo(self) -> None:
+        """What a process that died had begun."""
+        for note in (self.folder / _ADDING).glob("*.json"):
+            try:
+                field, id, turn = json.loads(note.read_text(encoding="utf-8"))
+            except ValueError:  # it died before it wrote anything
+                pass
+            else:
+                self._take_back(Entity(field, id), turn)
+            note.unlink()
+
+    def _answer(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The model's, during which others may write."""
+        if self._generate is None:
+            raise MemoryBackendError("mem0 was asked to draw facts, but there is no model")
+        self._writing.release()
+        try:
+            answer = self._generate(messages)
+        finally:
+            self._writing.acquire()
+        if not getattr(self._drawing, "wanted", _always)():
+            raise MemoryBackendError("everything was erased meanwhile")
+        return answer
+
+    def change(self, id: str, text: str, metadata: Mapping[str, Any]) -> None:
+        with self._writing:
+            self.memory.update(id, text=text, metadata=dict(metadata))
+
+    def delete(self, id: str) -> None:
+        """With its history, and the last messages of whose it was, from which it may have been drawn."""
+        with self._writing:
+            found = self.memory.get(id)
+            if found is None:
+                return
+            self.memory.delete(id)
+            owner = {key: found[key] for key in ("user_id", "run_id", "agent_id") if found.get(key)}
+            self._forget(json.dumps([id]), _scope_of(owner))
+            self._blank()
+
+    def delete_all(self, entity: Entity) -> None:
+        """Memories, entities, history, last messages: from the tables and from what is held in memory."""
+        with self._writing:
+            self._erasures[entity] = self._erasures.get(entity, 0) + 1
+            self._forget(json.dumps(self._ids(entity)), _session_scope(entity))
+            for name in list(self._client._client.collections):
+                self.memory.vector_store.client.delete(name, points_selector=_selected(entity))
+            self._blank()
+
+    # -- the files ----------------------------------------------------------------------------------------------------
+
+    def _ids(self, entity: Entity) -> list[str]:
+        with self._qdrant:
+            points, _ = self._client.scroll(
+                _COLLECTION, scroll_filter=_only(entity), limit=_ALL, with_payload=False, with_vectors=False
+            )
+        return [str(point.id) for point in points]
+
+    def _count(self, what: str, *values: str) -> int:
+        with self._history_lock() as db:
+            count: int = db.execute(f"SELECT count(*) FROM {what}", values).fetchone()[0]  # noqa: S608 - ours
+            return count
+
+    def _forget(self, ids: str, session_scope: str) -> None:
+        """Take these memories out of the history, and a scope's last messages; and what an unclean end left in the history of
+        memories that are no more."""
+        with self._history_lock() as db, db:
+            db.execute("DELETE FROM history WHERE memory_id IN (SELECT value FROM json_each(?))", [ids])
+            db.execute("DELETE FROM messages WHERE session_scope = ?", [session_scope])
+
+    def _sweep(self) -> None:
+        """The history of memories that an unclean end left deleted only halfway."""
+        with self._qdrant:
+            known = json.dumps([str(id) for id in self._client._client.collections[_COLLECTION].ids])
+        with self._history_lock() as db, db:
+            db.execute("DELETE FROM history WHERE memory_id NOT IN (SELECT value FROM json_each(?))", [known])
+
+    def _blank(self) -> None:
+        """The vector store only marks what it deletes: let go of the texts that it holds in memory."""
+        with self._qdrant:
+            for collection in self._client._client.collections.values():
+                for place in collection.deleted.nonzero()[0]:
+                    if collection.payload[place]:
+                        collection.payload[place] = {}
+                        for vectors in collection.vectors.values():
+                            vectors[place] = 0.0
+
+    def scrub(self) -> str | None:
+        """Write the files anew, without what was deleted, which takes as much of the disk again; in words where that fails."""
+        try:
+            with self._writing, self._history_lock(), self._qdrant:
+                for connection in self.connections():
+                    connection.execute("VACUUM")
+        except sqlite3.Error as error:
+            return f"unused space in files of {self.folder} ({error}): make room on the disk, and erase again"
+        return None
+
+    @contextmanager
+    def _history_lock(self) -> Generator[sqlite3.Connection]:
+        with self.memory.db._lock:
+            yield self.memory.db.connection
+
+    def connections(self) -> list[sqlite3.Connection]:
+        """Of the files in which memories and their history are kept."""
+        return [self.memory.db.connection] + [one.storage.storage for one in self._client._client.collections.values()]
+
+
+def _always() -> bool:
+    return True
+
+
+class _Locked:
+    """The vector store's client, one call at a time: it has no lock of its own, and loses points without one."""
+
+    def __init__(self, client: Any, lock: threading.Lock) -> None:
+        self._client = client
+        self._lock = lock
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._client, name)
+        if not callable(found):
+            return found
+
+        @functools.wraps(found)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._lock:
+                return found(*args, **kwargs)
+
+        return call
+
+
+def _only(entity: Entity) -> Any:
+    """The filter of an entity's points. A session's are those that name no user."""
+    models: Any = importlib.import_module("qdrant_client.models")
+    must = [models.FieldCondition(key=entity.field, match=models.MatchValue(value=entity.id))]
+    if entity.field == "run_id":
+        must.append(models.IsEmptyCondition(is_empty=models.PayloadField(key="user_id")))
+    return models.Filter(must=must)
+
+
+def _selected(entity: Entity, turn: str | None = None) -> Any:
+    models: Any = importlib.import_module("qdrant_client.models")
+    chosen = _only(entity)
+    if turn is not None:
+        chosen.must.append(models.FieldCondition(key=TURN, match=models.MatchValue(value=turn)))
+    return models.FilterSelector(filter=chosen)
+
+
+def _session_scope(entity: Entity) -> str:
+    return _scope_of(entity.filter)
+
+
+def _scope_of(ids: Mapping[str, str]) -> str:
+    """The key under which mem0 keeps the last messages."""
+    main: Any = importlib.import_module("mem0.memory.main")
+    scope: str = main._build_session_scope(ids)
+    return scope
+
+
+def held(folder: Path) -> sqlite3.Connection:
+    """The lock of a folder, made where it is not there, until it is closed. Raises MemoryBackendError: another has it."""
+    try:
+        return hold(folder / "retinue.lock")
+    except (sqlite3.Error, OSError) as error:
+        if "locked" in str(error):
+            problem = f"{folder} is in use by another process or memory: stop that one, or name another path"
+            raise MemoryBackendError(problem) from None
+        problem = f"{folder} cannot be locked ({error}): make it a folder that can be written"
+        raise MemoryBackendError(problem) from error
+
+
+def _check_embedder(folder: Path, embedder: Embedder) -> None:
+    path = folder / _EMBEDDER
+    mine = {"name": embedder.name, "dimensions": embedder.dimensions}
+    if not path.exists():
+        half = path.with_suffix(".half")
+        half.write_text(json.dumps(mine), encoding="utf-8")
+        half.replace(path)
+        return
+    made = json.loads(path.read_text(encoding="utf-8"))
+    if made != mine:
+        problem = f"{folder} was made with the embedder {made.get('name')!r}, not {embedder.name!r}: use that, or another path"
+        raise MemoryBackendError(problem)
+
+
+def _stay_offline() -> None:
+    """mem0 fetches a language model for spaCy where that is installed without one."""
+    if importlib.util.find_spec("spacy") is None or importlib.util.find_spec("en_core_web_sm") is None:
+        spacy: Any = importlib.import_module("mem0.utils.spacy_models")
+        spacy._load_failed_full = spacy._load_failed_lemma = True

@@ -1,0 +1,207 @@
+"""The turns that were accepted and that mem0 may not have made searchable yet, as rows."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.resources import files
+from typing import Any, Literal, TypeVar, cast
+
+from retinue_memory.contract import Message
+from retinue_memory.messages import message_json, message_of
+from retinue_memory.sqlite import Database, Operation, named_queries, path_of
+
+from .service import Entity
+
+T = TypeVar("T")
+State = Literal["new", "sent", "pending", "done", "failed"]
+
+_FOLDER = files("retinue_memory.mem0")
+_SQL = named_queries(_FOLDER.joinpath("turns.sql").read_text(encoding="utf-8"))
+_EPOCH, _MICROSECOND = datetime.fromtimestamp(0, UTC), timedelta(microseconds=1)
+_IN_MEMORY = ":memory:"
+KEPT_DAYS = 30
+"""How long the id of a turn that is done is kept, so that it is not sent again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn's messages on their way to mem0."""
+
+    scope: str
+    id: str
+    entity: Entity
+    messages: Sequence[Message]
+    about: Mapping[str, Any]
+    infer: bool
+    state: State = "sent"
+    void: bool = False
+    event: str | None = None
+    tries: int = 0
+    failures: int = 0
+    since: int = 0
+
+    @property
+    def said(self) -> str:
+        return "\n".join(message.content for message in self.messages)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.scope, self.id
+
+
+def now() -> int:
+    """Microseconds since the epoch."""
+    return (datetime.now(UTC) - _EPOCH) // _MICROSECOND
+
+
+class Turns:
+    """The rows of one memory, in a database that others may share; None: in this process' memory only. `grace`: seconds after
+    which a request whose outcome nobody knows is looked into at the latest."""
+
+    def __init__(self, database: Database | str | None, space: str, grace: float) -> None:
+        self._grace = grace
+        self._owned = not isinstance(database, Database)
+        self._space = space
+        if isinstance(database, Database):
+            self._database = database
+        else:
+            self._database = Database(path_of(database) if database is not None else _IN_MEMORY)
+        # what is in memory belongs to one connection, the writer's
+        self._one_connection = str(self._database.path) == _IN_MEMORY
+
+    def open(self) -> None:
+        """Bring the tables up to date. Blocks. Raises StoreError."""
+        self._database.migrate("mem0", _FOLDER)
+        before = now() - KEPT_DAYS * 86_400 * 1_000_000
+        self._database.write_now(lambda db: db.execute(_SQL["drop_old"], {"space": self._space, "before": before}))
+
+    def close(self) -> None:
+        if self._owned:
+            self._database.close()
+
+    async def accept(self, turn: Turn, *, unless: Operation[bool]) -> tuple[Turn, bool] | None:
+        """Write the turn down as about to be sent: itself and True; what was there under its id before and False. None:
+        `unless` holds in this very transaction."""
+
+        def write(db: sqlite3.Connection) -> tuple[Turn, bool] | None:
+            if unless(db):
+                return None
+            values = self._key(turn) | {
+                "entity_field": turn.entity.field,
+                "entity_id": turn.entity.id,
+                "messages": json.dumps([message_json(message) for message in turn.messages]),
+                "about": json.dumps(turn.about),
+                "infer": turn.infer,
+                "now": now(),
+                "due": _in(self._grace),
+            }
+            if db.execute(_SQL["accept"], values).rowcount:
+                return turn, True
+            return _turn(_rows(db, "one", self._key(turn))[0]), False
+
+        return await self._database.write(write)
+
+    async def of_scope(self, scope: str) -> list[Turn]:
+        """Those that mem0 may not find yet, and the void ones, as they were said."""
+        return await self._read(lambda db: list(map(_turn, _rows(db, "of_scope", self._of(scope)))))
+
+    async def due(self, most: int = 64) -> tuple[list[Turn], float | None]:
+        """Those to be looked at, and in how many seconds there are more to come; None: there are none."""
+
+        def read(db: sqlite3.Connection) -> tuple[list[Turn], float | None]:
+            values = {"space": self._space, "now": now(), "most": most}
+            later = db.execute(_SQL["next_due"], values).fetchone()[0]
+            seconds = None if later is None else max(0.0, (later - values["now"]) / 1e6)
+            return list(map(_turn, _rows(db, "due", values))), seconds
+
+        return await self._read(read)
+
+    async def waiting(self, scope: str | None) -> int:
+        """How many mem0 may still make searchable: of a scope, or of all."""
+        return await self._read(
+            lambda db: int(db.execute(_SQL["waiting"], {"space": self._space, "scope": scope}).fetchone()[0])
+        )
+
+    async def advance(
+        self, turn: Turn, state: State, *, seconds: float = 0.0, event: str | None = None, failed: bool = False
+    ) -> bool:
+        """Set its state, to be looked at in `seconds`; a `failed` event is counted, and the model not asked again. Whether
+        it is void; one that is gone is, too."""
+        values = self._key(turn) | {
+            "state": state,
+            "event": event,
+            "infer": turn.infer and not failed,
+            "failures": turn.failures + failed,
+            "now": now(),
+            "due": _in(seconds),
+        }
+        rows = await self._database.write(lambda db: db.execute(_SQL["advance"], values).fetchall())
+        return not rows or bool(rows[0][0])
+
+    async def again(self, turn: Turn, seconds: float) -> None:
+        """Look at it again in `seconds`; nothing is new."""
+        await self._execute("again", self._key(turn) | {"due": _in(seconds)})
+
+    async def make_void(self, scope: str, turn: str | None = None) -> None:
+        """What becomes of the turn, or of all of the scope, is not wanted any more. Their text is gone at once."""
+        await self._execute("make_void", self._of(scope) | {"turn": turn})
+
+    async def drop(self, turn: Turn) -> None:
+        await self._execute("drop", self._key(turn))
+
+    async def drop_settled(self, scope: str) -> int:
+        """Delete those that mem0 does not work on; how many that were."""
+        return await self._execute("drop_settled", self._of(scope))
+
+    async def count(self, scope: str) -> int:
+        return await self._read(lambda db: int(db.execute(_SQL["count"], self._of(scope)).fetchone()[0]))
+
+    async def scrub(self, deleted: int) -> str | None:
+        """Leave nothing in the file of the rows that were deleted, now or before; in words what may still hold it."""
+        if self._one_connection or (not deleted and self._database.scrubbed):
+            return None
+        return await self._database.scrub()
+
+    def _of(self, scope: str) -> dict[str, Any]:
+        return {"space": self._space, "scope": scope}
+
+    def _key(self, turn: Turn) -> dict[str, Any]:
+        return self._of(turn.scope) | {"turn": turn.id}
+
+    async def _read(self, operation: Operation[T]) -> T:
+        return await (self._database.write if self._one_connection else self._database.read)(operation)
+
+    async def _execute(self, query: str, values: Mapping[str, Any]) -> int:
+        return await self._database.write(lambda db: db.execute(_SQL[query], values).rowcount)
+
+
+def _in(seconds: float) -> int:
+    return now() + int(seconds * 1_000_000)
+
+
+def _rows(db: sqlite3.Connection, query: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    cursor = db.execute(_SQL[query], values)
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def _turn(row: Mapping[str, Any]) -> Turn:
+    field = cast(Literal["user_id", "run_id"], row["entity_field"])
+    return Turn(
+        scope=row["scope"],
+        id=row["turn"],
+        entity=Entity(field, row["entity_id"]),
+        messages=[message_of(value) for value in json.loads(row["messages"])],
+        about=json.loads(row["about"]),
+        infer=bool(row["infer"]),
+        state=row["state"],
+        void=bool(row["void"]),
+        event=row["event"],
+        tries=row["tries"],
+        failures=row["failures"],
+        since=row["since"],
+    )
