@@ -24,7 +24,7 @@ run: install ## Serve on 127.0.0.1:9000 (the first time: install, then fetch the
 	@$(BIN)/retinue serve $(ARGS)
 
 test: $(DEV) ## Install what the tests need, and run them
-	@$(BIN)/python -m retinue_agents.weights
+	@$(BIN)/python -m retinue_agents.models.weights
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(DEV) ## Lint, formatting, types

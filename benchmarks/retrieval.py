@@ -24,7 +24,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from retinue_memory import Embedder, InvocationContext, Memory, Message, Scope, open_memory
+from retinue_memory import (
+    Embedder,
+    InvocationContext,
+    Memory,
+    Message,
+    Scope,
+    open_memory,
+)
 
 DIALOGUES = Path(__file__).parent / "data" / "dialogues.json"
 TOP_K = 20
@@ -259,7 +266,7 @@ async def run(options: argparse.Namespace) -> None:
 
 def memories(backend: str) -> list[tuple[str, Callable[[str], Memory]]]:
     """What is measured, by name, made from the folder it may write to: the backend, then what it is compared with."""
-    from retinue_memory.native.embedding import find_embedder
+    from retinue_memory.native.embedder import find_embedder
 
     def native(folder: str, **settings: Any) -> Memory:
         return open_memory({"backend": "native", "database": f"sqlite:///{folder}/memory.db", **settings})

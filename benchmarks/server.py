@@ -26,7 +26,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from retinue_memory import InvocationContext, Message
-from retinue_memory.native.embedding import Recent, find_embedder
+from retinue_memory.native.embedder import Recent, find_embedder
 from retinue_memory.native.memory import NativeMemory
 
 from .load import Burst, Figures, said, send

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retinue_agents.weights import ensure
+from retinue_agents.models.weights import ensure
 from retinue_memory.weights import Weight
 
 

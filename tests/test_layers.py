@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = ("retinue_memory", "retinue_agents", "retinue_server")
 """Bottom up: each may import those before it."""
-SOLE_IMPORTERS = {"litellm": "agents/retinue_agents/litellm.py", "mem0": "memory/retinue_memory/mem0/"}
+SOLE_IMPORTERS = {"litellm": "agents/retinue_agents/models/litellm.py", "mem0": "memory/retinue_memory/mem0/"}
 """What takes seconds to import, or phones home when it is, has one module or package that knows how."""
 MODULES = sorted(
     path.relative_to(ROOT).as_posix()

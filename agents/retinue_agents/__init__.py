@@ -8,34 +8,47 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from retinue_memory import ChatModel, InvocationContext, Message, ModelDelta, ToolCall, ToolSpec, Usage
+from retinue_memory import (
+    ChatModel,
+    InvocationContext,
+    Message,
+    ModelDelta,
+    ToolCall,
+    ToolSpec,
+    Usage,
+)
 
 from .agent import Agent, RunResult
-from .contract import (
+from .events import (
     Event,
     FinalAnswer,
     InputRequired,
-    Journal,
     MemoryFailed,
     MemoryRetrieved,
     MemoryUpdated,
-    NullJournal,
-    State,
     StepLimitReached,
     TextDelta,
     ToolCalled,
-    ToolContext,
     ToolReturned,
 )
-from .contract import FinalAnswer as FinalAnswerEvent
-from .models import check_model, open_model
-from .tools import NeedInput, Tool, ToolResult, open_tool, tool
+from .events import FinalAnswer as FinalAnswerEvent
+from .journal import Journal, NullJournal
+from .models.open_model import check_model, open_model
+from .state import State
+from .tools import (
+    NeedInput,
+    Tool,
+    ToolContext,
+    ToolResult,
+    open_tool,
+    tool,
+)
 
 if TYPE_CHECKING:
-    from .litellm import LiteLLMChat
-    from .local import LocalChat
+    from .models.litellm import LiteLLMChat
+    from .models.local import LocalChat
 
-_LAZY = {"LiteLLMChat": ".litellm", "LocalChat": ".local"}
+_LAZY = {"LiteLLMChat": ".models.litellm", "LocalChat": ".models.local"}
 
 
 def __getattr__(name: str) -> Any:

@@ -26,27 +26,24 @@ from retinue_memory import (
 from retinue_memory.errors import ConfigError, ModelError, RetinueError
 from retinue_memory.recall import same_text
 
-from .contract import (
+from .events import (
     Event,
     FinalAnswer,
     InputRequired,
-    Journal,
-    JSONObject,
     MemoryFailed,
     MemoryRetrieved,
-    NullJournal,
-    State,
     StepLimitReached,
     TextDelta,
     ToolCalled,
-    ToolContext,
     ToolReturned,
 )
-from .live import LiveStep
-from .models import open_model
-from .tools import NeedInput, Retry, Tool
+from .journal import Journal, JSONObject, NullJournal
+from .live_step import StreamedStep
+from .memory_writes import Writes
+from .models.open_model import open_model
+from .state import State
+from .tools import NeedInput, Retry, Tool, ToolContext
 from .turn import Turn, new_id
-from .writes import Writes
 
 if TYPE_CHECKING:
     from .memory_tools import MemoryTools
@@ -205,7 +202,7 @@ class Agent:
         before = len(turn.prompt)
         steps = self.max_steps if max_steps is None else max_steps
         for step in range(1, steps + 1):
-            live = LiveStep()
+            live = StreamedStep()
             running = turn.journal.step(f"llm/{step}", partial(self._ask, turn, live))
             try:
                 async with aclosing(live.follow(running)) as texts:
@@ -299,7 +296,7 @@ class Agent:
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, turn: Turn, live: LiveStep) -> JSONObject:
+    async def _ask(self, turn: Turn, live: StreamedStep) -> JSONObject:
         """One LLM step: its text is said as it comes, its whole result is what the journal keeps."""
         live.ran = True
         texts: list[str] = []

@@ -9,15 +9,28 @@ from typing import Annotated
 
 from pydantic import Field
 
-from retinue_memory import InvocationContext, ManagedMemory, Message, Recall, Scope, provenance, render_found
-from retinue_memory.contract import NOTE
-from retinue_memory.messages import message_json, message_of
+from retinue_memory import (
+    InvocationContext,
+    ManagedMemory,
+    Message,
+    Recall,
+    Scope,
+    provenance,
+    render_found,
+)
+from retinue_memory.messages import NOTE, message_json, message_of
 from retinue_memory.recall import same_text
 
-from .contract import Event, JSONObject, MemoryFailed, MemoryRetrieved, MemoryUpdated, NullJournal, ToolContext
-from .tools import Tool, ToolResult
+from .events import (
+    Event,
+    MemoryFailed,
+    MemoryRetrieved,
+    MemoryUpdated,
+)
+from .journal import JSONObject, NullJournal
+from .memory_writes import Writes
+from .tools import Tool, ToolContext, ToolResult
 from .turn import Turn
-from .writes import Writes
 
 _MOST_IDS = 20
 """Memories that one call may forget: a model that wants more has to ask more than once."""

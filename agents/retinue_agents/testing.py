@@ -7,7 +7,14 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retinue_memory import ChatModel, Message, ModelDelta, ToolCall, ToolSpec, Usage
+from retinue_memory import (
+    ChatModel,
+    Message,
+    ModelDelta,
+    ToolCall,
+    ToolSpec,
+    Usage,
+)
 from retinue_memory.errors import ModelError
 
 

@@ -23,10 +23,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints, overload
 
-from retinue_memory import ToolSpec
+from retinue_memory import (
+    InvocationContext,
+    ToolCall,
+    ToolSpec,
+)
 from retinue_memory.errors import ConfigError, ToolError
-
-from .contract import ToolContext
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -249,3 +251,13 @@ def _read_docstring(text: str) -> tuple[str, dict[str, str]]:
         elif into is not None:
             into.append(stripped)
     return "\n".join(summary).strip(), {name: " ".join(said).strip() for name, said in said_of.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolContext:
+    """What a tool may know of its call: a parameter annotated with this type receives it and is hidden from the model."""
+
+    ctx: InvocationContext
+    call: ToolCall
+    key: str
+    """The idempotency key: the same for every attempt of this call, different for every other call."""

@@ -7,9 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from retinue_memory import InvocationContext, Message, ToolCall, Usage
+from retinue_memory import (
+    InvocationContext,
+    Message,
+    ToolCall,
+    Usage,
+)
 
-from .contract import Journal, JSONObject
+from .journal import Journal, JSONObject
 from .tools import Tool
 
 

@@ -12,7 +12,13 @@ import httpx
 
 from retinue_agents import ToolContext, tool
 from retinue_agents.tools import NeedInput
-from retinue_memory import ChatModel, Message, ModelDelta, ToolCall, ToolSpec
+from retinue_memory import (
+    ChatModel,
+    Message,
+    ModelDelta,
+    ToolCall,
+    ToolSpec,
+)
 
 from .script import Order
 

@@ -2,10 +2,20 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .backend import MemoryBackend, MemoryModule, as_memory, as_module
-from .contract import (
+from .callbacks import (
+    MemoryBackend,
+    MemoryModule,
+    as_memory,
+    as_module,
+)
+from .chat import (
     ChatModel,
     Embedder,
+    ModelDelta,
+    ToolSpec,
+    Usage,
+)
+from .memory import (
     InvocationContext,
     ManagedMemory,
     Memory,
@@ -15,19 +25,19 @@ from .contract import (
     MemoryKind,
     MemoryPage,
     MemoryRecord,
-    Message,
-    ModelDelta,
     Profile,
-    Provenance,
     Receipt,
     Scope,
-    ToolCall,
-    ToolSpec,
-    Usage,
 )
-from .recall import Recall, RecallFailure, RecallResult, provenance
+from .messages import Message, Provenance, ToolCall
+from .prompt import render, render_found
+from .recall import (
+    Recall,
+    RecallFailure,
+    RecallResult,
+    provenance,
+)
 from .registry import open_memory
-from .rendering import render, render_found
 
 if TYPE_CHECKING:
     from .mem0 import Mem0Local, Mem0Memory, Mem0Server

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .contract import Message
+    from .messages import Message
 
 
 class RetinueError(Exception):

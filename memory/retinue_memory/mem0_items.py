@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, cast
 
-from .contract import MemoryKind, Scope
+from .memory import MemoryKind, Scope
 
 _LISTS = ("results", "memories")
 _PREFERENCES = "preference"

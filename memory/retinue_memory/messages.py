@@ -1,13 +1,63 @@
-"""A message as a JSON value, for rows and journals, and back."""
+"""Messages of a conversation, and their JSON values for rows and journals."""
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, fields
-from datetime import datetime
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any, Literal, TypedDict
 
-from .contract import Message, ToolCall
+Role = Literal["system", "user", "assistant", "tool"]
+NOTE = "note"
+"""The `metadata["origin"]` of a message that a model wrote down about the user: their meaning, not their words."""
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call that a model asked for. `arguments` is the decoded JSON object."""
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any]
+
+
+class Provenance(TypedDict):
+    """What `metadata["memory"]` of a retrieved message says: why it is there, and where it came from."""
+
+    id: str
+    kind: str
+    """A `MemoryKind` value."""
+    score: float
+    """0..1 within one answer, higher is better; comparable between the hits of one query only."""
+    sources: list[str]
+    """Ids of the messages that this memory was made from."""
+    created_at: str
+    """ISO 8601 with time zone."""
+    backend: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation. `name` is the speaker; `tool_call_id` the call that a tool message answers."""
+
+    role: Role
+    content: str
+    id: str = field(default_factory=_new_id)
+    name: str | None = None
+    created_at: datetime = field(default_factory=_now)
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
 
 _FIELDS = tuple(field.name for field in fields(Message))
 

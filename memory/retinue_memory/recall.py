@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, cast
 
-from .contract import InvocationContext, Memory, MemoryKind, Message, Provenance
 from .errors import MemoryBackendError, RetinueError
+from .memory import InvocationContext, Memory, MemoryKind
+from .messages import Message, Provenance
 
 log = logging.getLogger(__name__)
 

@@ -16,12 +16,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .backend import MemoryBackend, MemoryModule, as_memory
-from .contract import EmbedderSource, Memory
-from .errors import ConfigError, ImportAttributeError, ImportFormatError, ImportModuleError, RetinueError
+from .callbacks import MemoryBackend, MemoryModule, as_memory
+from .chat import EmbedderSource
+from .errors import (
+    ConfigError,
+    ImportAttributeError,
+    ImportFormatError,
+    ImportModuleError,
+    RetinueError,
+)
+from .memory import Memory
 
 if TYPE_CHECKING:
-    from .sqlite import Database
+    from .database.sqlite import Database
 
 GROUP = "retinue.memory"
 """The group of entry points by which a distribution offers memories, each a short name for a "module:attr"."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .contract import ChatModel
+from .chat import ChatModel
+from .database.sqlite import path_of
 from .errors import ConfigError, StoreError
 from .registry import import_from_string, nearest
-from .sqlite import path_of
 
 
 def over(defaults: Mapping[str, Any], entry: Mapping[str, Any], what: str) -> dict[str, Any]:

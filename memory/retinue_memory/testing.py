@@ -25,18 +25,18 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from .contract import (
-    Embedder,
+from .chat import Embedder
+from .errors import IdentityError, RetinueError
+from .memory import (
     InvocationContext,
     ManagedMemory,
     Memory,
     MemoryFilter,
     MemoryKind,
     MemoryRecord,
-    Message,
     Scope,
 )
-from .errors import IdentityError, RetinueError
+from .messages import Message
 
 if TYPE_CHECKING:
     import numpy as np
@@ -196,7 +196,7 @@ class MemoryConformance:
         assert await memory.retrieve("lagoon", top_k=0, ctx=turn_of(long_id)) == []
 
     async def test_letters_that_only_look_alike_are_kept_apart(self, memory: Memory) -> None:
-        """Users whose ids differ in composition, case or script are different users; what they said comes back as it was."""
+        """UserData whose ids differ in composition, case or script are different users; what they said comes back as it was."""
         names = [
             "jos\u00e9",
             "jose\u0301",

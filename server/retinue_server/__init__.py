@@ -10,13 +10,13 @@ os.environ.setdefault(
 )  # read when the SDK is imported; a quarter of its cost
 
 if TYPE_CHECKING:
+    from .a2a.executor import A2AExecutor
     from .app import create_app
     from .client import FinishedTask, TaskClient
-    from .executor import A2AExecutor
 
 __all__ = ["A2AExecutor", "FinishedTask", "TaskClient", "create_app"]
 
-_HOMES = {"A2AExecutor": "executor", "FinishedTask": "client", "TaskClient": "client", "create_app": "app"}
+_HOMES = {"A2AExecutor": "a2a.executor", "FinishedTask": "client", "TaskClient": "client", "create_app": "app"}
 
 
 def __getattr__(name: str) -> Any:

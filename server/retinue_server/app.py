@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import a2a.server.routes  # noqa: F401 - first: the next imports it in a circle  # pyright: ignore[reportUnusedImport]
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    pass
+
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -12,28 +24,32 @@ from a2a.server.agent_execution import AgentExecutor
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .api import api_routes
-from .bindings import Shortcut, jsonrpc, rest_router, serve_grpc
-from .cards import REST, agent_card, base_url, card_route
+from .a2a.cards import (
+    REST,
+    agent_card,
+    base_url,
+    card_route,
+)
+from .a2a.executor import A2AExecutor
+from .a2a.grpc import serve_grpc
+from .a2a.handler import Handler
+from .a2a.jsonrpc import jsonrpc
+from .a2a.rest import rest_router
+from .assembly import Assembly
+from .auth.none import NoAuth
 from .config import Config, default_config, load_config
-from .executor import A2AExecutor
-from .handler import Handler
-from .identity import OpenDoor
-from .push import Pusher, Screen
-from .registry import Registry
-from .runtime.context import history_from
+from .delivery.push import Pusher
+from .delivery.url_policy import UrlPolicy
+from .http.admin import api_routes
+from .runtime.history import history_from
 from .runtime.local import LocalEngine
 from .runtime.retention import purge_forever
 from .runtime.turn import DueWrite, Progress
-from .users import Users
+from .user_data import UserData
 
 
-def create_app(config: Config | Path | str | None = None, *, registry: Registry | None = None) -> Starlette:
+def create_app(config: Config | Path | str | None = None, *, registry: Assembly | None = None) -> Starlette:
     """The server as an ASGI application. `config` may be a file's path; None: the built-in configuration.
 
     Raises InvalidConfig with everything that is wrong. The database is opened when the application's lifespan begins,
@@ -42,11 +58,11 @@ def create_app(config: Config | Path | str | None = None, *, registry: Registry 
     if registry is None:
         if not isinstance(config, Config):
             config = default_config() if config is None else load_config(config)
-        registry = Registry(config)
+        registry = Assembly(config)
     config = registry.config
-    identity = OpenDoor()
+    identity = NoAuth()
     store, outbox, grace = registry.store, registry.outbox, config.server.grace
-    pusher = Pusher(store, Screen(config.push.allow), tries=config.push.tries)
+    pusher = Pusher(store, UrlPolicy(config.push.allow), tries=config.push.tries)
     history = history_from(store)
     executors = {
         name: served if isinstance(served, AgentExecutor) else A2AExecutor(served, history=history)
@@ -67,7 +83,7 @@ def create_app(config: Config | Path | str | None = None, *, registry: Registry 
         for name, executor in executors.items()
     }
 
-    users = Users(registry.memories, store=store, engine=engine, outbox=outbox, database=registry.database)
+    users = UserData(registry.memories, store=store, engine=engine, outbox=outbox, database=registry.database)
 
     posts = {name: jsonrpc(handler, identity, grace) for name, handler in handlers.items()}
 
@@ -119,7 +135,7 @@ def create_app(config: Config | Path | str | None = None, *, registry: Registry 
             Route("/agents", agents),
             Route("/agents/", agents),
             Mount("/api/v1", api_routes(registry.memories, users)),
-            Mount("/agents", _ByName({name: site(name, f"/agents/{name}") for name in config.agents})),
+            Mount("/agents", _AgentMount({name: site(name, f"/agents/{name}") for name in config.agents})),
             Mount("/", site(config.default_agent, "")),
         ],
         middleware=[Middleware(Shortcut, posts=by_path)],
@@ -131,7 +147,7 @@ def create_app(config: Config | Path | str | None = None, *, registry: Registry 
     return app
 
 
-class _ByName:
+class _AgentMount:
     """The agents below /agents/, found by their name whatever their number."""
 
     def __init__(self, sites: Mapping[str, ASGIApp]) -> None:
@@ -160,3 +176,17 @@ def _entry(config: Config, name: str, base: str) -> dict[str, str | bool]:
         "default": name == config.default_agent,
         "card": f"{url}.well-known/agent-card.json",
     }
+
+
+class Shortcut:
+    """Has calls of JSON-RPC found by their path alone, before `app` with its routes is asked."""
+
+    def __init__(self, app: ASGIApp, posts: Mapping[str, ASGIApp]) -> None:
+        self._app = app
+        self._posts = posts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http" and scope["method"] == "POST" and not scope["root_path"]:
+            app = self._posts.get(scope["path"], app)
+        await app(scope, receive, send)

@@ -29,8 +29,8 @@ from pydantic_core import PydanticCustomError
 
 from retinue_memory.errors import ConfigError
 
-from . import document
-from .document import Document, Expanded, dotted
+from . import yaml_source
+from .yaml_source import Document, Expanded, dotted
 
 DEFAULT_FILE = Path("config/retinue.yaml")
 """What `retinue serve` reads where no file is named and this one is there."""
@@ -147,7 +147,7 @@ class MemoryConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _plain(cls, value: Any) -> Any:
-        return document.untyped(value)
+        return yaml_source.untyped(value)
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -197,7 +197,7 @@ class ModelSettings(BaseModel):
         values = {name: value for name, value in dict(self).items() if value is not None}
         if self.api_key is not None:
             values["api_key"] = self.api_key.get_secret_value()
-        return cast(dict[str, Any], document.untyped(values))
+        return cast(dict[str, Any], yaml_source.untyped(values))
 
 
 _OF_A_MODEL = frozenset(
@@ -350,7 +350,7 @@ def load_config(path: Path | str) -> Config:
 
 def parse_config(text: str, *, path: Path | None = None, environment: Mapping[str, str] | None = None) -> Config:
     """Read a configuration from its text; `path` is where it came from. Raises InvalidConfig."""
-    found = document.read(text, environment)
+    found = yaml_source.read(text, environment)
     try:
         config = Config.model_validate(found.data)
     except ValidationError as error:
@@ -426,7 +426,7 @@ def _explain(error: ValidationError, found: Document) -> list[ConfigError]:
     return problems
 
 
-def _problem(kind: str, at: document.Path, value: object, ctx: Mapping[str, Any], message: str) -> str:
+def _problem(kind: str, at: yaml_source.Path, value: object, ctx: Mapping[str, Any], message: str) -> str:
     got = _shown(at, value)
     match kind:
         case _ if kind in _EXPECTED:
@@ -452,7 +452,7 @@ def _problem(kind: str, at: document.Path, value: object, ctx: Mapping[str, Any]
             return f"{message[:1].lower()}{message[1:]}"
 
 
-def _shown(at: document.Path, value: object) -> str:
+def _shown(at: yaml_source.Path, value: object) -> str:
     """What stood there, in a few words, and never a secret."""
     if isinstance(value, Expanded):
         return value.source
@@ -472,7 +472,7 @@ def _shown(at: document.Path, value: object) -> str:
     return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
 
-def _is_secret(at: document.Path, value: object) -> bool:
+def _is_secret(at: yaml_source.Path, value: object) -> bool:
     return isinstance(value, Expanded) or any(isinstance(part, str) and _SECRET.search(part) for part in at)
 
 
@@ -481,7 +481,7 @@ def _nearest(word: str, known: Mapping[str, Any]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; there is: {', '.join(known)}" if known else ""
 
 
-def _fields(at: document.Path) -> Mapping[str, Any]:
+def _fields(at: yaml_source.Path) -> Mapping[str, Any]:
     """The keys that are known at a path, found by walking the models."""
     shape: Any = Config
     for part in at:

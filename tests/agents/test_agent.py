@@ -29,7 +29,14 @@ from retinue_agents import (
     tool,
 )
 from retinue_agents.testing import EchoModel, ScriptedModel
-from retinue_memory import ChatModel, Memory, MemoryBackend, MemoryEntry, MemoryKind, ToolSpec
+from retinue_memory import (
+    ChatModel,
+    Memory,
+    MemoryBackend,
+    MemoryEntry,
+    MemoryKind,
+    ToolSpec,
+)
 from retinue_memory.errors import ConfigError, MemoryBackendError, ModelError
 
 ALICE = InvocationContext("s1", "alice", turn_id="t1")

@@ -14,7 +14,15 @@ from typing import Any
 
 import pytest
 
-from retinue_agents import Agent, LiteLLMChat, Message, ModelDelta, State, TextDelta, ToolCall
+from retinue_agents import (
+    Agent,
+    LiteLLMChat,
+    Message,
+    ModelDelta,
+    State,
+    TextDelta,
+    ToolCall,
+)
 from retinue_memory import ToolSpec
 from retinue_memory.errors import ModelError
 from retinue_memory.weights import SMOLLM2, Weight

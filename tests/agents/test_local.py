@@ -14,7 +14,15 @@ from typing import Any
 
 import pytest
 
-from retinue_agents import Agent, InvocationContext, LocalChat, Message, State, TextDelta, smollm2
+from retinue_agents import (
+    Agent,
+    InvocationContext,
+    LocalChat,
+    Message,
+    State,
+    TextDelta,
+)
+from retinue_agents.models import smollm2
 from retinue_memory import Memory, render
 from retinue_memory.errors import ConfigError
 from retinue_memory.weights import Weight

@@ -23,7 +23,15 @@ from retinue_agents import (
 )
 from retinue_agents.memory_tools import is_told
 from retinue_agents.testing import EchoModel, Line, ScriptedModel
-from retinue_memory import ManagedMemory, Memory, MemoryFilter, Receipt, Scope, ToolSpec, open_memory
+from retinue_memory import (
+    ManagedMemory,
+    Memory,
+    MemoryFilter,
+    Receipt,
+    Scope,
+    ToolSpec,
+    open_memory,
+)
 from retinue_memory.errors import ConfigError, MemoryBackendError
 from retinue_memory.native.memory import NativeMemory
 

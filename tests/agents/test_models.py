@@ -8,10 +8,27 @@ from typing import Any
 
 import pytest
 
-from retinue_agents import LiteLLMChat, LocalChat, check_model, open_model
+from retinue_agents import (
+    LiteLLMChat,
+    LocalChat,
+    check_model,
+    open_model,
+)
 from retinue_agents.testing import EchoModel, ScriptedModel
-from retinue_memory import ChatModel, Message, ModelDelta, ToolCall, ToolSpec
-from retinue_memory.errors import ConfigError, ImportAttributeError, ImportFormatError, ImportModuleError, ModelError
+from retinue_memory import (
+    ChatModel,
+    Message,
+    ModelDelta,
+    ToolCall,
+    ToolSpec,
+)
+from retinue_memory.errors import (
+    ConfigError,
+    ImportAttributeError,
+    ImportFormatError,
+    ImportModuleError,
+    ModelError,
+)
 
 
 class Own(ChatModel):

@@ -10,8 +10,22 @@ from typing import Any, Literal
 
 import pytest
 
-from retinue_agents import InvocationContext, NeedInput, Tool, ToolCall, ToolContext, open_tool, tool
-from retinue_memory.errors import ConfigError, ImportAttributeError, ImportFormatError, ImportModuleError, ToolError
+from retinue_agents import (
+    InvocationContext,
+    NeedInput,
+    Tool,
+    ToolCall,
+    ToolContext,
+    open_tool,
+    tool,
+)
+from retinue_memory.errors import (
+    ConfigError,
+    ImportAttributeError,
+    ImportFormatError,
+    ImportModuleError,
+    ToolError,
+)
 
 CONTEXT = ToolContext(InvocationContext("s"), ToolCall("c", "t", {}), "turn/tool/1/0")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from retinue_agents.weights import ALL, ensure
+from retinue_agents.models.weights import ALL, ensure
 from retinue_memory.errors import ConfigError
 from retinue_memory.weights import VOCAB, Weight, cache_folder
 
@@ -88,15 +88,15 @@ def test_a_cache_that_cannot_be_written_is_named(empty_cache: Path) -> None:
 
 @pytest.mark.usefixtures("offline")
 def test_the_command_ends_in_one_line(empty_cache: Path) -> None:
-    """`python -m retinue_agents.weights`: exit 1 and a message, no traceback, where nothing can be fetched."""
-    command = [sys.executable, "-m", "retinue_agents.weights"]
+    """`python -m retinue_agents.models.weights`: exit 1 and a message, no traceback, where nothing can be fetched."""
+    command = [sys.executable, "-m", "retinue_agents.models.weights"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "RETINUE_CACHE" in done.stderr.splitlines()[-1]
 
 
 def test_the_command_says_where_they_lie(weights: Mapping[Weight, Path]) -> None:
-    command = [sys.executable, "-m", "retinue_agents.weights"]
+    command = [sys.executable, "-m", "retinue_agents.models.weights"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert [line.partition(": ")[2] for line in done.stdout.splitlines()] == [str(weights[weight]) for weight in ALL]
 

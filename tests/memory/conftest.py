@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from retinue_memory.native.embedding import MiniLM, find_embedder
+from retinue_memory.database.sqlite import Database
+from retinue_memory.native.embedder import MiniLM, find_embedder
 from retinue_memory.native.memory import NativeMemory
-from retinue_memory.sqlite import Database
 
 
 @pytest.fixture(scope="session")

@@ -23,10 +23,10 @@ from retinue_memory import (
     ToolSpec,
     open_memory,
 )
+from retinue_memory.database.sqlite import Database
 from retinue_memory.errors import ConfigError, ModelError
 from retinue_memory.native.consolidation import Consolidation, parse, prompt_for
 from retinue_memory.native.memory import NativeMemory
-from retinue_memory.sqlite import Database
 from retinue_memory.testing import turn_of
 
 ALICE = Scope("", "default", "user", "alice")

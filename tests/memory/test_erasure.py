@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from retinue_memory import Embedder, Message, Scope
+from retinue_memory.database.sqlite import Database
 from retinue_memory.errors import MemoryBackendError
 from retinue_memory.native import words
 from retinue_memory.native.memory import NativeMemory
-from retinue_memory.sqlite import Database
 from retinue_memory.testing import HashEmbedder, turn_of
 
 MARK = "Zebrafish"

@@ -10,8 +10,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from retinue_memory import Scope
-from retinue_memory.native.index import LOOK_BACK, NEVER, PAUSE, WINDOW, Index, Indexes
-from retinue_memory.native.store import IndexRow
+from retinue_memory.native.index import (
+    LOOK_BACK,
+    NEVER,
+    PAUSE,
+    WINDOW,
+    Index,
+)
+from retinue_memory.native.index_cache import Indexes
+from retinue_memory.native.rows import IndexRow
 from retinue_memory.testing import HashEmbedder
 
 EMBEDDER = HashEmbedder(16)

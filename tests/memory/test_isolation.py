@@ -15,9 +15,9 @@ from typing import Literal
 import pytest
 
 from retinue_memory import MemoryFilter, MemoryKind, Scope
-from retinue_memory.contract import InvocationContext
+from retinue_memory.database.sqlite import named_queries
+from retinue_memory.memory import InvocationContext
 from retinue_memory.native.memory import NativeMemory
-from retinue_memory.sqlite import named_queries
 from retinue_memory.testing import HashEmbedder
 
 READS = 10_000
@@ -260,7 +260,7 @@ async def test_law_nobody_changes_what_is_anothers(tmp_path: Path) -> None:
     await memory.aclose()
 
 
-@pytest.mark.parametrize("file", ["queries.sql", "owning.sql"])
+@pytest.mark.parametrize("file", ["rows.sql", "management.sql"])
 def test_every_statement_names_the_whole_scope(file: str) -> None:
     """No row is read or changed by an id alone: each part of each statement says whose it must be."""
     statements = named_queries(files("retinue_memory.native").joinpath(file).read_text("utf-8"))

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retinue_memory.native.lasting import end_of, is_lasting
-from retinue_memory.native.lifecycle import Statement, completed, judge, remainder, says_the_same
+from retinue_memory.native.lifecycle import (
+    Statement,
+    completed,
+    judge,
+    remainder,
+    says_the_same,
+)
 from retinue_memory.native.reading import read, split
 
 WEDNESDAY = datetime(2026, 3, 4, 15, 30, tzinfo=UTC)

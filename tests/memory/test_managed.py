@@ -15,12 +15,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retinue_memory import ManagedMemory, MemoryFilter, MemoryKind, MemoryRecord, Message, Scope
+from retinue_memory import (
+    ManagedMemory,
+    MemoryFilter,
+    MemoryKind,
+    MemoryRecord,
+    Message,
+    Scope,
+)
+from retinue_memory.database.sqlite import Database
 from retinue_memory.errors import ConfigError
-from retinue_memory.native import selection, store
+from retinue_memory.native import filters, rows
 from retinue_memory.native.memory import NativeMemory
 from retinue_memory.registry import open_memory
-from retinue_memory.sqlite import Database
 from retinue_memory.testing import HashEmbedder, turn_of
 
 ALICE = Scope.of(turn_of("alice"))
@@ -59,21 +66,21 @@ async def draft(
     """Store a drafted memory, as extraction does; its id."""
     await memory.update([], ctx=turn_of("alice"))
     memory.open()
-    at = store.microseconds(said_at)
-    new = store.NewMemory(
+    at = rows.microseconds(said_at)
+    new = rows.NewMemory(
         "system",
         "",
         content,
         "s1",
         at,
-        tuple(store.Source(source, at, position=n) for n, source in enumerate(sources)),
+        tuple(rows.Source(source, at, position=n) for n, source in enumerate(sources)),
         kind=kind,
-        expires_at=None if expires_at is None else store.microseconds(expires_at),
+        expires_at=None if expires_at is None else rows.microseconds(expires_at),
         quarantined=quarantined,
     )
 
     def write(db: sqlite3.Connection) -> str:
-        change = store.Change(db, ALICE, store.begin(db, ALICE))
+        change = rows.Change(db, ALICE, rows.begin(db, ALICE))
         id_ = change.draft(new).id
         if supersedes is not None:
             assert change.supersede(supersedes, by=id_, at=at)
@@ -249,7 +256,7 @@ async def test_a_budget_bounds_the_tokens(memory: NativeMemory) -> None:
 
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_law_tokens_grow_with_the_text(one: str, other: str) -> None:
-    assert 0 < selection.tokens(one) <= selection.tokens(one + other)
+    assert 0 < filters.tokens(one) <= filters.tokens(one + other)
 
 
 @given(st.lists(st.integers(0, 4000), max_size=8), st.floats(0.5, 1000))
@@ -258,11 +265,11 @@ def test_law_what_is_older_keeps_no_more(ages: list[int], fade_days: float) -> N
     now = datetime.now(UTC)
     said = now.timestamp() - np.array(sorted(ages), np.float64) * 86_400
     none = np.zeros(len(ages), np.bool_)
-    kept = selection.retention(said, none, now, fade_days)
-    assert bool(((kept >= selection.FADED) & (kept <= 1)).all())
+    kept = filters.retention(said, none, now, fade_days)
+    assert bool(((kept >= filters.FADED) & (kept <= 1)).all())
     assert bool((np.diff(kept) <= 0).all())
-    assert bool((selection.retention(said, ~none, now, fade_days) == 1).all())
-    assert bool((selection.retention(said, none, now, None) == 1).all())
+    assert bool((filters.retention(said, ~none, now, fade_days) == 1).all())
+    assert bool((filters.retention(said, none, now, None) == 1).all())
 
 
 async def test_what_is_old_fades_unless_it_is_pinned(database: Database) -> None:

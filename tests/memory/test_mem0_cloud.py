@@ -23,7 +23,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import retinue_memory
-from retinue_memory import InvocationContext, MemoryFilter, MemoryKind, Message, Recall, Scope, open_memory
+from retinue_memory import (
+    InvocationContext,
+    MemoryFilter,
+    MemoryKind,
+    Message,
+    Recall,
+    Scope,
+    open_memory,
+)
 from retinue_memory.errors import ConfigError, MemoryBackendError
 from retinue_memory.mem0 import Mem0Memory
 from retinue_memory.mem0.calling import Caller

@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 
-from retinue_memory import MemoryFilter, MemoryKind, MemoryRecord, Scope
+from retinue_memory import (
+    MemoryFilter,
+    MemoryKind,
+    MemoryRecord,
+    Scope,
+)
 from retinue_memory.mem0_items import items_of, read_item
 from retinue_memory.native.memory import NativeMemory
 from retinue_memory.testing import HashEmbedder, turn_of

@@ -19,13 +19,23 @@ from typing import Any
 import pytest
 
 from retinue_agents.testing import ScriptedModel
-from retinue_memory import Embedder, Message, Scope, open_memory
+from retinue_memory import (
+    Embedder,
+    Message,
+    Scope,
+    open_memory,
+)
 from retinue_memory.errors import ConfigError, MemoryBackendError, ModelError
 from retinue_memory.mem0 import Mem0Local
-from retinue_memory.native.embedding import MiniLM
-from retinue_memory.testing import HashEmbedder, ManagedConformance, MemoryConformance, turn_of
+from retinue_memory.native.embedder import MiniLM
+from retinue_memory.testing import (
+    HashEmbedder,
+    ManagedConformance,
+    MemoryConformance,
+    turn_of,
+)
+from retinue_server.assembly import Assembly
 from retinue_server.config import load_config
-from retinue_server.registry import Registry
 
 MARK = "Zebrafish"
 """In everything that the erased user says, and in nothing else."""
@@ -442,7 +452,7 @@ agents:
 """,
         encoding="utf-8",
     )
-    registry = Registry(load_config(in_folder / "retinue.yaml"))
+    registry = Assembly(load_config(in_folder / "retinue.yaml"))
     registry.open()
     try:
         memory = registry.memories["default"]

@@ -12,11 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from retinue_memory import MemoryFilter, MemoryKind, Message, Scope
+from retinue_memory import (
+    MemoryFilter,
+    MemoryKind,
+    Message,
+    Scope,
+)
+from retinue_memory.database.sqlite import Database
 from retinue_memory.errors import StoreError
-from retinue_memory.native import store
+from retinue_memory.native import rows
 from retinue_memory.native.memory import NativeMemory
-from retinue_memory.sqlite import Database
 from retinue_memory.testing import HashEmbedder, turn_of
 
 SAID = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
@@ -38,7 +43,7 @@ def old(tmp_path: Path) -> Path:
 
 
 def write_as_version_1(db: sqlite3.Connection) -> None:
-    at = store.microseconds(SAID)
+    at = rows.microseconds(SAID)
     for seq, (user, role, content, embedded) in enumerate(
         [
             ("alice", "user", "I am from Italy", True),
@@ -51,7 +56,7 @@ def write_as_version_1(db: sqlite3.Connection) -> None:
         vector = EMBEDDER.embed([content])[0].tobytes() if embedded else None
         model = (EMBEDDER.name, EMBEDDER.dimensions, vector) if embedded else (None, None, None)
         row = ("", "default", "user", user, f"id{seq}", seq, "RecentMessage", role, "", content)
-        row += (store.content_hash(role, "", content), f"session {seq}", at + seq, at + 10 * seq, *model)  # type: ignore[assignment]
+        row += (rows.content_hash(role, "", content), f"session {seq}", at + seq, at + 10 * seq, *model)  # type: ignore[assignment]
         db.execute(
             "INSERT INTO memories (tenant, space, owner, owner_id, id, version, kind, role, speaker, content, content_hash, "
             f"session_id, created_at, said_at, embedder, dimensions, vector) VALUES ({', '.join('?' * 17)})",

@@ -19,11 +19,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from retinue_memory import Embedder, InvocationContext, Memory, Message, Scope
+from retinue_memory import (
+    Embedder,
+    InvocationContext,
+    Memory,
+    Message,
+    Scope,
+)
+from retinue_memory.database.sqlite import Database, named_queries
 from retinue_memory.errors import MemoryBackendError, ModelError, StoreError
-from retinue_memory.native.embedding import MiniLM, Reader, Reading
+from retinue_memory.native.embedder import MiniLM, Reader, Reading
 from retinue_memory.native.memory import NativeMemory
-from retinue_memory.sqlite import Database, named_queries
 from retinue_memory.testing import HashEmbedder, ManagedConformance, turn_of
 
 
@@ -511,7 +517,7 @@ def test_law_no_scope_reads_another(tmp_path: Path) -> None:
 
 def test_every_statement_names_the_whole_scope() -> None:
     """No row is read or changed by an id alone."""
-    for name, statement in named_queries((files("retinue_memory.native") / "queries.sql").read_text("utf-8")).items():
+    for name, statement in named_queries((files("retinue_memory.native") / "rows.sql").read_text("utf-8")).items():
         for part in re.split(r"\) OR EXISTS \(", statement):
             for column in ("tenant", "space", "owner", "owner_id"):
                 assert f":{column}" in part, (name, column)

@@ -10,10 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retinue_memory.native.embedding import MiniLM, Reading
+from retinue_memory.native.embedder import MiniLM, Reading
 from retinue_memory.native.index import Index
-from retinue_memory.native.ranking import WEIGHTS, Ranking, Weights, best, for_embedder, rank, read
-from retinue_memory.native.store import IndexRow
+from retinue_memory.native.ranking import (
+    WEIGHTS,
+    Ranking,
+    Weights,
+    best,
+    for_embedder,
+    rank,
+    read,
+)
+from retinue_memory.native.rows import IndexRow
 from retinue_memory.testing import HashEmbedder
 
 EMBEDDER = HashEmbedder(16)

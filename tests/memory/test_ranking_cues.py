@@ -12,11 +12,22 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from retinue_memory import Message
-from retinue_memory.native.cues import NUMBER, PLACE, REASON, TIME, TITLE, asking, cues, naming, needs_memory, wanted
+from retinue_memory.database.sqlite import Database
+from retinue_memory.native.cues import (
+    NUMBER,
+    PLACE,
+    REASON,
+    TIME,
+    TITLE,
+    asking,
+    cues,
+    naming,
+    needs_memory,
+    wanted,
+)
 from retinue_memory.native.dates import names_days, spans
 from retinue_memory.native.memory import NativeMemory
 from retinue_memory.native.words import asks, forget, terms
-from retinue_memory.sqlite import Database
 from retinue_memory.testing import HashEmbedder, turn_of
 
 TODAY = date(2024, 6, 12)

@@ -14,7 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retinue_memory import InvocationContext, Memory, Message, Recall, provenance
+from retinue_memory import (
+    InvocationContext,
+    Memory,
+    Message,
+    Recall,
+    provenance,
+)
 from retinue_memory.errors import MemoryBackendError
 from retinue_memory.recall import merge
 from retinue_memory.testing import turn_of

@@ -9,10 +9,22 @@ from pathlib import Path
 import pytest
 
 from retinue_memory import Memory, Message, open_memory
-from retinue_memory.errors import ConfigError, ImportAttributeError, ImportFormatError, ImportModuleError
+from retinue_memory.database.sqlite import Database
+from retinue_memory.errors import (
+    ConfigError,
+    ImportAttributeError,
+    ImportFormatError,
+    ImportModuleError,
+)
 from retinue_memory.native.memory import NativeMemory
-from retinue_memory.registry import BUILT_IN, Backend, FromConfig, backends, import_from_string, shadows
-from retinue_memory.sqlite import Database
+from retinue_memory.registry import (
+    BUILT_IN,
+    Backend,
+    FromConfig,
+    backends,
+    import_from_string,
+    shadows,
+)
 from retinue_memory.testing import HashEmbedder, turn_of
 
 FOREIGN = """

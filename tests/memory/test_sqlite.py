@@ -11,8 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from retinue_memory.database.sqlite import (
+    Database,
+    Operation,
+    named_queries,
+    path_of,
+)
 from retinue_memory.errors import StoreError
-from retinue_memory.sqlite import Database, Operation, named_queries, path_of
 
 
 def create(db: sqlite3.Connection) -> None:

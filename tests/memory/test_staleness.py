@@ -12,9 +12,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from retinue_memory import MemoryFilter, Message, Scope
-from retinue_memory.native.embedding import MiniLM
+from retinue_memory.database.sqlite import Database
+from retinue_memory.native.embedder import MiniLM
 from retinue_memory.native.memory import NativeMemory
-from retinue_memory.sqlite import Database
 from retinue_memory.testing import HashEmbedder, turn_of
 
 REPLACED = [

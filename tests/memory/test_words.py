@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from retinue_memory.native import forms, guard, reading
+from retinue_memory.native import forms, injection, reading
 from retinue_memory.native.claims import Claim, Clause
 from retinue_memory.native.words import Form, folded, words_in
 
@@ -59,7 +59,7 @@ def forms_of(module: object) -> list[Form]:
     return found
 
 
-@pytest.mark.parametrize("module", [guard, reading])
+@pytest.mark.parametrize("module", [injection, reading])
 def test_a_form_finds_what_its_pattern_finds(module: object) -> None:
     """In any case, and with the letters that a pattern takes for others; each form is in one of the texts."""
     for form in (every := forms_of(module)):

@@ -19,8 +19,8 @@ from a2a.types import GetTaskRequest, Message, Part, Role, SendMessageRequest, S
 
 from retinue_agents import Agent
 from retinue_server.app import create_app
+from retinue_server.assembly import Assembly
 from retinue_server.config import parse_config
-from retinue_server.registry import Registry
 
 SECONDS = 10.0
 """How long anything may take before a test gives up."""
@@ -32,7 +32,7 @@ class Here:
 
     url: str
     http: httpx.AsyncClient
-    registry: Registry
+    registry: Assembly
 
     async def client(self, agent: str = "", *, streaming: bool = False, binding: str = "JSONRPC") -> Client:
         config = ClientConfig(streaming=streaming, httpx_client=self.http, supported_protocol_bindings=[binding])
@@ -56,7 +56,7 @@ class _Server(uvicorn.Server):
 @asynccontextmanager
 async def running(
     folder: Path,
-    agents: Mapping[str, Agent | AgentExecutor | Callable[[Registry], Agent]],
+    agents: Mapping[str, Agent | AgentExecutor | Callable[[Assembly], Agent]],
     config: str = "",
     *,
     grace: float = 0,
@@ -67,7 +67,7 @@ async def running(
         for index, name in enumerate(agents)
     )
     database = f"database: sqlite:////{folder.as_posix().lstrip('/')}/test.db"
-    registry = Registry(parse_config(f"{database}\nserver: {{grace: {grace}}}\n{config}\nagents:\n{names}\n"))
+    registry = Assembly(parse_config(f"{database}\nserver: {{grace: {grace}}}\n{config}\nagents:\n{names}\n"))
     for name, agent in agents.items():
         registry.agents[name] = agent if isinstance(agent, Agent | AgentExecutor) else agent(registry)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # said, or asyncio does not hurry

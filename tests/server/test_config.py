@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from retinue_server.config import Config, InvalidConfig, default_config, load_config, parse_config
+from retinue_server.config import (
+    Config,
+    InvalidConfig,
+    default_config,
+    load_config,
+    parse_config,
+)
 
 EXPLAINED = Path(__file__).parents[2] / "config" / "retinue.yaml"
 

@@ -10,8 +10,8 @@ from retinue_agents import Agent
 from retinue_agents.testing import EchoModel
 from retinue_memory import Memory, Message
 from retinue_memory.errors import MemoryBackendError
-from retinue_server.registry import Registry
-from retinue_server.runtime.outbox import OutboxMemory
+from retinue_server.assembly import Assembly
+from retinue_server.delivery.memory_outbox import OutboxMemory
 
 from .inprocess import Here, ask, eventually, request, running
 
@@ -51,7 +51,7 @@ async def test_what_memories_do_is_counted(tmp_path: Path) -> None:
     """
     pad = Pad()
 
-    def agent(registry: Registry) -> Agent:
+    def agent(registry: Assembly) -> Agent:
         registry.memories["pad"] = pad
         owing = OutboxMemory("pad", pad, registry.outbox)
         return Agent(EchoModel(), memory=owing, memory_timeout=0.05)

@@ -15,11 +15,11 @@ SERVED = """
 import asyncio, json, sys
 from retinue_server.app import create_app
 from retinue_server.config import default_config
-from retinue_server.registry import Registry
+from retinue_server.registry import Assembly
 import retinue_server.cli, retinue_server.serving, httpx
 
 async def main():
-    registry = Registry(default_config())
+    registry = Assembly(default_config())
     registry.open()
     app = create_app(registry=registry)
     async with app.router.lifespan_context(app):

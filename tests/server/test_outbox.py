@@ -15,12 +15,23 @@ from a2a.types import Task, TaskState
 from google.protobuf.json_format import MessageToDict
 from numpy.typing import NDArray
 
-from retinue_memory import Embedder, InvocationContext, Memory, Message, Scope
+from retinue_memory import (
+    Embedder,
+    InvocationContext,
+    Memory,
+    Message,
+    Scope,
+)
+from retinue_memory.database.sqlite import Alongside, Database
 from retinue_memory.native.memory import NativeMemory
-from retinue_memory.sqlite import Alongside, Database
-from retinue_server.runtime.outbox import Outbox, Patience
-from retinue_server.runtime.sqlite import SQLiteStore
-from retinue_server.runtime.turn import Caller, DueWrite, MemoryWrite, Progress
+from retinue_server.delivery.memory_outbox import Outbox, RetryPolicy
+from retinue_server.runtime.store.sqlite import SQLiteStore
+from retinue_server.runtime.turn import (
+    Caller,
+    DueWrite,
+    MemoryWrite,
+    Progress,
+)
 
 from .inprocess import eventually, request
 
@@ -248,7 +259,7 @@ async def test_a_write_that_was_made_after_its_time_is_not_owed_any_longer(
 ) -> None:
     """Its memory timed out, but the commit came: the row is gone, nothing is tried again, and the task says so."""
     memory = Late(database)
-    outbox = Outbox(store, {"default": memory}, patience={"default": Patience(seconds=0.05, tries=tries)})
+    outbox = Outbox(store, {"default": memory}, patience={"default": RetryPolicy(seconds=0.05, tries=tries)})
     await outbox.start()
     turns = Turns(store, outbox)
     await turns.end("hello")
@@ -286,7 +297,7 @@ async def test_a_memory_of_the_same_database_may_hang_or_let_go_of_a_write(
 ) -> None:
     """It is tried again, as any other's, and noted as done with its commit."""
     memory = Neighbour(database)
-    outbox = Outbox(store, {"default": memory}, patience={"default": Patience(seconds=0.05)})
+    outbox = Outbox(store, {"default": memory}, patience={"default": RetryPolicy(seconds=0.05)})
     await outbox.start()
     turns = Turns(store, outbox)
     await turns.end("hello")

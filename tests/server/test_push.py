@@ -26,10 +26,11 @@ from a2a.types import (
 from a2a.utils.errors import InvalidParamsError
 from google.protobuf.json_format import ParseDict
 
-from retinue_memory.sqlite import Database
-from retinue_server.push import Pusher, Refused, Screen
-from retinue_server.runtime.rows import now
-from retinue_server.runtime.sqlite import SQLiteStore
+from retinue_memory.database.sqlite import Database
+from retinue_server.delivery.push import Pusher
+from retinue_server.delivery.url_policy import Refused, UrlPolicy
+from retinue_server.runtime.store.rows import now
+from retinue_server.runtime.store.sqlite import SQLiteStore
 from retinue_server.runtime.turn import Accepted, Caller, Progress
 
 from .actor import Actor
@@ -262,7 +263,7 @@ async def test_a_silent_webhook_holds_up_nobody(here: Here, receiver: Receiver) 
 # -- the pusher itself ---------------------------------------------------------------------------------------------------
 
 
-class Names(Screen):
+class Names(UrlPolicy):
     """A screen for which names resolve as the test says."""
 
     def __init__(self, *allow: str, **names: list[str]) -> None:
@@ -278,7 +279,7 @@ class Names(Screen):
 
 
 @asynccontextmanager
-async def pushing(folder: Path, screen: Screen, **options: Any) -> AsyncGenerator[tuple[SQLiteStore, Pusher]]:
+async def pushing(folder: Path, screen: UrlPolicy, **options: Any) -> AsyncGenerator[tuple[SQLiteStore, Pusher]]:
     database = Database(folder / "push.db")
     store = SQLiteStore(database)
     await asyncio.to_thread(store.migrate)
@@ -317,7 +318,7 @@ async def test_the_delay_grows(tmp_path: Path, receiver: Receiver) -> None:
         return 500
 
     receiver.answer = fail
-    async with pushing(tmp_path, Screen(["127.0.0.1"]), tries=5, first_delay=0.05) as (store, pusher):
+    async with pushing(tmp_path, UrlPolicy(["127.0.0.1"]), tries=5, first_delay=0.05) as (store, pusher):
         await owe(store, f"{receiver.url}/x", 1)
         pusher.wake()
         await eventually(lambda: len(times) == 5, "tried")
@@ -329,7 +330,7 @@ async def test_the_delay_grows(tmp_path: Path, receiver: Receiver) -> None:
 async def test_a_url_that_keeps_failing_is_left_alone(tmp_path: Path, receiver: Receiver) -> None:
     """After five failures in a row nothing goes there for a while, of any task; no try is counted; others go on."""
     receiver.answer = lambda call: 500 if call.path == "/down" else 200
-    async with pushing(tmp_path, Screen(["127.0.0.1"]), tries=20, first_delay=0.01) as (store, pusher):
+    async with pushing(tmp_path, UrlPolicy(["127.0.0.1"]), tries=20, first_delay=0.01) as (store, pusher):
         for number in range(12):
             await owe(store, f"{receiver.url}/down", number)
         pusher.wake()
@@ -356,7 +357,7 @@ async def test_those_who_are_silent_hold_up_nobody_however_many_they_are(
     other = Receiver()
     server = await asyncio.start_server(other.serve, "127.0.0.1", 0)
     port: int = server.sockets[0].getsockname()[1]
-    async with pushing(tmp_path, Screen(["127.0.0.1"])) as (store, pusher):
+    async with pushing(tmp_path, UrlPolicy(["127.0.0.1"])) as (store, pusher):
         await asyncio.gather(*(owe(store, f"{receiver.url}/{path.format(n)}", 1) for n in range(600)))
         pusher.wake()
         await eventually(lambda: len(receiver.calls) >= 4, "sent")
@@ -368,7 +369,7 @@ async def test_those_who_are_silent_hold_up_nobody_however_many_they_are(
 
 async def test_many_tasks_are_pushed_each_in_order(tmp_path: Path, receiver: Receiver) -> None:
     """Nothing is lost, nothing is sent twice, each config's in the order in which it happened."""
-    async with pushing(tmp_path, Screen(["127.0.0.1"])) as (store, pusher):
+    async with pushing(tmp_path, UrlPolicy(["127.0.0.1"])) as (store, pusher):
         for number in range(60):
             await owe(store, f"{receiver.url}/{number % 7}/{number}", 1, 2, 3)
             pusher.wake()
@@ -393,7 +394,7 @@ async def test_one_that_cannot_be_sent_stops_nothing(tmp_path: Path, receiver: R
 
     other = await asyncio.start_server(rude, "127.0.0.1", 0)
     port = other.sockets[0].getsockname()[1]
-    async with other, pushing(tmp_path, Screen(["127.0.0.1", "nowhere.invalid"]), tries=1) as (store, pusher):
+    async with other, pushing(tmp_path, UrlPolicy(["127.0.0.1", "nowhere.invalid"]), tries=1) as (store, pusher):
         for url in (
             f"http://127.0.0.1:{port}/",
             "http://127.0.0.1:1/",

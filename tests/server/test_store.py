@@ -30,16 +30,16 @@ from hypothesis import strategies as st
 
 from retinue_memory import InvocationContext, ToolCall
 from retinue_memory import Message as Said
-from retinue_memory.sqlite import Database
-from retinue_server.runtime.sqlite import SQLiteStore
-from retinue_server.runtime.store import Listing, Store
+from retinue_memory.database.sqlite import Database
+from retinue_server.runtime.store.base import Listing, Store
+from retinue_server.runtime.store.sqlite import SQLiteStore
 from retinue_server.runtime.turn import (
     Accepted,
     Caller,
     Continues,
     MemoryWrite,
-    Overtaken,
     Progress,
+    StaleAttempt,
     Turn,
     TurnState,
 )
@@ -363,14 +363,14 @@ async def test_an_attempt_that_was_overtaken_writes_nothing(open_store: Open, tm
         assert (new.turn.id, new.turn.attempt) == (old.turn.id, 2)
         before = await opened.rows()
         for done in (False, True):
-            with pytest.raises(Overtaken):
+            with pytest.raises(StaleAttempt):
                 await store.record(progress(old, COMPLETED, done=done, steps=[("b", "1")], pushes=[b"x"]))
         assert await opened.rows() == before
         assert await state_of(store, new) == WORKING
         await end(store, new)
         assert await state_of(store, new) == COMPLETED
         for late in (old, new):
-            with pytest.raises(Overtaken):
+            with pytest.raises(StaleAttempt):
                 await end(store, late, FAILED)
 
 
@@ -387,7 +387,7 @@ async def test_a_terminal_state_is_never_overwritten(opened: Opened, state: Task
     parked = await status_of(store, first)
     assert await store.end(ANYONE, ended, parked, b"") == []
     before = await opened.rows()
-    with pytest.raises(Overtaken):
+    with pytest.raises(StaleAttempt):
         await store.record(progress(second, WORKING, steps=[("a", "1")], done=True))
     assert await store.end(ANYONE, ended, parked, b"") is None
     assert await state_of(store, first) == state

@@ -12,15 +12,26 @@ from datetime import datetime
 from typing import Any, Self, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
-from retinue_memory.contract import EmbedderSource
+from retinue_memory.chat import EmbedderSource
+from retinue_memory.database.sqlite import Database
 from retinue_memory.errors import ConfigError, MemoryBackendError
 from retinue_memory.settings import positive, text
-from retinue_memory.sqlite import Database
 
 from .calling import Caller, retry_after
 from .importing import check_installed, import_mem0
 from .memory import Mem0
-from .service import PAGE, Added, Change, Entity, Item, Progress, Refused, Service, ServiceError, moment
+from .service import (
+    PAGE,
+    Added,
+    Change,
+    Entity,
+    Item,
+    Progress,
+    Refused,
+    Service,
+    ServiceError,
+    moment,
+)
 from .settings import settings_of
 
 T = TypeVar("T")

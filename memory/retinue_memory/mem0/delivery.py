@@ -9,11 +9,21 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from retinue_memory.database.sqlite import Operation
 from retinue_memory.errors import RetinueError
-from retinue_memory.sqlite import Operation
 
 from .records import metadata_of
-from .service import PAGE, TURN, Entity, Item, Progress, Refused, Service, ServiceError, TooMany
+from .service import (
+    PAGE,
+    TURN,
+    Entity,
+    Item,
+    Progress,
+    Refused,
+    Service,
+    ServiceError,
+    TooMany,
+)
 from .turns import Turn, Turns, now
 
 log = logging.getLogger(__name__)

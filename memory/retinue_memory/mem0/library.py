@@ -19,9 +19,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from retinue_memory.contract import Embedder
+from retinue_memory.chat import Embedder
+from retinue_memory.database.sqlite import hold
 from retinue_memory.errors import MemoryBackendError
-from retinue_memory.sqlite import hold
 
 from .importing import import_mem0
 from .service import TURN, Entity

@@ -12,18 +12,27 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
 
-from retinue_memory.contract import ChatModel, Embedder, EmbedderSource, Message
+from retinue_memory.chat import ChatModel, Embedder, EmbedderSource
+from retinue_memory.database.sqlite import Database
 from retinue_memory.errors import MemoryBackendError, ModelError
+from retinue_memory.messages import Message
 from retinue_memory.settings import model as model_of
 from retinue_memory.settings import positive, text
-from retinue_memory.sqlite import Database
 
 from .delivery import Delivery
 from .importing import check_installed
 from .library import Library, held
 from .memory import Mem0
 from .server import changes
-from .service import PAGE, Added, Change, Entity, Item, Service, ServiceError
+from .service import (
+    PAGE,
+    Added,
+    Change,
+    Entity,
+    Item,
+    Service,
+    ServiceError,
+)
 from .settings import settings_of
 
 P = ParamSpec("P")
@@ -226,12 +235,14 @@ class LocalService(Service):
             return self._opened_library
 
     def _found_embedder(self) -> Embedder:
-        from retinue_memory.native.embedding import find_embedder
+        from retinue_memory.native.embedder import find_embedder
 
         source = self._embedder or find_embedder
         embedder = source if isinstance(source, Embedder) else source()
         if embedder is None:
-            problem = "mem0 needs an embedder: pip install 'retinue[local]', and `python -m retinue_agents.weights`"
+            problem = (
+                "mem0 needs an embedder: pip install 'retinue[local]', and `python -m retinue_agents.models.weights`"
+            )
             raise ServiceError(problem)
         return embedder
 

@@ -18,7 +18,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
-class OwnLoop:
+class LoopThread:
     """Runs coroutines on one loop whichever loop they are awaited on. What holds connections lives there, and a library
     that blocks holds up nobody else. The thread starts at the first use."""
 
@@ -91,7 +91,7 @@ async def _finish(last: Coroutine[Any, Any, None]) -> None:
 
 
 class _Looped(Protocol):
-    _loop: OwnLoop
+    _loop: LoopThread
 
 
 M = TypeVar("M", bound=_Looped)

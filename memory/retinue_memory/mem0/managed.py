@@ -9,7 +9,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from retinue_memory.contract import (
+from retinue_memory.errors import MemoryBackendError
+from retinue_memory.memory import (
     ALL,
     ManagedMemory,
     MemoryFilter,
@@ -17,16 +18,15 @@ from retinue_memory.contract import (
     MemoryKind,
     MemoryPage,
     MemoryRecord,
-    Message,
     Profile,
     Receipt,
     Scope,
 )
-from retinue_memory.errors import MemoryBackendError
-from retinue_memory.overlay import overlay
+from retinue_memory.messages import Message
+from retinue_memory.pending import overlay
 
 from .delivery import Delivery
-from .loop import OwnLoop, on_own_loop
+from .loop import LoopThread, on_own_loop
 from .records import (
     about,
     between,
@@ -39,7 +39,13 @@ from .records import (
     waiting_record,
     within,
 )
-from .service import ABOUT, TURN, Entity, Item, Service
+from .service import (
+    ABOUT,
+    TURN,
+    Entity,
+    Item,
+    Service,
+)
 from .turns import Turn, Turns, now
 
 HEADER: Mapping[str, Any] = {"format": "retinue-mem0", "version": 1}
@@ -62,7 +68,7 @@ class Owned(ManagedMemory):
     space: str
     _service: Service
     _turns: Turns
-    _loop: OwnLoop
+    _loop: LoopThread
     _erasures: dict[str, int]
     _patience: float
 

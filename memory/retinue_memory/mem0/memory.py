@@ -8,16 +8,38 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retinue_memory.contract import ALL, InvocationContext, MemoryFilter, MemoryKind, Message, Scope
+from retinue_memory.database.sqlite import Database
 from retinue_memory.errors import MemoryBackendError, RetinueError
-from retinue_memory.overlay import overlay
-from retinue_memory.sqlite import Database
+from retinue_memory.memory import (
+    ALL,
+    InvocationContext,
+    MemoryFilter,
+    MemoryKind,
+    Scope,
+)
+from retinue_memory.messages import Message
+from retinue_memory.pending import overlay
 
 from .delivery import Delivery
-from .loop import OwnLoop, on_own_loop
+from .loop import LoopThread, on_own_loop
 from .managed import Owned
-from .records import clean, meant, merged, message_of, record_of, waiting_record, within, worth_keeping
-from .service import TURN, Entity, Item, Service, ServiceError
+from .records import (
+    clean,
+    meant,
+    merged,
+    message_of,
+    record_of,
+    waiting_record,
+    within,
+    worth_keeping,
+)
+from .service import (
+    TURN,
+    Entity,
+    Item,
+    Service,
+    ServiceError,
+)
 from .turns import Turn, Turns
 
 log = logging.getLogger(__name__)
@@ -57,7 +79,7 @@ class Mem0(Owned):
         self._turns = Turns(database, space, service.grace)
         self._infer = infer
         self._patience = patience
-        self._loop = OwnLoop(f"memory-{name}")
+        self._loop = LoopThread(f"memory-{name}")
         self._delivery: Delivery | None = None
         self._erasures: dict[str, int] = {}
 

@@ -7,16 +7,17 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from retinue_memory.contract import (
-    MemoryFilter,
-    MemoryKind,
-    MemoryRecord,
-    Message,
-    Provenance,
-)
-from retinue_memory.overlay import words
+from retinue_memory.memory import MemoryFilter, MemoryKind, MemoryRecord
+from retinue_memory.messages import Message, Provenance
+from retinue_memory.pending import words
 
-from .service import ABOUT, TURN, Change, Item, moment
+from .service import (
+    ABOUT,
+    TURN,
+    Change,
+    Item,
+    moment,
+)
 
 T = TypeVar("T")
 

@@ -13,14 +13,26 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, unquote, urlsplit
 
-from retinue_memory.contract import EmbedderSource
+from retinue_memory.chat import EmbedderSource
+from retinue_memory.database.sqlite import Database
 from retinue_memory.errors import ConfigError
 from retinue_memory.settings import positive, text
-from retinue_memory.sqlite import Database
 
 from .calling import Caller, retry_after
 from .memory import Mem0
-from .service import PAGE, TURN, Added, Change, Entity, Item, Refused, Service, ServiceError, TooMany, moment
+from .service import (
+    PAGE,
+    TURN,
+    Added,
+    Change,
+    Entity,
+    Item,
+    Refused,
+    Service,
+    ServiceError,
+    TooMany,
+    moment,
+)
 from .settings import settings_of
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from retinue_memory.contract import Scope
 from retinue_memory.errors import MemoryBackendError
+from retinue_memory.memory import Scope
 
 TURN = "retinue_turn"
 """The metadata key that holds the id of the turn a memory was made of, a string."""

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from retinue_memory.settings import address, flag, over, positive
-from retinue_memory.sqlite import Database
+from retinue_memory.database.sqlite import Database
+from retinue_memory.settings import (
+    address,
+    flag,
+    over,
+    positive,
+)
 
 COMMON: Mapping[str, Any] = {"database": None, "infer": True, "patience": 2.0}
 """`database`: where what mem0 has not confirmed is kept; `infer` and `patience` as `Mem0` takes them."""

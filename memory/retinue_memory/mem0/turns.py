@@ -10,9 +10,13 @@ from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from typing import Any, Literal, TypeVar, cast
 
-from retinue_memory.contract import Message
-from retinue_memory.messages import message_json, message_of
-from retinue_memory.sqlite import Database, Operation, named_queries, path_of
+from retinue_memory.database.sqlite import (
+    Database,
+    Operation,
+    named_queries,
+    path_of,
+)
+from retinue_memory.messages import Message, message_json, message_of
 
 from .service import Entity
 

@@ -15,8 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
-from retinue_memory.contract import ChatModel, MemoryKind, MemoryRecord, Message, Scope
+from retinue_memory.chat import ChatModel
 from retinue_memory.errors import ModelError, RetinueError
+from retinue_memory.memory import MemoryKind, MemoryRecord, Scope
+from retinue_memory.messages import Message
 
 from . import lifecycle
 

@@ -11,7 +11,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 
-from .claims import ME, MOMENT, NAME_WORD, NUMBER, NUMBERS, YOU, Claim, Clause, words_of
+from .claims import (
+    ME,
+    MOMENT,
+    NAME_WORD,
+    NUMBER,
+    NUMBERS,
+    YOU,
+    Claim,
+    Clause,
+    words_of,
+)
 from .words import terms, words_in
 
 _PEOPLE = frozenset(

@@ -11,18 +11,18 @@ import math
 import re
 import threading
 from array import array
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retinue_memory.contract import MemoryKind, Scope
+from retinue_memory.memory import MemoryKind
 
 from .cues import asking, cues, naming
-from .guard import applies_always
-from .store import IndexRow
+from .injection import applies_always
+from .rows import IndexRow
 from .words import terms
 
 if TYPE_CHECKING:
@@ -372,56 +372,3 @@ def _longer(column: NDArray[Any], room: int, fill: float = 0) -> NDArray[Any]:
     if fill:
         longer[len(column) :] = fill
     return longer
-
-
-class Indexes:
-    """The recently used indexes, at most `most_bytes` of them together (one that is larger alone is kept alone)."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
-        self._lock = threading.Lock()
-        self._indexes: OrderedDict[Scope, Index] = OrderedDict()
-        self._sizes: dict[Scope, int] = {}
-        self._bytes = 0
-
-    def get(self, scope: Scope) -> Index | None:
-        """The scope's index, now the most recently used."""
-        with self._lock:
-            index = self._indexes.get(scope)
-            if index is not None:
-                self._indexes.move_to_end(scope)
-            return index
-
-    def put(self, scope: Scope, fresh: Index) -> Index:
-        """Keep `fresh`, unless another thread was quicker: the one that is kept."""
-        with self._lock:
-            return self._indexes.setdefault(scope, fresh)
-
-    def settle(self, scope: Scope, index: Index) -> None:
-        """Count the bytes of an index that has grown, and let go of the least recently used beyond the bound."""
-        size = index.nbytes
-        with self._lock:
-            if self._indexes.get(scope) is not index:
-                return
-            self._bytes += size - self._sizes.get(scope, 0)
-            self._sizes[scope] = size
-            while self._bytes > self._most_bytes and len(self._indexes) > 1:
-                oldest, _ = self._indexes.popitem(last=False)
-                self._bytes -= self._sizes.pop(oldest, 0)
-
-    def drop(self, scope: Scope) -> None:
-        """Keep nothing of a scope."""
-        with self._lock:
-            if self._indexes.pop(scope, None) is not None:
-                self._bytes -= self._sizes.pop(scope, 0)
-
-    def clear(self) -> None:
-        with self._lock:
-            self._indexes.clear()
-            self._sizes.clear()
-            self._bytes = 0
-
-    def kept(self) -> Iterable[Scope]:
-        """The scopes whose index is in memory, least recently used first."""
-        with self._lock:
-            return list(self._indexes)

@@ -8,7 +8,12 @@ from functools import lru_cache
 
 from .claims import words_of
 from .reading import plain, split
-from .words import RECENT_TEXTS, asks, terms, words_in
+from .words import (
+    RECENT_TEXTS,
+    asks,
+    terms,
+    words_in,
+)
 
 # -- what is worth keeping ----------------------------------------------------------------------------------------------
 

@@ -16,10 +16,21 @@ from datetime import datetime
 from functools import lru_cache
 
 from . import lasting, reading
-from .claims import ME, MOMENT, NUMBER, Claim, words_of
+from .claims import (
+    ME,
+    MOMENT,
+    NUMBER,
+    Claim,
+    words_of,
+)
 from .forms import PEOPLE_STEMS
 from .lasting import tells
-from .reading import Sentence, plain, read, split
+from .reading import (
+    Sentence,
+    plain,
+    read,
+    split,
+)
 from .words import terms
 
 # -- near duplicates ----------------------------------------------------------------------------------------------------

@@ -12,33 +12,55 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
-from retinue_memory.contract import (
+from retinue_memory.chat import EmbedderSource
+from retinue_memory.database.sqlite import Alongside, Database, path_of
+from retinue_memory.errors import MemoryBackendError, RetinueError
+from retinue_memory.memory import (
     ALL,
-    EmbedderSource,
     InvocationContext,
     MemoryFilter,
     MemoryHit,
     MemoryKind,
     MemoryRecord,
-    Message,
-    Provenance,
     Scope,
 )
-from retinue_memory.errors import MemoryBackendError, RetinueError
-from retinue_memory.sqlite import Alongside, Database, path_of
+from retinue_memory.messages import Message, Provenance
 
-from . import guard, owning, store, writing
+from . import (
+    ingest,
+    management_rows,
+    redaction,
+    rows,
+)
 from .consolidation import Consolidation, Worker, draw
 from .cues import needs_memory
-from .index import Index, Indexes
-from .managed import Begun, Owned, UnderWay, text_of
-from .ranking import best, for_embedder, rank, read
-from .selection import allowed, instructions, retention, substance, with_instructions, within
+from .embedding_service import Vectors
+from .filters import (
+    allowed,
+    instructions,
+    retention,
+    substance,
+    with_instructions,
+    within,
+)
+from .index import Index
+from .index_cache import Indexes
+from .management import (
+    Begun,
+    InFlight,
+    Owned,
+    text_of,
+)
+from .ranking import (
+    best,
+    for_embedder,
+    rank,
+    read,
+)
 from .settings import DEFAULT_DATABASE, settings_of
-from .vectors import Vectors
 
 if TYPE_CHECKING:
-    from .embedding import Reading
+    from .embedder import Reading
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -82,7 +104,7 @@ class NativeMemory(Owned):
         cache_mb: float = 256,
         max_memories: int = 100_000,
         fade_days: float | None = None,
-        redact: Sequence[str] = guard.DEFAULT,
+        redact: Sequence[str] = redaction.DEFAULT,
         consolidation: Consolidation | None = None,
     ) -> None:
         self.name = name
@@ -96,10 +118,10 @@ class NativeMemory(Owned):
         """What is kept in memory; letting go of any of it loses nothing."""
         self._max_memories = max_memories
         self._fade_days = fade_days
-        self._redact = guard.Redaction(redact)
+        self._redact = redaction.Redaction(redact)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="memory")
         self._vectors = Vectors(name, embedder, self._database, self._let_go)
-        self._under_way = UnderWay()
+        self._under_way = InFlight()
         self._consolidation = consolidation
         self._worker: Worker | None = None
         if consolidation is not None:
@@ -130,9 +152,9 @@ class NativeMemory(Owned):
         with self._opening:
             self._refuse_if_closed()
             if not self._opened:
-                store.migrate(self._database)
+                rows.migrate(self._database)
                 if self._worker is not None:  # before anything new is written: that is announced as it comes
-                    self._worker.start(self._database.read_now(lambda db: writing.pending_sessions(db, self.space)))
+                    self._worker.start(self._database.read_now(lambda db: ingest.pending_sessions(db, self.space)))
                 self._opened = True
 
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
@@ -181,11 +203,11 @@ class NativeMemory(Owned):
             if not new:
                 return
             index, life = await self._begun(scope, begun)
-            rows, prepared = await self._made_ready(scope, index, new)
+            memories, prepared = await self._made_ready(scope, index, new)
             pending = self._worker is not None
 
-            def take(change: store.Change) -> bool:
-                writing.take(change, rows, prepared, pending=pending)
+            def take(change: rows.Change) -> bool:
+                ingest.take(change, memories, prepared, pending=pending)
                 if alongside is not None:
                     alongside.operation(change.db)
                 return True
@@ -193,18 +215,18 @@ class NativeMemory(Owned):
             written = await self._write(scope, life, take, begun, owed=alongside is not None)
         if alongside is not None:
             alongside.committed = written is True
-        if self._worker is not None and (count := sum(map(writing.is_claiming, new))):
-            self._worker.put(scope, store.storable(ctx.session_id), count)
+        if self._worker is not None and (count := sum(map(ingest.is_claiming, new))):
+            self._worker.put(scope, rows.storable(ctx.session_id), count)
 
     async def add(self, scope: Scope, content: str, *, kind: MemoryKind = MemoryKind.ENTITY) -> MemoryRecord:
-        text, now = self._redact(text_of(content)), store.microseconds(datetime.now(UTC))
-        new = store.NewMemory("user", "", text, "", now, kind=kind)
+        text, now = self._redact(text_of(content)), rows.microseconds(datetime.now(UTC))
+        new = rows.NewMemory("user", "", text, "", now, kind=kind)
         with self._under_way.begun(scope) as begun:
             index, life = await self._begun(scope, begun)
             (row,), prepared = await self._made_ready(scope, index, [new])
 
-            def write(change: store.Change) -> MemoryRecord:
-                (record,) = store.by_id(change.db, scope, [writing.Writer(change, prepared).write(row).id]).values()
+            def write(change: rows.Change) -> MemoryRecord:
+                (record,) = rows.by_id(change.db, scope, [ingest.Writer(change, prepared).write(row).id]).values()
                 return record
 
             record = await self._write(scope, life, write, begun)
@@ -224,7 +246,7 @@ class NativeMemory(Owned):
         self,
         scope: Scope,
         life: int,
-        work: Callable[[store.Change], R],
+        work: Callable[[rows.Change], R],
         begun: Begun | None = None,
         *,
         owed: bool = False,
@@ -233,16 +255,16 @@ class NativeMemory(Owned):
 
         def write(db: sqlite3.Connection) -> tuple[R, bool]:
             if begun is not None and begun.void:
-                raise store.Erased
+                raise rows.Erased
             before = db.total_changes
-            change = store.Change(db, scope, life)
+            change = rows.Change(db, scope, life)
             done = work(change)
-            owning.trim(change, self._max_memories)
+            management_rows.trim(change, self._max_memories)
             return done, (change.bare and self._vectors.known) or db.total_changes - before > _MUCH
 
         try:
             done, at_once = await self._database.write(write, owed=owed)
-        except store.Erased:
+        except rows.Erased:
             log.info("memory %s: a write was dropped: its scope was erased meanwhile", self.name)
             self._let_go(scope)
             return None
@@ -286,22 +308,22 @@ class NativeMemory(Owned):
             found = await draw(records, waiting.known, summary, settings)
             if found is None:
                 log.warning("memory %s: %d messages stay as they were said", self.name, len(records))
-                await self._write(scope, waiting.life, lambda change: writing.give_up(change, waiting), begun)
+                await self._write(scope, waiting.life, lambda change: ingest.give_up(change, waiting), begun)
                 return len(records) == settings.batch
-            new = writing.drawn_from(records, found[0], self._redact)
-            rows, prepared = await self._made_ready(scope, await self._up_to_date(scope), new)
-            told = self._redact(store.storable(found[1]))
+            new = ingest.drawn_from(records, found[0], self._redact)
+            memories, prepared = await self._made_ready(scope, await self._up_to_date(scope), new)
+            told = self._redact(rows.storable(found[1]))
             settled = await self._write(
-                scope, waiting.life, lambda change: writing.settle(change, waiting, rows, prepared, told), begun
+                scope, waiting.life, lambda change: ingest.settle(change, waiting, memories, prepared, told), begun
             )
             return settled is False or len(records) == settings.batch
 
-    def _waiting(self, scope: Scope, session_id: str, most: int) -> writing.Waiting:
-        waiting = self._database.read_now(lambda db: writing.waiting(db, scope, session_id, most))
+    def _waiting(self, scope: Scope, session_id: str, most: int) -> ingest.Waiting:
+        waiting = self._database.read_now(lambda db: ingest.waiting(db, scope, session_id, most))
         index = self._caught_up(scope)
         with index.lock:
-            near = {seq for record in waiting.records.values() for seq in writing.neighbours(index, record.content)}
-        around = self._database.read_now(lambda db: store.by_seq(db, scope, sorted(near))).values()
+            near = {seq for record in waiting.records.values() for seq in ingest.neighbours(index, record.content)}
+        around = self._database.read_now(lambda db: rows.by_seq(db, scope, sorted(near))).values()
         known = tuple(record.content for record in around if record.role == "system" and record.quarantined is None)
         return dataclasses.replace(waiting, known=known[-_KNOWN:])
 
@@ -342,42 +364,42 @@ class NativeMemory(Owned):
 
     # -- what a turn computes -----------------------------------------------------------------------------------------
 
-    async def _drafted(self, messages: Sequence[Message], ctx: InvocationContext) -> Sequence[store.NewMemory]:
+    async def _drafted(self, messages: Sequence[Message], ctx: InvocationContext) -> Sequence[rows.NewMemory]:
         """What is to be written of these messages."""
         quick = _are_short(message.content for message in messages)
-        return await self._do(quick, writing.drafts, messages, ctx, self._redact)
+        return await self._do(quick, ingest.drafts, messages, ctx, self._redact)
 
     async def _begun(self, scope: Scope, begun: Begun) -> tuple[Index, int]:
         """The index of the scope and the life that it is in; one that was never written to begins it."""
         index = await self._up_to_date(scope)
         if index.life:
             return index, index.life
-        return index, await self._database.write(lambda db: 0 if begun.void else store.begin(db, scope))
+        return index, await self._database.write(lambda db: 0 if begun.void else rows.begin(db, scope))
 
-    async def _given(self, memories: Sequence[store.NewMemory]) -> Sequence[store.NewMemory]:
+    async def _given(self, memories: Sequence[rows.NewMemory]) -> Sequence[rows.NewMemory]:
         if not self._ready:
             await self._run(lambda: None)
         return await self._vectors.given(memories)
 
     async def _made_ready(
-        self, scope: Scope, index: Index, new: Sequence[store.NewMemory]
-    ) -> tuple[Sequence[store.NewMemory], writing.Prepared]:
+        self, scope: Scope, index: Index, new: Sequence[rows.NewMemory]
+    ) -> tuple[Sequence[rows.NewMemory], ingest.Prepared]:
         """What a write needs: the memories with their vectors, and what they may meet."""
-        rows = await self._given(new)
-        quick = _is_at_hand(index) and _are_short(row.content for row in rows)
-        return rows, await self._do(quick, self._prepared, scope, index, rows)
+        memories = await self._given(new)
+        quick = _is_at_hand(index) and _are_short(row.content for row in memories)
+        return memories, await self._do(quick, self._prepared, scope, index, memories)
 
-    def _prepared(self, scope: Scope, index: Index, rows: Sequence[store.NewMemory]) -> writing.Prepared:
-        texts = [writing.wording(row.content) for row in rows if writing.is_claiming(row)]
+    def _prepared(self, scope: Scope, index: Index, memories: Sequence[rows.NewMemory]) -> ingest.Prepared:
+        texts = [ingest.wording(row.content) for row in memories if ingest.is_claiming(row)]
         if not texts:
-            return writing.Prepared()
+            return ingest.Prepared()
         with index.lock:
-            version, near = index.version, {text: writing.neighbours(index, text) for text in texts}
+            version, near = index.version, {text: ingest.neighbours(index, text) for text in texts}
             all_read = index.slots_version >= version
         if all_read:
-            return writing.Prepared(version, near)
-        slots = self._database.read_now(lambda db: writing.unread_slots(db, scope, version))
-        return writing.Prepared(version, near, slots)
+            return ingest.Prepared(version, near)
+        slots = self._database.read_now(lambda db: ingest.unread_slots(db, scope, version))
+        return ingest.Prepared(version, near, slots)
 
     def _search(
         self,
@@ -409,13 +431,13 @@ class NativeMemory(Owned):
             missing = not bool(index.column("embedded").all())
         if missing:
             self._vectors.give_later(scope)
-        rows = self._database.read_now(lambda db: store.by_seq(db, scope, [*(seq for seq, _ in chosen), *always]))
+        records = self._database.read_now(lambda db: rows.by_seq(db, scope, [*(seq for seq, _ in chosen), *always]))
         hits = [
-            MemoryHit(rows[seq], min(1.0, max(0.0, sum(explained.values()))), explained)
+            MemoryHit(records[seq], min(1.0, max(0.0, sum(explained.values()))), explained)
             for seq, explained in chosen
-            if seq in rows
+            if seq in records
         ]
-        hits = with_instructions(hits, [rows[seq] for seq in reversed(always) if seq in rows], top_k)
+        hits = with_instructions(hits, [records[seq] for seq in reversed(always) if seq in records], top_k)
         return list(within(budget, ((hit, hit.record.content) for hit in hits)))
 
     async def _up_to_date(self, scope: Scope) -> Index:
@@ -451,7 +473,7 @@ def _are_short(texts: Iterable[str]) -> bool:
 def _catch_up(db: sqlite3.Connection, scope: Scope, index: Index, most: int | None = None) -> bool | None:
     """Bring the index to the rows; whether there was anything new. None: it is more than `most`, or long, and nothing was
     done."""
-    state = store.state(db, scope)
+    state = rows.state(db, scope)
     if state.epoch != index.epoch:
         if most is not None and index.size:
             return None
@@ -459,10 +481,10 @@ def _catch_up(db: sqlite3.Connection, scope: Scope, index: Index, most: int | No
     index.life, index.slots_version = state.life, state.slots_version
     if state.version == index.version:
         return False
-    rows = store.changed_since(db, scope, index.version, -1 if most is None else most + 1)
-    if most is not None and (len(rows) > most or not _are_short(row.content for row in rows)):
+    changed = rows.changed_since(db, scope, index.version, -1 if most is None else most + 1)
+    if most is not None and (len(changed) > most or not _are_short(row.content for row in changed)):
         return None
-    index.apply(rows, state.version)
+    index.apply(changed, state.version)
     return True
 
 

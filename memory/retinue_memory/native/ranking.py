@@ -29,7 +29,7 @@ from .words import terms
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .embedding import Reading
+    from .embedder import Reading
 
     Floats = NDArray[np.float32]
     Places = NDArray[np.integer[Any]]

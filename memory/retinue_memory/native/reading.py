@@ -8,9 +8,20 @@ import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from .claims import DAYS, MONTHS, Claim, Clause
+from .claims import (
+    DAYS,
+    MONTHS,
+    Claim,
+    Clause,
+)
 from .forms import claims_of
-from .words import RECENT_TEXTS, Form, asks, folded, words_in
+from .words import (
+    RECENT_TEXTS,
+    Form,
+    asks,
+    folded,
+    words_in,
+)
 
 _LONGEST = 600
 """Characters: a longer sentence is a text somebody pasted, and claims nothing of its own."""

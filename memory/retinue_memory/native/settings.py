@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retinue_memory.contract import EmbedderSource
+from retinue_memory.chat import EmbedderSource
 from retinue_memory.errors import ConfigError
-from retinue_memory.settings import address, model, over, positive
+from retinue_memory.settings import (
+    address,
+    model,
+    over,
+    positive,
+)
 
-from . import guard
+from . import redaction
 from .consolidation import Consolidation
-from .embedding import find_embedder
+from .embedder import find_embedder
 
 DEFAULT_DATABASE = "sqlite:///var/retinue.db"
 _SETTINGS: Mapping[str, Any] = {
@@ -20,7 +25,7 @@ _SETTINGS: Mapping[str, Any] = {
     "cache_mb": 256,
     "max_memories": 100_000,
     "fade_days": None,
-    "redact": guard.DEFAULT,
+    "redact": redaction.DEFAULT,
     "mode": "verbatim",
     "model": None,
     "instructions": "",

@@ -15,12 +15,19 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from retinue_memory.contract import MemoryKind, Scope
 from retinue_memory.mem0_items import Item, is_item, read_item
+from retinue_memory.memory import MemoryKind, Scope
 
-from . import guard, owning
-from .store import SQL as STORE_SQL
-from .store import Change, content_hash, key_of, microseconds, no_words, storable
+from . import injection, management_rows
+from .rows import SQL as STORE_SQL
+from .rows import (
+    Change,
+    content_hash,
+    key_of,
+    microseconds,
+    no_words,
+    storable,
+)
 
 HEADER: Mapping[str, Any] = {"format": "retinue-memory", "version": 1}
 PAGE = 100
@@ -59,13 +66,13 @@ _REVISION: Mapping[str, tuple[type, ...]] = {"revision": _TIME, "kind": _TEXT, "
 
 def read_page(db: sqlite3.Connection, scope: Scope, after: int) -> tuple[list[dict[str, Any]], int]:
     """The next memories after row `after`, and the row that the next page follows."""
-    rows = db.execute(owning.SQL["everything"], key_of(scope) | {"after": after, "most": PAGE}).fetchall()
+    rows = db.execute(management_rows.SQL["everything"], key_of(scope) | {"after": after, "most": PAGE}).fetchall()
     chosen = key_of(scope) | {"seqs": json.dumps([row[0] for row in rows])}
     sources: dict[int, list[dict[str, Any]]] = {}
-    for seq, *values in db.execute(owning.SQL["all_sources"], chosen):
+    for seq, *values in db.execute(management_rows.SQL["all_sources"], chosen):
         sources.setdefault(seq, []).append(dict(zip(_SOURCE, values, strict=True)))
     revisions: dict[int, list[dict[str, Any]]] = {}
-    for seq, *values in db.execute(owning.SQL["revisions"], chosen):
+    for seq, *values in db.execute(management_rows.SQL["revisions"], chosen):
         revisions.setdefault(seq, []).append(dict(zip(_REVISION, values, strict=True)))
     page: list[dict[str, Any]] = []
     for seq, *values in rows:
@@ -129,7 +136,7 @@ def from_mem0(item: Item, now: datetime, redact: Callable[[str], str]) -> dict[s
         "said_at": microseconds(max(created, item.updated_at or created)),
         "pinned": False,
         "expires_at": None if item.expires_at is None else microseconds(item.expires_at),
-        "quarantined": None if item.role == "user" else guard.orders(text, "assistant"),
+        "quarantined": None if item.role == "user" else injection.orders(text, "assistant"),
         "revision": 1,
         "dimensions": None,
         "sources": [],
@@ -175,13 +182,13 @@ def _write(change: Change, memory: dict[str, Any]) -> bool:
     hashed = content_hash(memory["role"], memory["speaker"], memory["content"], quarantined=quarantined)
     current = memory["valid_to"] is None
     row = change.key | memory | {"content_hash": hashed if current else no_words(), "version": change.version}
-    if change.db.execute(owning.SQL["is_there"], row).fetchone()[0]:
+    if change.db.execute(management_rows.SQL["is_there"], row).fetchone()[0]:
         return False
     ((seq, _),) = change.db.execute(STORE_SQL["insert_memory"], row).fetchall()
     for source in memory["sources"]:
         change.db.execute(STORE_SQL["insert_source"], change.key | source | {"memory_seq": seq})
     for revision in memory["revisions"]:
-        change.db.execute(owning.SQL["insert_revision"], change.key | revision | {"memory_seq": seq})
+        change.db.execute(management_rows.SQL["insert_revision"], change.key | revision | {"memory_seq": seq})
     return True
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from a2a.types import SendMessageRequest, Task
 
-from .events import Subscriber
 from .run import Run
+from .subscribers import Subscriber
 from .turn import Accepted, Caller
 
 

@@ -30,15 +30,26 @@ from a2a.utils.errors import (
 )
 
 from retinue_memory.errors import LimitError, RetinueError
-from retinue_server.executor import JOURNAL, TURN, A2AExecutor
+from retinue_server.a2a.executor import JOURNAL, TURN, A2AExecutor
 
-from .endings import canceled, owed_at_end
 from .engine import Engine, Submission
-from .events import Event, Subscriber, payload_of
-from .reminder import Reminder
-from .run import CURRENT, Run, TurnJournal
-from .store import Store
-from .turn import RESTING, TERMINAL, Accepted, Caller, DueWrite, Overtaken, Progress, TurnState
+from .events import Event, payload_of
+from .journal import TurnJournal
+from .run import CURRENT, Run
+from .store.base import Store
+from .subscribers import Subscriber
+from .task_state import canceled, owed_at_end
+from .timer import CoalescingTimer
+from .turn import (
+    RESTING,
+    TERMINAL,
+    Accepted,
+    Caller,
+    DueWrite,
+    Progress,
+    StaleAttempt,
+    TurnState,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +100,7 @@ class LocalEngine(Engine):
         """Whether a stop need not wait for turns: there are none, or it was told to hurry."""
         self._idle.set()
         self._background: set[asyncio.Task[None]] = set()
-        self._reminder = Reminder(_LOG_EVERY)
+        self._reminder = CoalescingTimer(_LOG_EVERY)
 
     async def start(self) -> None:
         for accepted in await self._store.recover():
@@ -131,7 +142,7 @@ class LocalEngine(Engine):
                     await run.flush()
                 # stopped in order: not a crash
                 await self._store.mark(run.turn, TurnState.DONE if run.asked else TurnState.WAITING)
-            except (Overtaken, RetinueError) as error:
+            except (StaleAttempt, RetinueError) as error:
                 logger.warning("task %s: what it did last is lost: %s", run.turn.task_id, error)
             self._fail(run, InternalError("the server is stopping; the task goes on when it is back"))
         run.over.set()
@@ -301,7 +312,7 @@ class LocalEngine(Engine):
                 await self._canceled(run)
             elif not self._stopping:
                 self._fail(run, InternalError("the task stopped: its progress could not be stored"))
-        except Overtaken as error:
+        except StaleAttempt as error:
             logger.warning("task %s: this run has no say in it any more: %s", run.turn.task_id, error)
             await self._store.mark(run.turn, TurnState.DONE)  # no effect where another attempt has the turn
             found = await self._store.reload(run.turn)
@@ -335,7 +346,7 @@ class LocalEngine(Engine):
             run.announce()
         try:
             await executor.execute(context, run)
-        except Overtaken:
+        except StaleAttempt:
             raise
         except Exception as error:
             logger.exception("task %s: the executor failed", turn.task_id)

@@ -7,8 +7,8 @@ import logging
 
 from retinue_memory.errors import StoreError
 
-from .rows import now
-from .store import Store
+from .store.base import Store
+from .store.rows import now
 
 logger = logging.getLogger(__name__)
 

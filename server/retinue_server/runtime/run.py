@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any
 
 from a2a.server.events import EventQueue
 from a2a.types import Message, Role, Task, TaskArtifactUpdateEvent, TaskState, TaskStatus, TaskStatusUpdateEvent
 from a2a.utils.errors import InvalidAgentResponseError
 
-from retinue_agents import Journal
-from retinue_agents.contract import JSONObject
-from retinue_memory.errors import OutcomeUnknown, RetinueError
-from retinue_server.values import stamp, unfit, unfit_artifact, unfit_message
+from retinue_memory.errors import RetinueError
+from retinue_server.a2a.validation import (
+    stamp,
+    unfit,
+    unfit_artifact,
+    unfit_message,
+)
 
-from .events import Event, Snapshot, Subscriber, coalesce, packed, payload_of
-from .reminder import Reminder
-from .store import Store
-from .turn import RESTING, TERMINAL, Accepted, Continues, DueWrite, MemoryWrite, Progress
+from .events import (
+    Event,
+    Snapshot,
+    coalesce,
+    packed,
+    payload_of,
+)
+from .store.base import Store
+from .subscribers import Subscriber
+from .timer import CoalescingTimer
+from .turn import (
+    RESTING,
+    TERMINAL,
+    Accepted,
+    Continues,
+    DueWrite,
+    MemoryWrite,
+    Progress,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +59,7 @@ class Run(EventQueue):
         store: Store,
         watchers: Callable[[Event], None],
         committed: Callable[[Progress, Sequence[DueWrite]], None],
-        reminder: Reminder,
+        reminder: CoalescingTimer,
         owed_at_end: Callable[[Task, Sequence[MemoryWrite]], list[MemoryWrite]],
     ) -> None:
         self.turn = accepted.turn
@@ -331,38 +347,6 @@ class Run(EventQueue):
         )
         self._events, self._steps, self._owed = [], [], []
         return progress
-
-
-class TurnJournal(Journal):
-    """The steps of one turn. A result is committed before the next step starts, or with the end of the turn."""
-
-    def __init__(self, run: Run, recorded: dict[str, str | None]) -> None:
-        self._run = run
-        self._recorded = recorded
-
-    async def step(self, key: str, call: Callable[[], Awaitable[JSONObject]], *, repeatable: bool = True) -> JSONObject:
-        if key in self._recorded:
-            known = self._recorded[key]
-            if known is not None:
-                replayed: dict[str, Any] = json.loads(known)
-                return replayed
-            if not repeatable:
-                raise OutcomeUnknown(
-                    f"outcome unknown: {key} was under way when the server stopped, and is not repeated"
-                )
-        if not repeatable:
-            self._run.add_step(key, None)
-        await self._run.commit_steps()
-        writes: list[MemoryWrite] = []
-        outer = STEP.set(writes)
-        try:
-            result = await call()
-        finally:
-            STEP.reset(outer)
-        self._recorded[key] = text = json.dumps(result)
-        self._run.add_step(key, text, writes)
-        self._run.log_soon()
-        return result
 
 
 def _unfit(event: Event) -> str | None:

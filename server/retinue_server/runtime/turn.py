@@ -155,7 +155,7 @@ class DuePush:
     config: TaskPushNotificationConfig
 
 
-class Overtaken(Exception):
+class StaleAttempt(Exception):
     """Another attempt has this turn now, or it has ended: stop, nothing was written."""
 
 

@@ -1,0 +1,1 @@
+"""Chat models: by a LiteLLM name, embedded, or your own."""

@@ -1,0 +1,92 @@
+"""From a model's name to a `ChatModel`. Nothing is imported or loaded before the first request.
+
+    local/smollm2-135m            the embedded model
+    echo                          repeats what it hears: for trying things out
+    openai/gpt-5-mini, gpt-5-mini a LiteLLM name
+    ollama::qwen3.5:latest        provider and model, split at the first "::"
+    my_package.models:MyModel     a `ChatModel`: an instance, or a class that is called without arguments
+
+A single ":" is also part of many model names. What has a "/" before it, or a "::" in it, is a model's name; the rest is
+"module:attr". So an Ollama tag needs its provider: "ollama_chat/qwen3.5:latest".
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from retinue_memory import ChatModel
+from retinue_memory.errors import ConfigError
+
+_PROVIDERS = {"azure-openai": "azure", "x.ai": "xai", "google": "gemini", "ollama": "ollama_chat"}
+"""Names of providers that LiteLLM calls differently. (Its "ollama" makes one text of a conversation, and has no tools.)"""
+_PROVIDER = re.compile(r"[\w.-]+")
+
+
+def open_model(spec: str | ChatModel, **settings: Any) -> ChatModel:
+    """The model that `spec` names; a `ChatModel` is returned as it is.
+
+    `settings` go to its constructor, which raises TypeError for one that it does not have. Raises ConfigError for an
+    unknown local model, for a name that cannot be one, and one kind each for the three ways in which "module:attr" can be
+    wrong. Whether a LiteLLM name exists shows at the first request, or in `check_model`.
+    """
+    if isinstance(spec, ChatModel):
+        return spec
+    if not spec or spec != spec.strip() or any(character.isspace() for character in spec):
+        raise ConfigError("a model's name has no spaces and is not empty", key="model", value=spec)
+    if spec == "echo":
+        from retinue_agents.testing import EchoModel
+
+        return EchoModel(**settings)
+    if spec.startswith("local/"):
+        from .local import LocalChat
+
+        return LocalChat(spec.removeprefix("local/"), **settings)
+    if _is_import(spec):
+        return _from_import(spec, settings)
+    from .litellm import LiteLLMChat
+
+    return LiteLLMChat(_litellm_name(spec), **settings)
+
+
+def check_model(spec: str | ChatModel) -> None:
+    """`open_model`, and for a LiteLLM name whether its provider exists, which imports litellm. Raises ConfigError."""
+    model = open_model(spec)
+    if isinstance(spec, str) and spec != "echo" and not spec.startswith("local/") and not _is_import(spec):
+        from .litellm import check_provider
+
+        check_provider(model.name)
+
+
+def _is_import(spec: str) -> bool:
+    before, colon, _ = spec.partition(":")
+    return bool(colon) and "/" not in before and "::" not in spec
+
+
+def _litellm_name(spec: str) -> str:
+    provider, separator, model = spec.partition("::")
+    if not separator or "/" in provider:
+        return spec
+    if not _PROVIDER.fullmatch(provider) or not model:
+        raise ConfigError(f'{spec!r} is not of the form "provider::model"', key="model", value=spec)
+    return f"{_PROVIDERS.get(provider, provider)}/{model}"
+
+
+def _from_import(spec: str, settings: dict[str, Any]) -> ChatModel:
+    from retinue_memory.registry import import_from_string
+
+    try:
+        found = import_from_string(spec)
+    except ConfigError as error:
+        error.key = error.key or "model"
+        raise
+    if isinstance(found, type) and issubclass(found, ChatModel):
+        try:
+            return found(**settings)
+        except TypeError as error:
+            raise ConfigError(f"{spec!r} cannot be made: {error}", key="model", value=spec) from error
+    if not isinstance(found, ChatModel):
+        raise ConfigError(f"{spec!r} is neither a ChatModel nor a class of one", key="model", value=spec)
+    if settings:
+        raise ConfigError(f"{spec!r} is an instance and takes no settings", key="model", value=spec)
+    return found

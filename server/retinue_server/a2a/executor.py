@@ -1,0 +1,357 @@
+"""A2AExecutor: a request becomes an InvocationContext, and an agent's events become A2A events.
+
+It is a plain a2a-sdk `AgentExecutor`: it runs under the SDK's `DefaultRequestHandler` as well as under ours.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Self, cast
+
+from a2a.server.agent_execution import AgentExecutor, RequestContext
+from a2a.server.events import EventQueue
+from a2a.types import (
+    Artifact,
+    Part,
+    Role,
+    SendMessageRequest,
+    Task,
+    TaskArtifactUpdateEvent,
+    TaskState,
+    TaskStatus,
+    TaskStatusUpdateEvent,
+)
+from a2a.types import Message as A2AMessage
+from a2a.utils.errors import InvalidParamsError
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
+
+from retinue_agents import (
+    Agent,
+    Journal,
+    NullJournal,
+    State,
+)
+from retinue_agents.events import (
+    Event,
+    FinalAnswer,
+    InputRequired,
+    MemoryFailed,
+    MemoryRetrieved,
+    MemoryUpdated,
+    StepLimitReached,
+    TextDelta,
+    ToolCalled,
+)
+from retinue_memory import InvocationContext, Message, provenance
+from retinue_memory.errors import RetinueError
+from retinue_memory.recall import NO_ANSWER
+from retinue_server.auth.owners import user_of
+
+from .validation import stamp
+
+logger = logging.getLogger(__name__)
+
+History = Callable[[RequestContext], Awaitable[list[Message]]]
+"""What was said in the request's context before its message, oldest first, in a window that fits a prompt."""
+
+JOURNAL = "retinue.journal"
+"""Where the runtime puts a turn's `Journal` into `call_context.state`."""
+MEMORY = "memory"
+"""The metadata key of the memory extension, in requests and in finished tasks."""
+MEMORY_EXTENSION = "urn:retinue:a2a:memory:v1"
+_MOST_MEMORIES = 100
+# A name of a protobuf enumeration takes longer to look up than what is done with it: once is enough.
+_SUBMITTED, _WORKING = TaskState.TASK_STATE_SUBMITTED, TaskState.TASK_STATE_WORKING
+_COMPLETED, _AGENT = TaskState.TASK_STATE_COMPLETED, Role.ROLE_AGENT
+TURN = "retinue.turn"
+"""Where it puts the turn itself. A new task's first event, the task, is said by the runtime, which made it."""
+
+
+def text_of(message: A2AMessage) -> str:
+    """The words of a message: its text parts, and its data parts as JSON, a line each."""
+    return "\n".join(
+        part.text if part.HasField("text") else json.dumps(MessageToDict(part.data), ensure_ascii=False)
+        for part in message.parts
+        if part.HasField("text") or part.HasField("data")
+    )
+
+
+def refuse_without_text(message: A2AMessage) -> None:
+    """Raise InvalidParamsError where a message gives a model nothing to read."""
+    if not any(part.text.strip() for part in message.parts):
+        reason = "has no parts" if not message.parts else "has no text"
+        raise InvalidParamsError(f"the message {reason}: this agent reads text, so send at least one part with text")
+
+
+def answer_to(message_id: str) -> str:
+    """The id of the artifact that answers a message."""
+    return f"answer-{message_id}"
+
+
+def conversation(task: Task) -> list[Message]:
+    """A stored task as the messages of a prompt: its history, then its artifacts as what the agent answered."""
+    said = [_message(entry) for entry in task.history if entry.parts]
+    answers = [
+        Message("assistant", "".join(part.text for part in artifact.parts), id=f"{task.id}/{artifact.artifact_id}")
+        for artifact in task.artifacts
+    ]
+    return [message for message in (*said, *answers) if message.content]
+
+
+def asked_back(task: Task | None) -> list[Message]:
+    """What the user said in a task that the agent answered with a question: it is remembered when the task has an answer, or
+    ends without one. What was asked not to be remembered is left out, and so is what stands before a message with an answer.
+    """
+    found: list[Message] = []
+    for said, reply in reversed(list(pairwise(task.history if task is not None else ()))):
+        if said.role == Role.ROLE_USER and reply.role == Role.ROLE_USER:
+            break
+        if said.role == Role.ROLE_USER and MEMORY not in reply.metadata:
+            found.append(_message(said))
+    return found[::-1]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """What a request asks of memory, by the extension `urn:retinue:a2a:memory:v1`: `memory: {mode, top_k}`."""
+
+    recall: bool = True
+    remember: bool = True
+    top_k: int | None = None
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> Self:
+        """As a request's metadata have it. Raises InvalidParamsError for what the extension does not know."""
+        asked = metadata.get(MEMORY)
+        if asked is None:
+            return cls()
+        if not isinstance(asked, dict):
+            raise InvalidParamsError("memory: must be an object with mode and top_k")
+        given = cast("dict[str, Any]", asked)
+        mode, top_k = given.get("mode", "on"), given.get("top_k")
+        if mode not in ("on", "read-only", "off"):
+            raise InvalidParamsError('memory.mode: must be "on", "read-only" or "off"')
+        if top_k is not None and not (isinstance(top_k, float | int) and top_k in range(1, _MOST_MEMORIES + 1)):
+            raise InvalidParamsError(f"memory.top_k: must be a whole number from 1 to {_MOST_MEMORIES}")
+        return cls(recall=mode != "off", remember=mode == "on", top_k=None if top_k is None else int(top_k))
+
+    @property
+    def mode(self) -> str:
+        return "on" if self.remember else "read-only" if self.recall else "off"
+
+
+class A2AExecutor(AgentExecutor):
+    """Runs one agent for each request. `history` tells what was said before; without it, only the task's own messages."""
+
+    def __init__(self, agent: Agent, *, history: History | None = None) -> None:
+        self.agent = agent
+        self._history = history or _of_task
+
+    def check(self, request: SendMessageRequest) -> None:
+        """Raise InvalidParamsError for a request that `execute` could not run; a handler asks before it stores anything."""
+        refuse_without_text(request.message)
+        if MEMORY in request.metadata:
+            MemoryUse.of(MessageToDict(request.metadata))
+
+    async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
+        message = context.message
+        if message is None:
+            raise InvalidParamsError("the request carries no message")
+        refuse_without_text(message)
+        metadata = context.metadata  # made anew at every look
+        use = MemoryUse.of(metadata)
+        task = context.current_task
+        user = user_of(metadata, message.metadata, task.metadata if task else None)
+        publish = _Publisher(context, event_queue, use)
+        history = await self._history(context)
+        if task is None and TURN not in context.call_context.state:
+            await publish.task(message, user)
+        await publish.status(_WORKING)
+        turn = InvocationContext(
+            session_id=message.context_id,
+            user_id=user,
+            tenant=context.tenant,
+            agent=self.agent.name,
+            task_id=message.task_id,
+            turn_id=f"{message.task_id}/{message.message_id}",
+            metadata=metadata,
+        )
+        state = State([*history, _message(message)])
+        journal: Journal = context.call_context.state.get(JOURNAL) or NullJournal()
+        try:
+            stream = self.agent.stream(
+                state,
+                ctx=turn,
+                journal=journal,
+                recall=use.recall,
+                remember=use.remember,
+                top_k=use.top_k,
+                earlier=asked_back(task),
+            )
+            async with aclosing(stream) as events:
+                async for event in events:
+                    await publish.event(event)
+                    if publish.ended and JOURNAL not in context.call_context.state:
+                        if use.remember and self.agent.remembers:
+                            await publish.event(MemoryUpdated())
+                        break  # its memory write is under way and must not delay the answer
+        except RetinueError as error:
+            logger.warning("task %s failed: %s", message.task_id, error)
+            await publish.failure(str(error))
+        except Exception:
+            logger.exception("task %s failed", message.task_id)
+            await publish.failure("the agent failed unexpectedly; the server's log says why")
+        else:
+            await publish.end()
+
+    def unremembered(self, task: Task, tenant: str) -> tuple[InvocationContext, list[Message]] | None:
+        """What an ended task leaves that was to be remembered with an answer, and the turn it is of; None: nothing."""
+        said = asked_back(task) if self.agent.remembers else []
+        if not said:
+            return None
+        return InvocationContext(
+            session_id=task.context_id,
+            user_id=user_of({}, None, task.metadata),
+            tenant=tenant,
+            agent=self.agent.name,
+            task_id=task.id,
+            turn_id=f"{task.id}/{said[-1].id}",
+        ), said
+
+    async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
+        await _Publisher(context, event_queue).status(TaskState.TASK_STATE_CANCELED)
+
+
+class _Publisher:
+    """Says in A2A what an agent does. A text delta waits for the next one, so that the last can be marked as such."""
+
+    def __init__(self, context: RequestContext, queue: EventQueue, use: MemoryUse | None = None) -> None:
+        self._task_id = context.task_id or ""
+        self._context_id = context.context_id or ""
+        self._artifact_id = answer_to(context.message.message_id) if context.message else "answer"
+        self._say: Callable[[Any], Awaitable[None]] = getattr(queue, "say", queue.enqueue_event)
+        """The runtime need not go over what is made here: it can be stored."""
+        self._use = use or MemoryUse()
+        self._held: str | None = None
+        self._begun = False
+        self._memory: dict[str, Any] = {}
+        self._end: tuple[TaskState, str | None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer, or the reason why there is none, is known."""
+        return self._end is not None
+
+    async def event(self, event: Event) -> None:
+        match event:
+            case TextDelta(text):
+                await self._flush()
+                self._held = text
+            case ToolCalled():
+                await self._flush()
+                self._begun = False  # what the model says next is another text, and takes the place of this one
+            case MemoryRetrieved(messages):
+                retrieved: list[Any] = self._memory.setdefault("retrieved", [])
+                known = {one["id"] for one in retrieved}
+                retrieved += [one for one in map(_provenance, messages) if one["id"] not in known]
+            case MemoryUpdated():
+                self._memory["update"] = "pending"
+            case MemoryFailed(operation, memory, problem):
+                failures: list[Any] = self._memory.setdefault("failed", [])
+                late = problem.startswith(NO_ANSWER)  # what else went wrong is the log's: it may tell of the inside
+                told = problem if late else "it failed; the server's log says why"
+                failures.append({"operation": operation, "memory": memory, "problem": told})
+            case FinalAnswer(content):
+                if self._held is None and not self._begun:
+                    self._held = content
+                await self._flush(last=True)
+                self._end = (_COMPLETED, None)
+            case InputRequired(content):
+                await self._flush(last=True)
+                self._end = (TaskState.TASK_STATE_INPUT_REQUIRED, content)
+            case StepLimitReached(steps):
+                await self._flush(last=True)
+                self._end = (
+                    TaskState.TASK_STATE_FAILED,
+                    f"the agent reached its limit of {steps} steps without an answer: raise max_steps, or ask for less",
+                )
+            case _:
+                pass
+
+    async def end(self) -> None:
+        """Publish how the turn ended, with what its memory did."""
+        state, text = self._end or (TaskState.TASK_STATE_FAILED, "the agent ended without an answer")
+        await self.status(state, text, self._metadata())
+
+    async def failure(self, reason: str) -> None:
+        await self._flush(last=True)
+        await self.status(TaskState.TASK_STATE_FAILED, reason, self._metadata())
+
+    async def task(self, message: A2AMessage, user: str | None) -> None:
+        task = Task(id=self._task_id, context_id=self._context_id, history=[message])
+        task.status.CopyFrom(TaskStatus(state=_SUBMITTED, timestamp=stamp()))
+        if user is not None:
+            task.metadata["user_id"] = user
+        await self._say(task)
+
+    async def status(self, state: TaskState, text: str | None = None, metadata: Struct | None = None) -> None:
+        event = TaskStatusUpdateEvent(task_id=self._task_id, context_id=self._context_id, metadata=metadata)
+        event.status.state = state
+        event.status.timestamp.CopyFrom(stamp())
+        if text is not None:
+            event.status.message.CopyFrom(
+                A2AMessage(
+                    message_id=f"{self._artifact_id}/status",
+                    task_id=self._task_id,
+                    context_id=self._context_id,
+                    role=Role.ROLE_AGENT,
+                    parts=[Part(text=text)],
+                )
+            )
+            if state == TaskState.TASK_STATE_INPUT_REQUIRED and not self._use.remember:
+                event.status.message.metadata.update({MEMORY: {"mode": self._use.mode}})  # for when the task ends
+        await self._say(event)
+
+    async def _flush(self, *, last: bool = False) -> None:
+        if self._held is None:
+            return
+        text, self._held = self._held, None
+        await self._say(
+            TaskArtifactUpdateEvent(
+                task_id=self._task_id,
+                context_id=self._context_id,
+                artifact=Artifact(artifact_id=self._artifact_id, name="answer", parts=[Part(text=text)]),
+                append=self._begun,
+                last_chunk=last,
+            )
+        )
+        self._begun = True
+
+    def _metadata(self) -> Struct | None:
+        if not self._memory:
+            return None
+        found = Struct()
+        found.update({MEMORY: self._memory})
+        return found
+
+
+async def _of_task(context: RequestContext) -> list[Message]:
+    if context.current_task is None or context.message is None:
+        return []
+    latest = context.message.message_id
+    return [message for message in conversation(context.current_task) if message.id != latest]
+
+
+def _message(message: A2AMessage) -> Message:
+    return Message("assistant" if message.role == _AGENT else "user", text_of(message), id=message.message_id)
+
+
+def _provenance(message: Message) -> Mapping[str, Any]:
+    known = provenance(message)
+    return {"id": known["id"], "score": known["score"], "kind": known["kind"], "sources": known["sources"]}

@@ -1,0 +1,5 @@
+"""`python -m retinue_server.cli`: the command `retinue`."""
+
+from .main import main
+
+main()

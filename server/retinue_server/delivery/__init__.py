@@ -1,0 +1,1 @@
+"""What leaves the server when a turn ends: memory writes and push notifications."""

@@ -1,0 +1,103 @@
+"""Push notifications (spec 1.0, section 4.3): durable, in order for each config, to addresses that may be called."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpcore
+
+from retinue_memory.errors import RetinueError
+
+TIMEOUT = 10.0
+"""Seconds for one delivery, from resolving the host to the end of the answer."""
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_INTERNAL = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "168.63.129.16/32", "fec0::/10", "3fff::/20")))
+"""Not for the public, whatever a version of Python says: protocol assignments and Azure's own host, where clouds keep metadata;
+site-local addresses and those of documentation.
+"""
+
+
+class Refused(RetinueError):
+    """A push URL may not be called: use a public address, or list its host under push.allow in the config."""
+
+
+class UrlPolicy:
+    """Which addresses may be called: public ones, and the hosts and networks that `allow` names."""
+
+    def __init__(self, allow: Iterable[str] = ()) -> None:
+        self._hosts: set[str] = set()
+        self._networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+        for entry in allow:
+            try:
+                self._networks.append(ipaddress.ip_network(entry))
+            except ValueError:
+                self._hosts.add(entry.lower())
+
+    async def check(self, url: str) -> None:
+        """Raise Refused for a URL that may not be called as its host resolves now."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise Refused(f"push URL: {error}") from error
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Refused("push URL: must be http or https, and name a host")
+        if parts.username is not None:
+            raise Refused("push URL: must not carry a user or a password; use `authentication`")
+        if not (url.isascii() and url.isprintable()) or " " in url:
+            raise Refused("push URL: holds characters that have to be escaped")
+        await self.resolve(parts.hostname, port or (443 if parts.scheme == "https" else 80))
+
+    async def addresses(self, host: str, port: int) -> list[str]:
+        """What `host` resolves to now. Raises OSError, also where that takes too long."""
+        async with asyncio.timeout(TIMEOUT):
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return [str(info[4][0]) for info in found]
+
+    async def resolve(self, host: str, port: int) -> str:
+        """An address of `host`. Raises Refused where one of its addresses may not be called."""
+        try:
+            addresses = await self.addresses(host, port)
+        except (OSError, UnicodeError) as error:
+            raise Refused(f"push URL: {host} cannot be resolved") from error
+        if host.lower() not in self._hosts:
+            for address in addresses:
+                if not self._may_call(address):
+                    raise Refused(f"push URL: {host} is not a public address")
+        return addresses[0]
+
+    def _may_call(self, address: str) -> bool:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+        if isinstance(ip, ipaddress.IPv6Address):
+            ip = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else ip)
+            if ip in _NAT64:
+                ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if any(ip in network for network in self._networks):
+            return True
+        if any(ip in network for network in _INTERNAL):
+            return False
+        return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+
+
+class PolicyBackend(httpcore.AsyncNetworkBackend):
+    """Resolves a host once, screens what it finds and connects to just that: DNS cannot change its mind in between."""
+
+    def __init__(self, screen: UrlPolicy) -> None:
+        self._screen = screen
+        self._inner: httpcore.AsyncNetworkBackend = httpcore.AnyIOBackend()  # type: ignore[assignment, unused-ignore]
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - the library's signature
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        address = await self._screen.resolve(host, port)
+        return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)

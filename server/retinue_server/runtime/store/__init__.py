@@ -1,0 +1,1 @@
+"""The task store: rows of tasks, turns, journals and outboxes, and the operations on them."""
