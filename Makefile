@@ -25,7 +25,7 @@ run: install ## Serve on 127.0.0.1:9000 (the first time: install, then fetch the
 
 test: $(DEV) ## Install what the tests need, and run them
 	@$(BIN)/python -m retinue_agents.models.weights
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
 
 check: $(DEV) ## Lint, formatting, types
 	@$(BIN)/ruff check .

@@ -28,7 +28,7 @@ from .errors import (
 from .memory import Memory
 
 if TYPE_CHECKING:
-    from .database.sqlite import Database
+    from .database.base import Database
 
 GROUP = "retinue.memory"
 """The group of entry points by which a distribution offers memories, each a short name for a "module:attr"."""

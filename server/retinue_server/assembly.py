@@ -25,7 +25,7 @@ from retinue_memory import (
     ManagedMemory,
     Memory,
 )
-from retinue_memory.database.sqlite import Database, hold, path_of
+from retinue_memory.database.sqlite import SQLiteDatabase, hold, path_of
 from retinue_memory.errors import ConfigError, MemoryBackendError, StoreError
 from retinue_memory.registry import import_from_string, open_memory
 
@@ -54,7 +54,7 @@ class Assembly:
     def __init__(self, config: Config, *, deep: bool = False) -> None:
         self.config = config
         self._deep = deep
-        self.database = Database(path_of(config.database))
+        self.database = SQLiteDatabase(path_of(config.database))
         self.store = SQLiteStore(self.database)
         self.memories: dict[str, Memory] = {}
         patience = {name: RetryPolicy(entry.write_timeout, entry.write_tries) for name, entry in config.memory.items()}

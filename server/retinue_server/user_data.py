@@ -11,7 +11,7 @@ from a2a.types import Task
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from retinue_memory import ManagedMemory, Memory, Scope
-from retinue_memory.database.sqlite import Database
+from retinue_memory.database.base import Database
 from retinue_memory.errors import RetinueError
 
 from .delivery.isolation import IsolatedMemory

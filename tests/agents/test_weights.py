@@ -103,7 +103,7 @@ def test_the_command_says_where_they_lie(weights: Mapping[Weight, Path]) -> None
 
 def test_the_lock_pins_every_package_by_hash_and_names_no_index() -> None:
     """One line a package that carries a weight, with a sha256, and nothing else."""
-    text = files("retinue_agents").joinpath("weights.lock").read_text(encoding="utf-8")
+    text = files("retinue_agents.models").joinpath("weights.lock").read_text(encoding="utf-8")
     pins = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert [pin.partition("==")[0].replace("-", "_") for pin in pins] == [weight.package for weight in ALL]
     assert all(" --hash=sha256:" in pin for pin in pins)

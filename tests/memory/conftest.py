@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retinue_memory.database.sqlite import Database
+from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_memory.native.embedder import MiniLM, find_embedder
 from retinue_memory.native.memory import NativeMemory
 
@@ -21,14 +21,14 @@ def minilm(weights: object) -> MiniLM:
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(tmp_path / "test.db", synchronous="NORMAL")
+async def database(tmp_path: Path) -> AsyncIterator[SQLiteDatabase]:
+    database = SQLiteDatabase(tmp_path / "test.db", synchronous="NORMAL")
     yield database
     await database.aclose()
 
 
 @pytest.fixture
-async def native(database: Database) -> AsyncIterator[NativeMemory]:
+async def native(database: SQLiteDatabase) -> AsyncIterator[NativeMemory]:
     """The native memory by words alone."""
     memory = NativeMemory(database)
     yield memory

@@ -23,7 +23,7 @@ from retinue_memory import (
     ToolSpec,
     open_memory,
 )
-from retinue_memory.database.sqlite import Database
+from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_memory.errors import ConfigError, ModelError
 from retinue_memory.native.consolidation import Consolidation, parse, prompt_for
 from retinue_memory.native.memory import NativeMemory
@@ -37,7 +37,7 @@ def answer(*memories: tuple[str, str, list[int]], summary: str = "") -> str:
     return json.dumps({"memories": listed, "summary": summary})
 
 
-def drawing(database: Database, model: ChatModel, **settings: Any) -> NativeMemory:
+def drawing(database: SQLiteDatabase, model: ChatModel, **settings: Any) -> NativeMemory:
     return NativeMemory(database, consolidation=Consolidation(model, after=3600.0, **settings))
 
 
@@ -50,7 +50,7 @@ async def current(memory: NativeMemory) -> dict[str, MemoryRecord]:
     return {record.content: record for record in (await memory.browse(ALICE)).records}
 
 
-async def test_facts_are_drawn_in_the_background_and_name_their_messages(database: Database) -> None:
+async def test_facts_are_drawn_in_the_background_and_name_their_messages(database: SQLiteDatabase) -> None:
     """One request for the session; what was said is found at once, and afterwards as a recent message."""
     model = ScriptedModel(
         [answer(("The user has a dog named Rex.", "entity", [1, 2]), ("The user likes long walks.", "preference", [2]))]
@@ -78,7 +78,7 @@ async def test_facts_are_drawn_in_the_background_and_name_their_messages(databas
     await memory.aclose()
 
 
-async def test_a_session_is_worked_on_when_a_batch_waits(database: Database) -> None:
+async def test_a_session_is_worked_on_when_a_batch_waits(database: SQLiteDatabase) -> None:
     """Not at every message, and not only when somebody waits for it."""
     asked = threading.Event()
 
@@ -110,7 +110,7 @@ async def test_a_session_is_worked_on_when_a_batch_waits(database: Database) -> 
         "[1, 2]",
     ],
 )
-async def test_a_malformed_answer_is_asked_for_again(database: Database, malformed: str) -> None:
+async def test_a_malformed_answer_is_asked_for_again(database: SQLiteDatabase, malformed: str) -> None:
     """The model is told what was wrong."""
     model = ScriptedModel([malformed, answer(("The user has a boat.", "fact", [1]))])
     memory = drawing(database, model)
@@ -124,7 +124,7 @@ async def test_a_malformed_answer_is_asked_for_again(database: Database, malform
 
 @pytest.mark.parametrize("line", ["nonsense", ModelError("no credit")])
 async def test_where_no_answer_can_be_used_the_message_is_the_memory(
-    database: Database, line: str | ModelError
+    database: SQLiteDatabase, line: str | ModelError
 ) -> None:
     """Nothing is dropped: after the last attempt it stays, word for word and for good."""
     memory = drawing(database, ScriptedModel([line] * 3), attempts=3)
@@ -160,7 +160,7 @@ class Stuck(ChatModel):
         yield ModelDelta("")
 
 
-async def test_what_a_process_left_is_taken_up_by_the_next(database: Database) -> None:
+async def test_what_a_process_left_is_taken_up_by_the_next(database: SQLiteDatabase) -> None:
     """Ended in the middle of the model's answer: nothing is lost, and nothing drawn twice."""
     stuck = Stuck()
     memory = drawing(database, stuck, batch=1)
@@ -178,7 +178,7 @@ async def test_what_a_process_left_is_taken_up_by_the_next(database: Database) -
     await last.aclose()
 
 
-async def test_a_drawn_fact_takes_the_place_of_the_one_it_contradicts(database: Database) -> None:
+async def test_a_drawn_fact_takes_the_place_of_the_one_it_contradicts(database: SQLiteDatabase) -> None:
     """The same rules as for what was said, across sessions, with the history kept."""
     model = ScriptedModel(
         [answer(("The user lives in Oslo.", "fact", [1])), answer(("The user moved to Bergen.", "fact", [1]))]
@@ -195,7 +195,7 @@ async def test_a_drawn_fact_takes_the_place_of_the_one_it_contradicts(database: 
     await memory.aclose()
 
 
-async def test_a_message_that_says_it_as_well_is_the_memory(database: Database) -> None:
+async def test_a_message_that_says_it_as_well_is_the_memory(database: SQLiteDatabase) -> None:
     """What a model only repeats in other words is not a second memory, and its message does not pass."""
     memory = drawing(database, ScriptedModel([answer(("The user has a boat.", "fact", [1]))]))
     await say(memory, "I have a boat")
@@ -206,7 +206,7 @@ async def test_a_message_that_says_it_as_well_is_the_memory(database: Database) 
     await memory.aclose()
 
 
-async def test_what_was_recalled_is_never_drawn_again(database: Database) -> None:
+async def test_what_was_recalled_is_never_drawn_again(database: SQLiteDatabase) -> None:
     """Recalled memories are told to the model as known, are no messages to draw from, and drawn again change nothing."""
     fact = "The user keeps eleven bees in a jar."
     model = ScriptedModel([answer((fact, "fact", [1])), answer((fact, "fact", [1])), answer()])
@@ -224,7 +224,7 @@ async def test_what_was_recalled_is_never_drawn_again(database: Database) -> Non
     await memory.aclose()
 
 
-async def test_a_long_session_has_a_summary_that_grows(database: Database) -> None:
+async def test_a_long_session_has_a_summary_that_grows(database: SQLiteDatabase) -> None:
     """One current summary a session: the next one is told the last, takes its place and all its sources."""
     model = ScriptedModel(
         [answer(summary="The user plants a garden."), answer(summary="The user plants a garden and builds a shed.")]
@@ -243,7 +243,7 @@ async def test_a_long_session_has_a_summary_that_grows(database: Database) -> No
     await memory.aclose()
 
 
-async def test_what_a_model_draws_is_redacted_and_screened(database: Database) -> None:
+async def test_what_a_model_draws_is_redacted_and_screened(database: SQLiteDatabase) -> None:
     """A model that was talked into it writes no orders and no secrets either."""
     model = ScriptedModel(
         [
@@ -265,7 +265,7 @@ async def test_what_a_model_draws_is_redacted_and_screened(database: Database) -
     await memory.aclose()
 
 
-async def test_an_erasure_wins_over_a_model_at_work(database: Database) -> None:
+async def test_an_erasure_wins_over_a_model_at_work(database: SQLiteDatabase) -> None:
     """What the model drew from erased messages is not written."""
     asked, go_on = threading.Event(), threading.Event()
 
@@ -285,7 +285,7 @@ async def test_an_erasure_wins_over_a_model_at_work(database: Database) -> None:
     await memory.aclose()
 
 
-async def test_what_is_forgotten_while_a_model_works_on_it_is_not_drawn(database: Database) -> None:
+async def test_what_is_forgotten_while_a_model_works_on_it_is_not_drawn(database: SQLiteDatabase) -> None:
     """Its answer is thrown away, and it is shown what is left."""
     asked, go_on = threading.Event(), threading.Event()
     shown: list[str] = []
@@ -333,7 +333,7 @@ def test_categories_are_held_to() -> None:
         parse(good, 1, ["food"])
 
 
-async def test_the_mode_is_configured(database: Database) -> None:
+async def test_the_mode_is_configured(database: SQLiteDatabase) -> None:
     """`mode: llm` with a model; without one, or with another mode, the configuration is refused."""
     model = ScriptedModel([answer(("The user has a boat.", "fact", [1]))])
     entry = {"backend": "native", "embedder": "off", "mode": "llm", "model": model, "instructions": "Boats."}

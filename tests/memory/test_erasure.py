@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from retinue_memory import Embedder, Message, Scope
-from retinue_memory.database.sqlite import Database
+from retinue_memory.database.base import Connection
+from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_memory.errors import MemoryBackendError
 from retinue_memory.native import words
 from retinue_memory.native.memory import NativeMemory
@@ -77,7 +78,7 @@ async def fill(memory: NativeMemory, seed: int = 1, turns: int = 150) -> list[st
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-async def test_nothing_of_an_erased_user_is_left_in_the_files(database: Database, seed: int) -> None:
+async def test_nothing_of_an_erased_user_is_left_in_the_files(database: SQLiteDatabase, seed: int) -> None:
     """Words, names, ids, earlier versions and vectors, after pages were split, filled and freed by many."""
     memory = NativeMemory(database, embedder=Dense())
     said = await fill(memory, seed)
@@ -100,7 +101,7 @@ async def test_nothing_of_an_erased_user_is_left_in_the_files(database: Database
     await memory.aclose()
 
 
-async def test_nothing_of_a_forgotten_memory_is_left_in_the_files(database: Database) -> None:
+async def test_nothing_of_a_forgotten_memory_is_left_in_the_files(database: SQLiteDatabase) -> None:
     """Forgetting is as hard as erasing; what was not meant is still there."""
     memory = NativeMemory(database, embedder=Dense())
     await fill(memory, turns=60)
@@ -118,7 +119,7 @@ async def test_nothing_of_a_forgotten_memory_is_left_in_the_files(database: Data
     await memory.aclose()
 
 
-async def test_the_caches_let_go(database: Database) -> None:
+async def test_the_caches_let_go(database: SQLiteDatabase) -> None:
     """The index, the recent vectors and the words that were met: nothing is kept of what was erased, or was asked."""
     embedder = Dense()
     memory = NativeMemory(database, embedder=embedder)
@@ -136,7 +137,7 @@ async def test_the_caches_let_go(database: Database) -> None:
     await memory.aclose()
 
 
-async def test_what_is_not_there_is_erased_too(database: Database) -> None:
+async def test_what_is_not_there_is_erased_too(database: SQLiteDatabase) -> None:
     """Erasing twice, or somebody unknown: a receipt of nothing."""
     memory = NativeMemory(database)
     for _ in range(2):
@@ -146,7 +147,7 @@ async def test_what_is_not_there_is_erased_too(database: Database) -> None:
     await memory.aclose()
 
 
-async def test_an_erased_user_may_begin_anew(database: Database) -> None:
+async def test_an_erased_user_may_begin_anew(database: SQLiteDatabase) -> None:
     """A new life: what is said now is remembered, and what was said before is not."""
     memory = NativeMemory(database, embedder=HashEmbedder())
     for number in range(3):
@@ -160,7 +161,7 @@ async def test_an_erased_user_may_begin_anew(database: Database) -> None:
 # -- readers and the log ------------------------------------------------------------------------------------------------
 
 
-async def test_a_reader_of_another_process_is_named_and_waited_out(database: Database) -> None:
+async def test_a_reader_of_another_process_is_named_and_waited_out(database: SQLiteDatabase) -> None:
     """Who still reads the old state keeps the log: the receipt says so, and erasing again, when they are done, cleans it."""
     memory = NativeMemory(database, embedder=Dense())
     said = await fill(memory, turns=40)
@@ -178,12 +179,12 @@ async def test_a_reader_of_another_process_is_named_and_waited_out(database: Dat
     await memory.aclose()
 
 
-async def test_what_failed_half_way_pins_nothing(database: Database) -> None:
+async def test_what_failed_half_way_pins_nothing(database: SQLiteDatabase) -> None:
     """A read or a write that failed with a statement half read, and whose error somebody keeps, does not hold the log."""
     memory = NativeMemory(database, embedder=Dense())
     said = await fill(memory, turns=40)
 
-    def fail(db: sqlite3.Connection) -> None:
+    def fail(db: Connection) -> None:
         rows = db.execute("SELECT * FROM memories")
         rows.fetchone()
         raise KeyError("midway")
@@ -200,7 +201,7 @@ async def test_what_failed_half_way_pins_nothing(database: Database) -> None:
     await memory.aclose()
 
 
-async def test_an_export_that_nobody_reads_on_pins_nothing(database: Database) -> None:
+async def test_an_export_that_nobody_reads_on_pins_nothing(database: SQLiteDatabase) -> None:
     """An export stopped half-way holds no reader; an erased one ends."""
     memory = NativeMemory(database, embedder=Dense())
     for number in range(250):
@@ -230,7 +231,7 @@ class Held(Dense):
         return super().embed(texts)
 
 
-async def test_an_erasure_wins_at_any_moment(database: Database) -> None:
+async def test_an_erasure_wins_at_any_moment(database: SQLiteDatabase) -> None:
     """However far what began before it has got, not even the scope itself is there afterwards."""
     memory = NativeMemory(database)
     await memory.retrieve("anything", ctx=turn_of(VICTIM.id))
@@ -248,7 +249,7 @@ async def test_an_erasure_wins_at_any_moment(database: Database) -> None:
 
 
 @pytest.mark.parametrize("known", [True, False])
-async def test_an_erasure_wins_over_an_update_under_way(database: Database, known: bool) -> None:
+async def test_an_erasure_wins_over_an_update_under_way(database: SQLiteDatabase, known: bool) -> None:
     """What began before the erasure is not there after it, whether or not there was anything before."""
     if known:
         before = NativeMemory(database)
@@ -301,7 +302,7 @@ async def test_an_erasure_in_another_process_wins_too(tmp_path: Path) -> None:
     await two.aclose()
 
 
-async def test_erasing_amid_a_crowd(database: Database) -> None:
+async def test_erasing_amid_a_crowd(database: SQLiteDatabase) -> None:
     """Many write, ask and erase at once: after the last erasure nothing is there, and others have lost nothing."""
     memory = NativeMemory(database, embedder=Dense())
 

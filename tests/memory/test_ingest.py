@@ -15,7 +15,7 @@ from retinue_memory import (
     Scope,
     open_memory,
 )
-from retinue_memory.database.sqlite import Database
+from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_memory.errors import ConfigError
 from retinue_memory.native import ingest, rows
 from retinue_memory.native.embedder import MiniLM
@@ -39,7 +39,7 @@ async def found(memory: NativeMemory, query: str, top_k: int = 5) -> list[str]:
     return [hit.content for hit in await memory.retrieve(query, top_k=top_k, ctx=turn_of(session="asking"))]
 
 
-async def test_secrets_never_reach_the_file(database: Database, native: NativeMemory) -> None:
+async def test_secrets_never_reach_the_file(database: SQLiteDatabase, native: NativeMemory) -> None:
     """Neither the text, nor the query's index, nor the write-ahead log holds them; what is around them is remembered."""
     await say(native, "My mail password is hunter2secret, and the server is called Zeus")
     await native.add(ALICE, "The door token: 0f9a8b7c6d5e")
@@ -51,7 +51,7 @@ async def test_secrets_never_reach_the_file(database: Database, native: NativeMe
         assert not [secret for secret in (b"hunter2secret", b"0f9a8b7c6d5e", b"changed4you") if secret in content]
 
 
-async def test_what_is_redacted_can_be_configured(database: Database) -> None:
+async def test_what_is_redacted_can_be_configured(database: SQLiteDatabase) -> None:
     """A list of kinds, or off."""
     memory = open_memory({"backend": "native", "redact": ["email"], "embedder": "off"}, database=database)
     assert isinstance(memory, NativeMemory)
@@ -122,7 +122,7 @@ async def test_what_was_said_has_a_kind(native: NativeMemory) -> None:
 
 @pytest.mark.parametrize("embedder", [None, HashEmbedder()])
 async def test_near_duplicates_are_one_memory_under_concurrency(
-    database: Database, embedder: HashEmbedder | None
+    database: SQLiteDatabase, embedder: HashEmbedder | None
 ) -> None:
     """Twenty writers that say the same in a few wordings, at once and from two memories: one row, every source."""
     memories = [NativeMemory(database, embedder=embedder) for _ in range(2)]
@@ -139,7 +139,7 @@ async def test_near_duplicates_are_one_memory_under_concurrency(
         await memory.aclose()
 
 
-async def test_one_of_many_changes_holds_under_concurrency(database: Database) -> None:
+async def test_one_of_many_changes_holds_under_concurrency(database: SQLiteDatabase) -> None:
     """Twenty writers that each say another home: one is current, the others say what took their place."""
     memory = NativeMemory(database)
     start = datetime.now(UTC) - timedelta(days=30)
@@ -190,7 +190,7 @@ async def test_what_is_added_by_hand_takes_places_too(native: NativeMemory) -> N
     assert (await native.browse(ALICE)).records == (added,)
 
 
-async def test_standing_instructions_are_found_with_any_question(database: Database, minilm: MiniLM) -> None:
+async def test_standing_instructions_are_found_with_any_question(database: SQLiteDatabase, minilm: MiniLM) -> None:
     """How to answer applies to every question; what to suggest is found where it is about that. Among many other memories."""
     memory = NativeMemory(database, embedder=minilm)
     await say(memory, "Always answer in metric units.", "Never suggest pork.")
@@ -227,7 +227,7 @@ async def test_old_files_learn_what_their_memories_claim(tmp_path_factory: pytes
     await other.aclose()
 
 
-async def test_what_a_turn_wrote_need_not_be_read_again(database: Database, native: NativeMemory) -> None:
+async def test_what_a_turn_wrote_need_not_be_read_again(database: SQLiteDatabase, native: NativeMemory) -> None:
     """Who writes a claim has read all that was there: the next turn begins with nothing unread. An edit is read anew."""
 
     def unread() -> dict[int, frozenset[str]]:

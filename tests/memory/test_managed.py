@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
 from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +22,8 @@ from retinue_memory import (
     Message,
     Scope,
 )
-from retinue_memory.database.sqlite import Database
+from retinue_memory.database.base import Connection
+from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_memory.errors import ConfigError
 from retinue_memory.native import filters, rows
 from retinue_memory.native.memory import NativeMemory
@@ -36,7 +36,7 @@ START = datetime(2024, 3, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-async def memory(database: Database) -> AsyncIterator[NativeMemory]:
+async def memory(database: SQLiteDatabase) -> AsyncIterator[NativeMemory]:
     memory = NativeMemory(database, embedder=HashEmbedder())
     yield memory
     await memory.aclose()
@@ -79,7 +79,7 @@ async def draft(
         quarantined=quarantined,
     )
 
-    def write(db: sqlite3.Connection) -> str:
+    def write(db: Connection) -> str:
         change = rows.Change(db, ALICE, rows.begin(db, ALICE))
         id_ = change.draft(new).id
         if supersedes is not None:
@@ -272,7 +272,7 @@ def test_law_what_is_older_keeps_no_more(ages: list[int], fade_days: float) -> N
     assert bool((filters.retention(said, none, now, None) == 1).all())
 
 
-async def test_what_is_old_fades_unless_it_is_pinned(database: Database) -> None:
+async def test_what_is_old_fades_unless_it_is_pinned(database: SQLiteDatabase) -> None:
     """With `fade_days`, of two memories that say the same the newer is first; a pin holds the old one up."""
     memory = NativeMemory(database, fade_days=30)
     old, new = "My badge opens the cellar door", "The garden door has a badge reader"
@@ -499,7 +499,7 @@ async def test_a_bad_import_names_the_value(memory: NativeMemory) -> None:
 # -- quotas, and another embedder ---------------------------------------------------------------------------------------
 
 
-async def test_beyond_the_quota_the_least_valuable_go(database: Database) -> None:
+async def test_beyond_the_quota_the_least_valuable_go(database: SQLiteDatabase) -> None:
     """Superseded first, then the assistant's, then the oldest; what is pinned stays."""
     memory = NativeMemory(database, max_memories=20)
     await tell(memory, "The oldest of all")
@@ -517,7 +517,7 @@ async def test_beyond_the_quota_the_least_valuable_go(database: Database) -> Non
     await memory.aclose()
 
 
-async def test_a_quota_of_pins_refuses_nothing(database: Database) -> None:
+async def test_a_quota_of_pins_refuses_nothing(database: SQLiteDatabase) -> None:
     """Where all is pinned, nothing can go, and nothing is refused."""
     memory = NativeMemory(database, max_memories=2)
     for number in range(4):
@@ -540,13 +540,13 @@ class Slow(HashEmbedder):
         return super().embed(texts)
 
 
-async def test_a_change_of_embedder_is_caught_up_with_while_recall_goes_on(database: Database) -> None:
+async def test_a_change_of_embedder_is_caught_up_with_while_recall_goes_on(database: SQLiteDatabase) -> None:
     """Old rows are found by their words until they have vectors of the new model; then by both, in any process."""
     before = NativeMemory(database, embedder=HashEmbedder(32))
     await tell(before, *(f"Mister {name(n)} called" for n in range(150)))
     await before.aclose()
 
-    def models(db: sqlite3.Connection) -> dict[str, int]:
+    def models(db: Connection) -> dict[str, int]:
         return dict(db.execute("SELECT embedder, count(*) FROM memories GROUP BY embedder"))
 
     slow = Slow(64)
@@ -566,7 +566,7 @@ async def test_a_change_of_embedder_is_caught_up_with_while_recall_goes_on(datab
 
 
 async def test_an_embedder_that_fails_is_left_alone_for_a_while(
-    database: Database, caplog: pytest.LogCaptureFixture
+    database: SQLiteDatabase, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Missing vectors are not asked for again and again."""
     before = NativeMemory(database, embedder=None)

@@ -18,7 +18,8 @@ from retinue_memory import (
     Message,
     Scope,
 )
-from retinue_memory.database.sqlite import Database
+from retinue_memory.database.base import Connection
+from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_memory.errors import StoreError
 from retinue_memory.native import rows
 from retinue_memory.native.memory import NativeMemory
@@ -35,14 +36,14 @@ def old(tmp_path: Path) -> Path:
     only_first.mkdir()
     with as_file(files("retinue_memory.native") / "001_memories.sql") as script:
         shutil.copy(script, only_first)
-    database = Database(file)
+    database = SQLiteDatabase(file)
     database.migrate("memory", only_first)
     database.write_now(write_as_version_1)
     database.close()
     return file
 
 
-def write_as_version_1(db: sqlite3.Connection) -> None:
+def write_as_version_1(db: Connection) -> None:
     at = rows.microseconds(SAID)
     for seq, (user, role, content, embedded) in enumerate(
         [

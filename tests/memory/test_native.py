@@ -26,7 +26,8 @@ from retinue_memory import (
     Message,
     Scope,
 )
-from retinue_memory.database.sqlite import Database, named_queries
+from retinue_memory.database.base import Connection
+from retinue_memory.database.sqlite import SQLiteDatabase, named_queries
 from retinue_memory.errors import MemoryBackendError, ModelError, StoreError
 from retinue_memory.native.embedder import MiniLM, Reader, Reading
 from retinue_memory.native.memory import NativeMemory
@@ -45,7 +46,7 @@ class TestByWords(ManagedConformance):
 
 class TestWithHashEmbedder(ManagedConformance):
     @pytest.fixture
-    async def memory(self, database: Database) -> AsyncIterator[NativeMemory]:
+    async def memory(self, database: SQLiteDatabase) -> AsyncIterator[NativeMemory]:
         memory = NativeMemory(database, embedder=HashEmbedder())
         yield memory
         await memory.aclose()
@@ -53,7 +54,7 @@ class TestWithHashEmbedder(ManagedConformance):
 
 class TestWithMiniLM(ManagedConformance):
     @pytest.fixture
-    async def memory(self, database: Database, minilm: MiniLM) -> AsyncIterator[NativeMemory]:
+    async def memory(self, database: SQLiteDatabase, minilm: MiniLM) -> AsyncIterator[NativeMemory]:
         memory = NativeMemory(database, embedder=lambda: minilm)
         yield memory
         await memory.aclose()
@@ -63,7 +64,7 @@ class TestWithAlmostNoCache(ManagedConformance):
     """The cache is only a cache: with room for one index at a time, nothing changes."""
 
     @pytest.fixture
-    async def memory(self, database: Database) -> AsyncIterator[NativeMemory]:
+    async def memory(self, database: SQLiteDatabase) -> AsyncIterator[NativeMemory]:
         memory = NativeMemory(database, embedder=HashEmbedder(), cache_mb=0.001)
         yield memory
         await memory.aclose()
@@ -79,7 +80,7 @@ class TestWithAlmostNoCache(ManagedConformance):
     ],
 )
 async def test_what_the_user_stated_outranks_what_was_asked_and_answered_about_it(
-    database: Database, minilm: MiniLM, answer: str
+    database: SQLiteDatabase, minilm: MiniLM, answer: str
 ) -> None:
     """Asking the same thing again and again does not bury the fact that answers it."""
     memory = NativeMemory(database, embedder=minilm)
@@ -99,7 +100,7 @@ async def test_what_the_user_stated_outranks_what_was_asked_and_answered_about_i
         await memory.aclose()
 
 
-async def test_meaning_is_found_without_a_common_word(database: Database, minilm: MiniLM) -> None:
+async def test_meaning_is_found_without_a_common_word(database: SQLiteDatabase, minilm: MiniLM) -> None:
     """The vectors find what no word of the query says."""
     memory = NativeMemory(database, embedder=minilm)
     for text in ("My dog is called Rex", "I drive to the office by car", "We ate pasta on the terrace"):
@@ -186,7 +187,7 @@ def test_any_event_loop_may_use_it(tmp_path: Path) -> None:
         asyncio.run(contents(memory, "paint", turn_of()))
 
 
-async def test_spaces_are_apart_in_one_database(database: Database) -> None:
+async def test_spaces_are_apart_in_one_database(database: SQLiteDatabase) -> None:
     """Two memories of the config share the file, not what they know."""
     work, home = NativeMemory(database, space="work"), NativeMemory(database, space="home")
     await work.update([Message("user", "The safe opens with 1234")], ctx=turn_of())
@@ -196,13 +197,13 @@ async def test_spaces_are_apart_in_one_database(database: Database) -> None:
     assert await database.read(lambda db: db.execute("SELECT count(*) FROM memories").fetchone()) == (1,)
 
 
-async def test_rows_that_are_taken_away_leave_the_index(database: Database) -> None:
+async def test_rows_that_are_taken_away_leave_the_index(database: SQLiteDatabase) -> None:
     """A new epoch of a scope makes every index of it start over."""
     memory = NativeMemory(database)
     await memory.update([Message("user", "I row boats"), Message("user", "I sail boats")], ctx=turn_of())
     assert len(await contents(memory, "boats", turn_of())) == 2
 
-    def take_away(db: sqlite3.Connection) -> None:
+    def take_away(db: Connection) -> None:
         db.execute("DELETE FROM memories WHERE content = 'I row boats'")
         db.execute("UPDATE memory_scopes SET epoch = epoch + 1, version = version + 1")
 
@@ -231,7 +232,7 @@ async def test_opening_early_opens_the_database_only(tmp_path: Path) -> None:
         memory.open()
 
 
-async def test_who_only_asks_leaves_nothing_behind(database: Database) -> None:
+async def test_who_only_asks_leaves_nothing_behind(database: SQLiteDatabase) -> None:
     """Any number of scopes that nothing was written to: the cache stays within its bound."""
     memory = NativeMemory(database, cache_mb=0.1)
     for number in range(200):
@@ -240,7 +241,7 @@ async def test_who_only_asks_leaves_nothing_behind(database: Database) -> None:
     await memory.aclose()
 
 
-async def test_no_embedder_is_said_once(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_embedder_is_said_once(database: SQLiteDatabase, caplog: pytest.LogCaptureFixture) -> None:
     """Words alone are a lesser memory: one warning, not one a turn."""
     memory = NativeMemory(database, embedder=lambda: None)
     for _ in range(3):
@@ -284,7 +285,7 @@ class Together(Reader):
 
 
 async def test_what_waits_for_the_embedder_is_read_together(
-    database: Database, caplog: pytest.LogCaptureFixture
+    database: SQLiteDatabase, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In one pass, each gets its own; whose text it cannot read is found by its words, and takes nothing from the others."""
     embedder = Together()
@@ -316,7 +317,7 @@ async def test_what_waits_for_the_embedder_is_read_together(
 
 @pytest.mark.parametrize("error", [ModelError("out of memory"), ValueError("bug")])
 async def test_a_failing_embedder_loses_nothing(
-    database: Database, error: Exception, caplog: pytest.LogCaptureFixture
+    database: SQLiteDatabase, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What it could not embed is stored and found by its words; the log says so."""
     memory = NativeMemory(database, embedder=Broken(error))
@@ -342,7 +343,7 @@ class Held(HashEmbedder):
         return super().embed(texts)
 
 
-async def test_an_embedder_that_hangs_holds_up_nobody_else(database: Database) -> None:
+async def test_an_embedder_that_hangs_holds_up_nobody_else(database: SQLiteDatabase) -> None:
     """Neither the event loop nor another's write and recall wait for it."""
     embedder = Held()
     memory = NativeMemory(database, embedder=embedder)
@@ -357,7 +358,7 @@ async def test_an_embedder_that_hangs_holds_up_nobody_else(database: Database) -
     await memory.aclose()
 
 
-async def test_what_is_embedded_at_length_lets_questions_through(database: Database) -> None:
+async def test_what_is_embedded_at_length_lets_questions_through(database: SQLiteDatabase) -> None:
     """A write of many messages is embedded a few at a time, so that an embedder with one thread answers in between."""
     embedder = Held()
     memory = NativeMemory(database, embedder=embedder)
@@ -368,7 +369,7 @@ async def test_what_is_embedded_at_length_lets_questions_through(database: Datab
     await memory.aclose()
 
 
-async def test_long_texts_are_read_off_the_event_loop(database: Database) -> None:
+async def test_long_texts_are_read_off_the_event_loop(database: SQLiteDatabase) -> None:
     """A novel that somebody pastes is taken and found like a line, and the loop goes on meanwhile."""
     memory = NativeMemory(database, embedder=HashEmbedder())
     await memory.update([Message("user", "I keep bees")], ctx=turn_of())
@@ -385,7 +386,7 @@ async def test_long_texts_are_read_off_the_event_loop(database: Database) -> Non
     await memory.aclose()
 
 
-async def test_vectors_of_another_model_are_never_compared(database: Database) -> None:
+async def test_vectors_of_another_model_are_never_compared(database: SQLiteDatabase) -> None:
     """A changed embedder finds the old rows by their words, the new ones by both."""
     before = NativeMemory(database, embedder=HashEmbedder(32))
     await before.update([Message("user", "I collect stamps")], ctx=turn_of())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from retinue_memory import Message
-from retinue_memory.database.sqlite import Database
+from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_memory.native.cues import (
     NUMBER,
     PLACE,
@@ -136,7 +136,7 @@ def test_a_courtesy_needs_no_memory(text: str) -> None:
     assert not needs_memory(text)
 
 
-async def test_a_courtesy_costs_nothing(database: Database) -> None:
+async def test_a_courtesy_costs_nothing(database: SQLiteDatabase) -> None:
     """The memory gives nothing for it, and does not even ask the embedder."""
     asked: list[str] = []
 

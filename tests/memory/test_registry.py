@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from retinue_memory import Memory, Message, open_memory
-from retinue_memory.database.sqlite import Database
+from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_memory.errors import (
     ConfigError,
     ImportAttributeError,
@@ -250,7 +250,7 @@ async def test_the_database_of_the_entry_or_the_shared_one(tmp_path: Path) -> No
     assert (tmp_path / "own.db").exists()
     await own.aclose()
 
-    shared = Database(tmp_path / "shared.db")
+    shared = SQLiteDatabase(tmp_path / "shared.db")
     memory = open_memory("native", name="team", database=shared, embedder=HashEmbedder())
     assert memory.name == "team"
     await memory.update([Message("user", "I juggle")], ctx=turn_of())
@@ -263,7 +263,7 @@ async def test_the_database_of_the_entry_or_the_shared_one(tmp_path: Path) -> No
 
 async def test_the_packaged_embedder_is_used_where_it_is_installed(tmp_path: Path, minilm: object) -> None:
     """A plain library call remembers with vectors when the weights are on this machine."""
-    database = Database(tmp_path / "x.db")
+    database = SQLiteDatabase(tmp_path / "x.db")
     memory = open_memory({"backend": "native"}, database=database)
     await memory.update([Message("user", "I juggle")], ctx=turn_of())
     assert await database.read(lambda db: db.execute("SELECT dimensions FROM memories").fetchall()) == [(384,)]

@@ -11,29 +11,25 @@ from pathlib import Path
 
 import pytest
 
-from retinue_memory.database.sqlite import (
-    Database,
-    Operation,
-    named_queries,
-    path_of,
-)
+from retinue_memory.database.base import Connection, Operation
+from retinue_memory.database.sqlite import SQLiteDatabase, named_queries, path_of
 from retinue_memory.errors import StoreError
 
 
-def create(db: sqlite3.Connection) -> None:
+def create(db: Connection) -> None:
     db.execute("CREATE TABLE t (x INTEGER UNIQUE) STRICT")
 
 
-def insert(value: int, db: sqlite3.Connection) -> int:
+def insert(value: int, db: Connection) -> int:
     db.execute("INSERT INTO t VALUES (?)", (value,))
     return value
 
 
-async def values(database: Database) -> list[int]:
+async def values(database: SQLiteDatabase) -> list[int]:
     return [x for (x,) in await database.read(lambda db: db.execute("SELECT x FROM t ORDER BY x").fetchall())]
 
 
-async def test_writes_of_one_commit_fail_apart(database: Database) -> None:
+async def test_writes_of_one_commit_fail_apart(database: SQLiteDatabase) -> None:
     """Each write gets its own result or its own error; what the others wrote stays."""
     await database.write(create)
     numbers = [1, 2, 2, 3, 1, 4]
@@ -42,11 +38,11 @@ async def test_writes_of_one_commit_fail_apart(database: Database) -> None:
     assert await values(database) == [1, 2, 3, 4]
 
 
-async def test_a_write_that_fails_midway_leaves_nothing(database: Database) -> None:
+async def test_a_write_that_fails_midway_leaves_nothing(database: SQLiteDatabase) -> None:
     """All or nothing, and whatever it raised."""
     await database.write(create)
 
-    def half(db: sqlite3.Connection) -> None:
+    def half(db: Connection) -> None:
         insert(1, db)
         raise KeyError("midway")
 
@@ -55,11 +51,11 @@ async def test_a_write_that_fails_midway_leaves_nothing(database: Database) -> N
     assert await values(database) == []
 
 
-async def test_a_checked_write_that_refuses_leaves_the_others_alone(database: Database) -> None:
+async def test_a_checked_write_that_refuses_leaves_the_others_alone(database: SQLiteDatabase) -> None:
     """It raises before it writes, and needs no savepoint for that."""
     await database.write(create)
 
-    def refuse(db: sqlite3.Connection) -> int:
+    def refuse(db: Connection) -> int:
         raise KeyError("refused")
 
     writes: list[Operation[int]] = [partial(insert, 1), refuse, partial(insert, 2)]
@@ -68,11 +64,11 @@ async def test_a_checked_write_that_refuses_leaves_the_others_alone(database: Da
     assert await values(database) == [1, 2]
 
 
-async def test_a_checked_write_that_breaks_its_promise_undoes_its_commit(database: Database) -> None:
+async def test_a_checked_write_that_breaks_its_promise_undoes_its_commit(database: SQLiteDatabase) -> None:
     """Nobody who shares it is told that their write is there, and the next ones are."""
     await database.write(create)
 
-    def half(db: sqlite3.Connection) -> int:
+    def half(db: Connection) -> int:
         insert(3, db)
         raise KeyError("midway")
 
@@ -85,7 +81,7 @@ async def test_a_checked_write_that_breaks_its_promise_undoes_its_commit(databas
     assert await values(database) == [*kept, 4]
 
 
-def flushed(db: sqlite3.Connection) -> tuple[int, int]:
+def flushed(db: Connection) -> tuple[int, int]:
     """Insert the next number; it, and how its commit is to be flushed: 2 is FULL, 1 NORMAL."""
     ((mode,),) = db.execute("PRAGMA synchronous").fetchall()
     return insert(db.execute("SELECT coalesce(max(x), 0) + 1 FROM t").fetchone()[0], db), mode
@@ -93,7 +89,7 @@ def flushed(db: sqlite3.Connection) -> tuple[int, int]:
 
 async def test_only_what_is_owed_anyway_is_committed_without_a_flush(tmp_path: Path) -> None:
     """And not even that where it shares its commit with something else; the next is flushed again. All of it is readable."""
-    database = Database(tmp_path / "x.db")
+    database = SQLiteDatabase(tmp_path / "x.db")
     await database.write(create)
     assert (await database.write(flushed))[1] == 2
     assert (await database.write(flushed, owed=True))[1] == 1
@@ -101,7 +97,7 @@ async def test_only_what_is_owed_anyway_is_committed_without_a_flush(tmp_path: P
     assert (await database.write(flushed))[1] == 2
     entered, go_on = threading.Event(), threading.Event()
 
-    def hold(_: sqlite3.Connection) -> None:
+    def hold(_: Connection) -> None:
         entered.set()
         assert go_on.wait(20)
 
@@ -116,7 +112,7 @@ async def test_only_what_is_owed_anyway_is_committed_without_a_flush(tmp_path: P
     await database.aclose()
 
 
-async def test_a_read_sees_what_was_acknowledged(database: Database) -> None:
+async def test_a_read_sees_what_was_acknowledged(database: SQLiteDatabase) -> None:
     """Every write acknowledged before, from every loop and thread."""
     await database.write(create)
     for number in range(20):
@@ -127,7 +123,7 @@ async def test_a_read_sees_what_was_acknowledged(database: Database) -> None:
         )
 
 
-async def test_migrations_run_once_and_whole(database: Database, tmp_path: Path) -> None:
+async def test_migrations_run_once_and_whole(database: SQLiteDatabase, tmp_path: Path) -> None:
     """In order, each in one transaction; a newer file is refused, a failing one leaves the version before it."""
     folder = tmp_path / "sql"
     folder.mkdir()
@@ -151,7 +147,7 @@ async def test_migrations_run_once_and_whole(database: Database, tmp_path: Path)
 
 async def test_closing_finishes_what_waits(tmp_path: Path) -> None:
     """Writes handed in before are on disk; afterwards nothing is accepted."""
-    database = Database(tmp_path / "x.db")
+    database = SQLiteDatabase(tmp_path / "x.db")
     await database.write(create)
     waiting = [asyncio.ensure_future(database.write(partial(insert, n))) for n in range(50)]
     await asyncio.sleep(0)
@@ -159,7 +155,7 @@ async def test_closing_finishes_what_waits(tmp_path: Path) -> None:
     assert await asyncio.gather(*waiting) == list(range(50))
     with pytest.raises(StoreError, match="closed"):
         await database.write(create)
-    again = Database(tmp_path / "x.db")
+    again = SQLiteDatabase(tmp_path / "x.db")
     assert await values(again) == list(range(50))
     await again.aclose()
 
@@ -175,7 +171,7 @@ def test_named_queries_and_addresses() -> None:
             path_of(bad)
 
 
-def fill(seed: int, db: sqlite3.Connection) -> None:
+def fill(seed: int, db: Connection) -> None:
     """Rows of seven names in an order that makes SQLite split and move them."""
     rng = random.Random(seed)
     db.execute(f"CREATE TABLE t{seed} (k TEXT, v TEXT, UNIQUE (v, k))")
@@ -187,7 +183,7 @@ def fill(seed: int, db: sqlite3.Connection) -> None:
     db.execute(f"DELETE FROM t{seed} WHERE k LIKE 'heron%'")
 
 
-async def test_scrubbing_leaves_no_copy_behind(database: Database) -> None:
+async def test_scrubbing_leaves_no_copy_behind(database: SQLiteDatabase) -> None:
     """SQLite zeroes what a deleted row occupied, but not the copies that it left where it moved rows from page to page: with
     3.40, three of these eight tables have some. Only a file written anew holds none."""
     for seed in range(8):
@@ -197,7 +193,7 @@ async def test_scrubbing_leaves_no_copy_behind(database: Database) -> None:
     assert await database.read(lambda db: db.execute("SELECT count(*) > 400 FROM t7").fetchone()) == (1,)
 
 
-async def test_scrubbing_amid_writes_loses_nothing(database: Database) -> None:
+async def test_scrubbing_amid_writes_loses_nothing(database: SQLiteDatabase) -> None:
     """Those who scrub at the same time are all told; what is written meanwhile is there; what was deleted is in no file."""
     await database.write(create)
     await asyncio.gather(*(database.write(partial(insert, 7_000_000_000_000 + number)) for number in range(300)))
@@ -215,7 +211,7 @@ async def test_scrubbing_amid_writes_loses_nothing(database: Database) -> None:
 
 def test_scrubbing_says_what_it_could_not_do(tmp_path: Path) -> None:
     """A database that cannot be written anew: in words, what may still be there, and what to do."""
-    database = Database(tmp_path / "x.db")
+    database = SQLiteDatabase(tmp_path / "x.db")
     database.write_now(create)
     with sqlite3.connect(tmp_path / "x.db", isolation_level=None) as other:
         other.execute("BEGIN")

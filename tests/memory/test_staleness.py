@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from retinue_memory import MemoryFilter, Message, Scope
-from retinue_memory.database.sqlite import Database
+from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_memory.native.embedder import MiniLM
 from retinue_memory.native.memory import NativeMemory
 from retinue_memory.testing import HashEmbedder, turn_of
@@ -264,7 +264,7 @@ def embedding(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def memory(embedding: str, database: Database, minilm: MiniLM) -> AsyncIterator[NativeMemory]:
+async def memory(embedding: str, database: SQLiteDatabase, minilm: MiniLM) -> AsyncIterator[NativeMemory]:
     embedder = {"words": None, "hash": HashEmbedder(256), "minilm": minilm}[embedding]
     memory = NativeMemory(database, embedder=embedder)
     yield memory

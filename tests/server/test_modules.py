@@ -15,8 +15,8 @@ SERVED = """
 import asyncio, json, sys
 from retinue_server.app import create_app
 from retinue_server.config import default_config
-from retinue_server.registry import Assembly
-import retinue_server.cli, retinue_server.serving, httpx
+from retinue_server.assembly import Assembly
+import retinue_server.cli.main, retinue_server.serve, httpx
 
 async def main():
     registry = Assembly(default_config())
@@ -53,6 +53,6 @@ def test_the_default_configuration_serves_without_what_is_heavy(tmp_path: Path) 
 
 def test_the_command_line_starts_with_next_to_nothing(tmp_path: Path) -> None:
     """Help comes at once: no SDK, no server, no YAML."""
-    code = "import retinue_server.cli, json, sys; print(json.dumps(sorted(sys.modules)))"
+    code = "import retinue_server.cli.main, json, sys; print(json.dumps(sorted(sys.modules)))"
     needless = HEAVY | {"a2a", "google", "httpx", "numpy", "pydantic", "starlette", "yaml"}
     assert modules(code, tmp_path) & needless == set()

@@ -22,7 +22,8 @@ from retinue_memory import (
     Message,
     Scope,
 )
-from retinue_memory.database.sqlite import Alongside, Database
+from retinue_memory.database.base import Alongside
+from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_memory.native.memory import NativeMemory
 from retinue_server.delivery.memory_outbox import Outbox, RetryPolicy
 from retinue_server.runtime.store.sqlite import SQLiteStore
@@ -108,14 +109,14 @@ class Turns:
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(tmp_path / "store.db")
+async def database(tmp_path: Path) -> AsyncIterator[SQLiteDatabase]:
+    database = SQLiteDatabase(tmp_path / "store.db")
     yield database
     await database.aclose()
 
 
 @pytest.fixture
-async def store(database: Database) -> SQLiteStore:
+async def store(database: SQLiteDatabase) -> SQLiteStore:
     store = SQLiteStore(database)
     await asyncio.to_thread(store.migrate)
     return store
@@ -187,7 +188,7 @@ async def test_what_is_owed_to_an_erased_user_is_not_delivered(store: SQLiteStor
 
 
 async def test_a_memory_of_the_same_database_notes_a_write_as_done_in_its_own_commit(
-    store: SQLiteStore, database: Database
+    store: SQLiteStore, database: SQLiteDatabase
 ) -> None:
     """So it is never there without being noted. A replay is noted too; where there is nothing to write, it is not."""
     memory = NativeMemory(database, embedder=None)
@@ -207,7 +208,7 @@ async def test_a_memory_of_the_same_database_notes_a_write_as_done_in_its_own_co
 
 
 async def test_a_power_failure_after_a_memory_was_written_loses_nothing(
-    store: SQLiteStore, database: Database, tmp_path: Path
+    store: SQLiteStore, database: SQLiteDatabase, tmp_path: Path
 ) -> None:
     """The memory's commit need not have reached the disk: without it, the write is owed as it was, and is made again."""
     turns = Turns(store, Outbox(store, {}))
@@ -219,7 +220,7 @@ async def test_a_power_failure_after_a_memory_was_written_loses_nothing(
     await memory.update(list(due.write.messages), ctx=due.write.context, alongside=done)
     assert await store.unconfirmed_writes() == []
     await memory.aclose()
-    later = Database(tmp_path / "disk.db")
+    later = SQLiteDatabase(tmp_path / "disk.db")
     memory = NativeMemory(later, embedder=None)
     outbox = Outbox(SQLiteStore(later), {"default": memory})
     assert await memory.retrieve("Where do I live?", ctx=due.write.context) == []
@@ -235,7 +236,7 @@ async def test_a_power_failure_after_a_memory_was_written_loses_nothing(
 class Beside(Memory):
     """Keeps its rows in the server's database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: SQLiteDatabase) -> None:
         self.database = database
         self.told: list[str] = []
 
@@ -255,7 +256,7 @@ class Late(Beside):
 
 @pytest.mark.parametrize("tries", [40, 1])
 async def test_a_write_that_was_made_after_its_time_is_not_owed_any_longer(
-    store: SQLiteStore, database: Database, tries: int
+    store: SQLiteStore, database: SQLiteDatabase, tries: int
 ) -> None:
     """Its memory timed out, but the commit came: the row is gone, nothing is tried again, and the task says so."""
     memory = Late(database)
@@ -273,7 +274,7 @@ async def test_a_write_that_was_made_after_its_time_is_not_owed_any_longer(
 class Neighbour(Beside):
     """Hangs at the first try, lets go of the second, writes at the third."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: SQLiteDatabase) -> None:
         super().__init__(database)
         self._does = iter((self._hang, self._let_go, self._write))
 
@@ -293,7 +294,7 @@ class Neighbour(Beside):
 
 
 async def test_a_memory_of_the_same_database_may_hang_or_let_go_of_a_write(
-    store: SQLiteStore, database: Database, caplog: pytest.LogCaptureFixture
+    store: SQLiteStore, database: SQLiteDatabase, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is tried again, as any other's, and noted as done with its commit."""
     memory = Neighbour(database)
@@ -312,7 +313,7 @@ async def test_a_memory_of_the_same_database_may_hang_or_let_go_of_a_write(
     await outbox.stop()
 
 
-async def test_an_erasure_wins_over_a_write_and_what_goes_with_it(store: SQLiteStore, database: Database) -> None:
+async def test_an_erasure_wins_over_a_write_and_what_goes_with_it(store: SQLiteStore, database: SQLiteDatabase) -> None:
     """What was dropped is not noted as done by the memory: that is left to the outbox."""
     embedder = Gate()
     memory = NativeMemory(database, embedder=embedder)

@@ -26,7 +26,7 @@ from a2a.types import (
 from a2a.utils.errors import InvalidParamsError
 from google.protobuf.json_format import ParseDict
 
-from retinue_memory.database.sqlite import Database
+from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_server.delivery.push import Pusher
 from retinue_server.delivery.url_policy import Refused, UrlPolicy
 from retinue_server.runtime.store.rows import now
@@ -280,7 +280,7 @@ class Names(UrlPolicy):
 
 @asynccontextmanager
 async def pushing(folder: Path, screen: UrlPolicy, **options: Any) -> AsyncGenerator[tuple[SQLiteStore, Pusher]]:
-    database = Database(folder / "push.db")
+    database = SQLiteDatabase(folder / "push.db")
     store = SQLiteStore(database)
     await asyncio.to_thread(store.migrate)
     pusher = Pusher(store, screen, **options)

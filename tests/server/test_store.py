@@ -30,7 +30,8 @@ from hypothesis import strategies as st
 
 from retinue_memory import InvocationContext, ToolCall
 from retinue_memory import Message as Said
-from retinue_memory.database.sqlite import Database
+from retinue_memory.database.base import Connection
+from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_server.runtime.store.base import Listing, Store
 from retinue_server.runtime.store.sqlite import SQLiteStore
 from retinue_server.runtime.turn import (
@@ -77,11 +78,11 @@ Open = Callable[[Path], AbstractAsyncContextManager[Opened]]
 
 @asynccontextmanager
 async def open_sqlite(folder: Path) -> AsyncGenerator[Opened]:
-    database = Database(folder / "store.db")
+    database = SQLiteDatabase(folder / "store.db")
     store = SQLiteStore(database)
     await asyncio.to_thread(store.migrate)
 
-    def rows(db: sqlite3.Connection) -> dict[str, int]:
+    def rows(db: Connection) -> dict[str, int]:
         names = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return {name: db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in names}
 

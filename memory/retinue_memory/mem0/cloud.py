@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
 from retinue_memory.chat import EmbedderSource
-from retinue_memory.database.sqlite import Database
+from retinue_memory.database.base import Database
 from retinue_memory.errors import ConfigError, MemoryBackendError
 from retinue_memory.settings import positive, text
 

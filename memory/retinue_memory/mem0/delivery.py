@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from retinue_memory.database.sqlite import Operation
+from retinue_memory.database.base import Operation
 from retinue_memory.errors import RetinueError
 
 from .records import metadata_of

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
 
 from retinue_memory.chat import ChatModel, Embedder, EmbedderSource
-from retinue_memory.database.sqlite import Database
+from retinue_memory.database.base import Database
 from retinue_memory.errors import MemoryBackendError, ModelError
 from retinue_memory.messages import Message
 from retinue_memory.settings import model as model_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from retinue_memory.database.sqlite import Database
+from retinue_memory.database.base import Database
 from retinue_memory.settings import (
     address,
     flag,

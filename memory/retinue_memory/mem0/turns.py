@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from typing import Any, Literal, TypeVar, cast
 
-from retinue_memory.database.sqlite import (
-    Database,
-    Operation,
-    named_queries,
-    path_of,
-)
+from retinue_memory.database.base import Connection, Database, Operation
+from retinue_memory.database.sqlite import SQLiteDatabase, named_queries, path_of
 from retinue_memory.messages import Message, message_json, message_of
 
 from .service import Entity
@@ -68,14 +63,17 @@ class Turns:
 
     def __init__(self, database: Database | str | None, space: str, grace: float) -> None:
         self._grace = grace
-        self._owned = not isinstance(database, Database)
+        self._owned = database is None or isinstance(database, str)
         self._space = space
-        if isinstance(database, Database):
-            self._database = database
+        self._one_connection = database is None
+        """Whether the rows are in memory only, and so belong to the writer's connection."""
+        self._database: Database
+        if database is None:
+            self._database = SQLiteDatabase(_IN_MEMORY)
+        elif isinstance(database, str):
+            self._database = SQLiteDatabase(path_of(database))
         else:
-            self._database = Database(path_of(database) if database is not None else _IN_MEMORY)
-        # what is in memory belongs to one connection, the writer's
-        self._one_connection = str(self._database.path) == _IN_MEMORY
+            self._database = database
 
     def open(self) -> None:
         """Bring the tables up to date. Blocks. Raises StoreError."""
@@ -91,7 +89,7 @@ class Turns:
         """Write the turn down as about to be sent: itself and True; what was there under its id before and False. None:
         `unless` holds in this very transaction."""
 
-        def write(db: sqlite3.Connection) -> tuple[Turn, bool] | None:
+        def write(db: Connection) -> tuple[Turn, bool] | None:
             if unless(db):
                 return None
             values = self._key(turn) | {
@@ -116,7 +114,7 @@ class Turns:
     async def due(self, most: int = 64) -> tuple[list[Turn], float | None]:
         """Those to be looked at, and in how many seconds there are more to come; None: there are none."""
 
-        def read(db: sqlite3.Connection) -> tuple[list[Turn], float | None]:
+        def read(db: Connection) -> tuple[list[Turn], float | None]:
             values = {"space": self._space, "now": now(), "most": most}
             later = db.execute(_SQL["next_due"], values).fetchone()[0]
             seconds = None if later is None else max(0.0, (later - values["now"]) / 1e6)
@@ -187,9 +185,9 @@ def _in(seconds: float) -> int:
     return now() + int(seconds * 1_000_000)
 
 
-def _rows(db: sqlite3.Connection, query: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _rows(db: Connection, query: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
     cursor = db.execute(_SQL[query], values)
-    names = [column[0] for column in cursor.description]
+    names = [column[0] for column in cursor.description or ()]
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import functools
 import logging
-import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from retinue_memory.chat import Embedder, EmbedderSource
-from retinue_memory.database.sqlite import Database
+from retinue_memory.database.base import Connection, Database
 from retinue_memory.errors import MemoryBackendError, StoreError
 from retinue_memory.memory import Scope
 
@@ -197,9 +196,7 @@ class Vectors:
             log.warning("memory %s: vectors of %s are still missing: %s", self._memory, embedder.name, error)
 
 
-def _set_vectors(
-    db: sqlite3.Connection, *, scope: Scope, life: int, given: Sequence[tuple[int, int, rows.NewMemory]]
-) -> None:
+def _set_vectors(db: Connection, *, scope: Scope, life: int, given: Sequence[tuple[int, int, rows.NewMemory]]) -> None:
     management_rows.set_vectors(rows.Change(db, scope, life), given)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -18,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from retinue_memory.database.base import Connection
 from retinue_memory.database.sqlite import named_queries
 from retinue_memory.memory import (
     InvocationContext,
@@ -189,7 +189,7 @@ def neighbours(index: Index, text: str) -> frozenset[int]:
     return frozenset(index.column("seqs")[best[shared[best] > 0]].tolist())
 
 
-def unread_slots(db: sqlite3.Connection, scope: Scope, version: int) -> dict[int, frozenset[str]]:
+def unread_slots(db: Connection, scope: Scope, version: int) -> dict[int, frozenset[str]]:
     """The claims of the rows up to `version` that were never read for them."""
     rows = db.execute(SQL["unread"], key_of(scope) | {"version": version}).fetchall()
     return {seq: lifecycle.keys(content) for seq, content in rows}
@@ -377,13 +377,13 @@ class Waiting:
     summary: MemoryRecord | None = None
 
 
-def pending_sessions(db: sqlite3.Connection, space: str) -> list[tuple[Scope, str]]:
+def pending_sessions(db: Connection, space: str) -> list[tuple[Scope, str]]:
     """The sessions of a space in which messages wait."""
     rows = db.execute(SQL["pending_scopes"], {"space": space}).fetchall()
     return [(Scope(tenant, space, owner, owner_id), session) for tenant, owner, owner_id, session in rows]
 
 
-def waiting(db: sqlite3.Connection, scope: Scope, session_id: str, most: int) -> Waiting:
+def waiting(db: Connection, scope: Scope, session_id: str, most: int) -> Waiting:
     """The oldest `most` messages of a session that wait."""
     key = key_of(scope) | {"session_id": session_id, "most": most}
     records = by_seq(db, scope, [seq for (seq,) in db.execute(SQL["pending"], key)])

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar
 
-from retinue_memory.database.sqlite import Database
+from retinue_memory.database.base import Database
 from retinue_memory.memory import (
     ALL,
     ManagedMemory,

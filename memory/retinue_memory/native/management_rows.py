@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import sqlite3
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 
+from retinue_memory.database.base import Connection
 from retinue_memory.database.sqlite import named_queries
 from retinue_memory.memory import (
     MemoryFilter,
@@ -42,7 +42,7 @@ _CURSOR = re.compile(r"(-?\d{1,18})\.(\d{1,18})")
 
 
 def page(
-    db: sqlite3.Connection, scope: Scope, where: MemoryFilter, limit: int, cursor: str | None
+    db: Connection, scope: Scope, where: MemoryFilter, limit: int, cursor: str | None
 ) -> tuple[list[MemoryRecord], str | None]:
     """`limit` memories that `where` means, newest first, after `cursor`, and the next cursor. Raises ValueError for a cursor
     that no page gave."""
@@ -66,7 +66,7 @@ def page(
     return [records[seq] for seq, _ in rows[:limit] if seq in records], more
 
 
-def history(db: sqlite3.Connection, scope: Scope, id: str) -> list[MemoryRecord]:
+def history(db: Connection, scope: Scope, id: str) -> list[MemoryRecord]:
     """The earlier versions of a memory and all that it superseded, oldest first; the memory itself last."""
     seqs = [seq for (seq,) in db.execute(SQL["lineage"], key_of(scope) | {"id": id})]
     records = by_seq(db, scope, seqs)
@@ -88,13 +88,13 @@ def history(db: sqlite3.Connection, scope: Scope, id: str) -> list[MemoryRecord]
     return line
 
 
-def remains(db: sqlite3.Connection, scope: Scope) -> dict[str, int]:
+def remains(db: Connection, scope: Scope) -> dict[str, int]:
     """How many rows there are of a scope, by table; none are left out, so empty is nothing."""
     counts = {table: int(db.execute(SQL[f"count_{table}"], key_of(scope)).fetchone()[0]) for table in TABLES}
     return {table: count for table, count in counts.items() if count}
 
 
-def said_between(db: sqlite3.Connection, scope: Scope, since: datetime | None, until: datetime | None) -> set[int]:
+def said_between(db: Connection, scope: Scope, since: datetime | None, until: datetime | None) -> set[int]:
     """What was said, the first, the last or any other time, from `since` to before `until`."""
     values = key_of(scope) | {
         "since": -_EVER if since is None else microseconds(since),
@@ -103,7 +103,7 @@ def said_between(db: sqlite3.Connection, scope: Scope, since: datetime | None, u
     return {seq for (seq,) in db.execute(SQL["said_between"], values)}
 
 
-def holding(db: sqlite3.Connection, scope: Scope, query: str) -> set[int]:
+def holding(db: Connection, scope: Scope, query: str) -> set[int]:
     """The memories in which, now or before an edit, all words of the query occur; stop words count where it has no others."""
     wanted = frozenset(terms(query))
     words = query.casefold().split()
@@ -117,12 +117,12 @@ def holding(db: sqlite3.Connection, scope: Scope, query: str) -> set[int]:
     return {seq for seq, text in db.execute(SQL["texts"], key_of(scope)) if holds(text)}
 
 
-def seqs_of(db: sqlite3.Connection, scope: Scope, ids: Iterable[str]) -> set[int]:
+def seqs_of(db: Connection, scope: Scope, ids: Iterable[str]) -> set[int]:
     return {seq for (seq,) in db.execute(rows.SQL["seqs_by_id"], key_of(scope) | {"ids": json.dumps(list(ids))})}
 
 
 def of_other_models(
-    db: sqlite3.Connection, scope: Scope, embedder: str, most: int, before: int = _EVER
+    db: Connection, scope: Scope, embedder: str, most: int, before: int = _EVER
 ) -> list[tuple[int, int, str]]:
     """(seq, revision, content) of the latest memories without a vector of this model, and with a seq below `before`."""
     values = key_of(scope) | {"embedder": embedder, "most": most, "before": before}
@@ -178,12 +178,13 @@ def forget(change: Change, seqs: Iterable[int]) -> dict[str, int]:
         "memory_sources": change.db.execute(SQL["delete_sources"], chosen).rowcount,
         "memories": change.db.execute(SQL["delete_memories"], chosen).rowcount,
     }
+    change.touched += sum(counts.values())
     if counts["memories"]:
         change.start_over()
     return counts
 
 
-def erase(db: sqlite3.Connection, scope: Scope) -> dict[str, int]:
+def erase(db: Connection, scope: Scope) -> dict[str, int]:
     """Delete every row of the scope, and with it its life: what began in it is not written any more."""
     return {table: db.execute(SQL[f"erase_{table}"], key_of(scope)).rowcount for table in TABLES}
 
@@ -216,4 +217,4 @@ def set_vectors(change: Change, rows: Sequence[tuple[int, int, NewMemory]]) -> N
             "vector": new.vector,
             "tokens": new.tokens,
         }
-        change.db.execute(SQL["set_vector"], change.key | values)
+        change.touched += change.db.execute(SQL["set_vector"], change.key | values).rowcount

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from retinue_memory.chat import EmbedderSource
-from retinue_memory.database.sqlite import Alongside, Database, path_of
+from retinue_memory.database.base import Alongside, Connection, Database
+from retinue_memory.database.sqlite import SQLiteDatabase, path_of
 from retinue_memory.errors import MemoryBackendError, RetinueError
 from retinue_memory.memory import (
     ALL,
@@ -110,7 +110,7 @@ class NativeMemory(Owned):
         self.name = name
         self.space = space
         self._owns_database = isinstance(database, str)
-        self._database = Database(path_of(database)) if isinstance(database, str) else database
+        self._database = SQLiteDatabase(path_of(database)) if isinstance(database, str) else database
         self._opening, self._getting_ready = threading.Lock(), threading.Lock()
         self._opened = self._ready = False
         self._closed = False
@@ -253,14 +253,13 @@ class NativeMemory(Owned):
     ) -> R | None:
         """Write into the life in which the caller began; None: it has ended, an erasure wins. `owed`: see `Database.write`."""
 
-        def write(db: sqlite3.Connection) -> tuple[R, bool]:
+        def write(db: Connection) -> tuple[R, bool]:
             if begun is not None and begun.void:
                 raise rows.Erased
-            before = db.total_changes
             change = rows.Change(db, scope, life)
             done = work(change)
             management_rows.trim(change, self._max_memories)
-            return done, (change.bare and self._vectors.known) or db.total_changes - before > _MUCH
+            return done, (change.bare and self._vectors.known) or change.touched > _MUCH
 
         try:
             done, at_once = await self._database.write(write, owed=owed)
@@ -470,7 +469,7 @@ def _are_short(texts: Iterable[str]) -> bool:
     return sum(map(len, texts)) <= _SHORT
 
 
-def _catch_up(db: sqlite3.Connection, scope: Scope, index: Index, most: int | None = None) -> bool | None:
+def _catch_up(db: Connection, scope: Scope, index: Index, most: int | None = None) -> bool | None:
     """Bring the index to the rows; whether there was anything new. None: it is more than `most`, or long, and nothing was
     done."""
     state = rows.state(db, scope)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import sqlite3
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,8 @@ from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from typing import Any
 
-from retinue_memory.database.sqlite import Database, named_queries
+from retinue_memory.database.base import Connection, Database
+from retinue_memory.database.sqlite import named_queries
 from retinue_memory.ids import new_id
 from retinue_memory.memory import MemoryKind, MemoryRecord, Scope
 
@@ -147,19 +147,19 @@ class IndexRow:
 # -- reading ------------------------------------------------------------------------------------------------------------
 
 
-def state(db: sqlite3.Connection, scope: Scope) -> State:
+def state(db: Connection, scope: Scope) -> State:
     row = db.execute(SQL["state"], key_of(scope)).fetchone()
     return State(*row) if row is not None else State()
 
 
-def changed_since(db: sqlite3.Connection, scope: Scope, version: int, most: int = -1) -> list[IndexRow]:
+def changed_since(db: Connection, scope: Scope, version: int, most: int = -1) -> list[IndexRow]:
     """The rows that were written or changed after `version`, in the order in which they were first written: the first `most`
     of them, all where it is negative."""
     values = key_of(scope) | {"version": version, "most": most}
     return [IndexRow(*row) for row in db.execute(SQL["changed_since"], values)]
 
 
-def by_seq(db: sqlite3.Connection, scope: Scope, seqs: Iterable[int]) -> dict[int, MemoryRecord]:
+def by_seq(db: Connection, scope: Scope, seqs: Iterable[int]) -> dict[int, MemoryRecord]:
     """The memories of this scope among `seqs`."""
     key = key_of(scope)
     found: dict[int, MemoryRecord] = {}
@@ -176,7 +176,7 @@ def by_seq(db: sqlite3.Connection, scope: Scope, seqs: Iterable[int]) -> dict[in
     return found
 
 
-def by_id(db: sqlite3.Connection, scope: Scope, ids: Iterable[str]) -> dict[str, MemoryRecord]:
+def by_id(db: Connection, scope: Scope, ids: Iterable[str]) -> dict[str, MemoryRecord]:
     """The memories of this scope among `ids`."""
     found = db.execute(SQL["seqs_by_id"], key_of(scope) | {"ids": json.dumps(list(ids))}).fetchall()
     return {record.id: record for record in by_seq(db, scope, [seq for (seq,) in found]).values()}
@@ -219,7 +219,7 @@ def _record(row: Sequence[Any]) -> MemoryRecord:
 # -- writing ------------------------------------------------------------------------------------------------------------
 
 
-def begin(db: sqlite3.Connection, scope: Scope) -> int:
+def begin(db: Connection, scope: Scope) -> int:
     """The life of the scope, which begins here if it has none. A `write`, before what a `Change` will store is made."""
     db.execute(SQL["begin"], key_of(scope) | {"life": secrets.randbits(61) + 1})
     return state(db, scope).life
@@ -232,7 +232,7 @@ class Change:
     not in the life in which the caller began (`begin`, or the `life` of `state`): an erasure wins.
     """
 
-    def __init__(self, db: sqlite3.Connection, scope: Scope, life: int) -> None:
+    def __init__(self, db: Connection, scope: Scope, life: int) -> None:
         self.before = state(db, scope)
         if self.before.life != life:
             raise Erased
@@ -241,6 +241,8 @@ class Change:
         self.key = key_of(scope)
         self.bare = False
         """Whether a memory was stored without a vector."""
+        self.touched = 0
+        """How many rows were written so far."""
         self._version: int | None = None
         self._slots_version = self.before.slots_version
 
@@ -322,6 +324,7 @@ class Change:
         }
         ((seq, stored),) = self.db.execute(SQL["insert_memory"], values).fetchall()
         fresh = stored == id
+        self.touched += 1
         self.bare = self.bare or (fresh and new.vector is None)
         self._add_sources(seq, new.sources)
         return Stored(seq, stored, fresh)
@@ -349,4 +352,4 @@ class Change:
                 "position": source.position,
                 "said_at": source.said_at,
             }
-            self.db.execute(SQL["insert_source"], self.key | values)
+            self.touched += self.db.execute(SQL["insert_source"], self.key | values).rowcount

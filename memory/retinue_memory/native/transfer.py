@@ -10,11 +10,11 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from retinue_memory.database.base import Connection
 from retinue_memory.mem0_items import Item, is_item, read_item
 from retinue_memory.memory import MemoryKind, Scope
 
@@ -64,7 +64,7 @@ _SOURCE: Mapping[str, tuple[type, ...]] = {
 _REVISION: Mapping[str, tuple[type, ...]] = {"revision": _TIME, "kind": _TEXT, "content": _TEXT, "replaced_at": _TIME}
 
 
-def read_page(db: sqlite3.Connection, scope: Scope, after: int) -> tuple[list[dict[str, Any]], int]:
+def read_page(db: Connection, scope: Scope, after: int) -> tuple[list[dict[str, Any]], int]:
     """The next memories after row `after`, and the row that the next page follows."""
     rows = db.execute(management_rows.SQL["everything"], key_of(scope) | {"after": after, "most": PAGE}).fetchall()
     chosen = key_of(scope) | {"seqs": json.dumps([row[0] for row in rows])}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from a2a.types import SendMessageRequest, Task, TaskPushNotificationConfig, TaskStatus
 
 from retinue_memory import Memory
-from retinue_memory.database.sqlite import Alongside
+from retinue_memory.database.base import Alongside
 from retinue_server.runtime.turn import (
     Accepted,
     Caller,

@@ -38,6 +38,7 @@ VALUES (
     :task_id, :agent, :tenant, :owner, :context_id, :message_id, :digest, :request, :extensions, :follows, NOT EXISTS (
         SELECT 1 FROM turns
         WHERE context_id = :context_id AND owner = :owner AND agent = :agent AND tenant = :tenant AND state < 2))
+RETURNING id
 
 -- name: mark_turn
 UPDATE turns SET state = :state WHERE id = :id AND attempt = :attempt AND state < 2
@@ -72,6 +73,7 @@ ON CONFLICT (turn_id, key) DO UPDATE SET result = excluded.result
 
 -- name: record_write
 INSERT INTO memory_outbox (task_id, turn_id, memory, context, messages, due_at) VALUES (?, ?, ?, ?, ?, ?)
+RETURNING id
 
 -- name: record_push
 INSERT INTO push_outbox (task_id, config_id, payload, due_at)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 import time
 from collections.abc import Mapping
 from dataclasses import fields
@@ -13,6 +12,7 @@ from typing import Any
 from a2a.types import Message, SendMessageRequest, Task, TaskPushNotificationConfig, TaskState
 
 from retinue_memory import InvocationContext
+from retinue_memory.database.base import Cursor
 from retinue_memory.messages import message_json, message_of
 from retinue_server.auth.owners import USER_ID
 from retinue_server.runtime.turn import Caller, MemoryWrite, Turn
@@ -52,8 +52,8 @@ def task_of(snapshot: bytes, memory: str | None) -> Task:
     return task
 
 
-def named(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
-    return dict(zip((column[0] for column in cursor.description), row, strict=True))
+def named(cursor: Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
+    return dict(zip((column[0] for column in cursor.description or ()), row, strict=True))
 
 
 def turn_of(row: Mapping[str, Any], caller: Caller) -> Turn:

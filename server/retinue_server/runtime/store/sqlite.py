@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +12,8 @@ from a2a.types import Message, SendMessageRequest, Task, TaskPushNotificationCon
 from a2a.utils.errors import InvalidParamsError, TaskNotFoundError, UnsupportedOperationError
 
 from retinue_memory import Memory
-from retinue_memory.database.sqlite import Alongside, Database, named_queries
+from retinue_memory.database.base import Alongside, Connection, Database
+from retinue_memory.database.sqlite import named_queries
 from retinue_memory.ids import new_id
 from retinue_server.auth.owners import USER_ID
 from retinue_server.runtime.turn import (
@@ -127,7 +127,7 @@ class SQLiteStore(Store):
         return [FailedWrite(task_id, tries, problem, write_of(*write)) for task_id, tries, problem, *write in rows]
 
     async def retry_failed_writes(self, memory: str) -> list[MemoryWrite]:
-        def operation(db: sqlite3.Connection) -> list[MemoryWrite]:
+        def operation(db: Connection) -> list[MemoryWrite]:
             db.execute(_SQL["tasks_of_failed_writes"], (memory,))
             return [write_of(*row) for row in db.execute(_SQL["retry_failed_writes"], {"memory": memory, "now": now()})]
 
@@ -153,7 +153,7 @@ class SQLiteStore(Store):
     async def set_push_config(self, caller: Caller, config: TaskPushNotificationConfig) -> bool:
         key = {"task_id": config.task_id, "id": config.id, "config": config.SerializeToString()}
 
-        def operation(db: sqlite3.Connection) -> bool:
+        def operation(db: Connection) -> bool:
             reachable = _reachable(db, caller, config.task_id)
             if reachable:
                 db.execute(_SQL["set_push_config"], key)
@@ -162,7 +162,7 @@ class SQLiteStore(Store):
         return await self._db.write(operation)
 
     async def push_configs(self, caller: Caller, task_id: str) -> list[TaskPushNotificationConfig] | None:
-        def operation(db: sqlite3.Connection) -> list[TaskPushNotificationConfig] | None:
+        def operation(db: Connection) -> list[TaskPushNotificationConfig] | None:
             if not _reachable(db, caller, task_id):
                 return None
             return [config_of(row[0]) for row in db.execute(_SQL["push_configs"], {"task_id": task_id})]
@@ -170,7 +170,7 @@ class SQLiteStore(Store):
         return await self._db.read(operation)
 
     async def delete_push_config(self, caller: Caller, task_id: str, config_id: str) -> bool:
-        def operation(db: sqlite3.Connection) -> bool:
+        def operation(db: Connection) -> bool:
             reachable = _reachable(db, caller, task_id)
             if reachable:
                 for name in ("delete_push_config", "delete_pushes_of_config"):
@@ -180,7 +180,7 @@ class SQLiteStore(Store):
         return await self._db.write(operation)
 
     async def purge(self, before: int, limit: int) -> int:
-        def operation(db: sqlite3.Connection) -> int:
+        def operation(db: Connection) -> int:
             ids = db.execute(_SQL["purgeable"], {"before": before, "limit": limit}).fetchall()
             for table in _PURGED:
                 db.executemany(_SQL[f"purge_{table}"], ids)
@@ -213,7 +213,7 @@ class SQLiteStore(Store):
     async def erase(self, tenant: str, owner: str) -> dict[str, int]:
         values = {"tenant": tenant, "owner": owner}
 
-        def operation(db: sqlite3.Connection) -> dict[str, int]:
+        def operation(db: Connection) -> dict[str, int]:
             return {table: db.execute(_SQL[f"erase_{table}"], values).rowcount for table in _PURGED}
 
         return await self._db.write(operation)
@@ -221,7 +221,7 @@ class SQLiteStore(Store):
     async def remains(self, tenant: str, owner: str) -> dict[str, int]:
         values = {"tenant": tenant, "owner": owner}
 
-        def operation(db: sqlite3.Connection) -> dict[str, int]:
+        def operation(db: Connection) -> dict[str, int]:
             counts = {table: db.execute(_SQL[f"count_{table}"], values).fetchone()[0] for table in _PURGED}
             return {table: count for table, count in counts.items() if count}
 
@@ -242,7 +242,7 @@ class SQLiteStore(Store):
 
 
 def _accept(
-    caller: Caller, request: SendMessageRequest, user: str | None, extensions: frozenset[str], db: sqlite3.Connection
+    caller: Caller, request: SendMessageRequest, user: str | None, extensions: frozenset[str], db: Connection
 ) -> Accepted:
     message = request.message
     found = _followed_up(caller, message, user, db) if message.task_id else None
@@ -266,7 +266,7 @@ def _accept(
         "extensions": " ".join(sorted(extensions)) if extensions else "",
         "follows": found is not None,
     }
-    turn_id = db.execute(_SQL["insert_turn"], values).lastrowid
+    (turn_id,) = db.execute(_SQL["insert_turn"], values).fetchone()
     if found is None:
         values |= {
             "place": turn_id,
@@ -282,7 +282,7 @@ def _accept(
         pushed = {"task_id": config.task_id, "id": config.id, "config": config.SerializeToString()}
         db.execute(_SQL["set_push_config"], pushed)
     turn = Turn(
-        id=turn_id or 0,
+        id=turn_id,
         attempt=1,
         caller=caller,
         owner=owner,
@@ -326,7 +326,7 @@ class _Followed:
         return _Place(task, new_context=False, seq=self.seq, pushes=bool(self.pushes))
 
 
-def _followed_up(caller: Caller, message: Message, user: str | None, db: sqlite3.Connection) -> _Followed:
+def _followed_up(caller: Caller, message: Message, user: str | None, db: Connection) -> _Followed:
     row = db.execute(_SQL["task_for_turn"], scope_of(caller) | {"task_id": message.task_id}).fetchone()
     if row is None:
         raise TaskNotFoundError(f"there is no task {message.task_id}")
@@ -338,7 +338,7 @@ def _followed_up(caller: Caller, message: Message, user: str | None, db: sqlite3
     return found
 
 
-def _new_place(request: SendMessageRequest, scope: Mapping[str, Any], db: sqlite3.Connection) -> _Place:
+def _new_place(request: SendMessageRequest, scope: Mapping[str, Any], db: Connection) -> _Place:
     message = request.message
     given = {**scope, "context_id": message.context_id}
     known = message.context_id and db.execute(_SQL["context_is_known"], given).fetchone() is not None
@@ -347,7 +347,7 @@ def _new_place(request: SendMessageRequest, scope: Mapping[str, Any], db: sqlite
     return _Place(new_task(request), new_context=not known)
 
 
-def _owner(caller: Caller, context_id: str, message_id: str, user: str | None, db: sqlite3.Connection) -> str:
+def _owner(caller: Caller, context_id: str, message_id: str, user: str | None, db: Connection) -> str:
     """Whose a message without a taskId is: its user's, else its context's, else the caller's own.
 
     A message that was sent before stays whose it was, whoever uses a context of that name since.
@@ -366,7 +366,7 @@ def _owner(caller: Caller, context_id: str, message_id: str, user: str | None, d
     return own
 
 
-def _replay(caller: Caller, digest: bytes, before: tuple[Any, ...], db: sqlite3.Connection) -> Accepted:
+def _replay(caller: Caller, digest: bytes, before: tuple[Any, ...], db: Connection) -> Accepted:
     turn_id, _, stored_digest, answer = before
     if digest != stored_digest:
         raise InvalidParamsError("messageId: it was used before, with another content; a new message needs a new id")
@@ -377,7 +377,7 @@ def _replay(caller: Caller, digest: bytes, before: tuple[Any, ...], db: sqlite3.
     return replace(found, replay=True, over=row["state"] == TurnState.DONE, answer=message)
 
 
-def _record(progress: Progress, db: sqlite3.Connection) -> list[DueWrite]:
+def _record(progress: Progress, db: Connection) -> list[DueWrite]:
     turn = progress.turn
     values: dict[str, Any] = {
         "id": turn.id,
@@ -407,12 +407,13 @@ def _record(progress: Progress, db: sqlite3.Connection) -> list[DueWrite]:
     return [DueWrite(_owe(turn.task_id, turn.id, write, at, db), turn.task_id, 0, write) for write in progress.writes]
 
 
-def _owe(task_id: str, turn_id: int, write: MemoryWrite, at: int, db: sqlite3.Connection) -> int:
+def _owe(task_id: str, turn_id: int, write: MemoryWrite, at: int, db: Connection) -> int:
     values = (task_id, turn_id, *write_values(write), at)
-    return db.execute(_SQL["record_write"], values).lastrowid or 0
+    (write_id,) = db.execute(_SQL["record_write"], values).fetchone()
+    return int(write_id)
 
 
-def _obstacle(progress: Progress, values: Mapping[str, Any], db: sqlite3.Connection) -> StaleAttempt | Continues:
+def _obstacle(progress: Progress, values: Mapping[str, Any], db: Connection) -> StaleAttempt | Continues:
     """Why nothing was recorded."""
     turn = progress.turn
     ours, another_waits = db.execute(_SQL["obstacles"], values).fetchone()
@@ -423,7 +424,7 @@ def _obstacle(progress: Progress, values: Mapping[str, Any], db: sqlite3.Connect
     return StaleAttempt(f"task {turn.task_id} has ended")
 
 
-def _recover(db: sqlite3.Connection) -> list[Accepted]:
+def _recover(db: Connection) -> list[Accepted]:
     for name in ("drop_turns_of_ended_tasks", "close_turns_that_asked", "raise_attempts"):
         db.execute(_SQL[name])
     cursor = db.execute(_SQL["open_turns"])
@@ -437,7 +438,7 @@ def _accepted(row: Mapping[str, Any], caller: Caller) -> Accepted:
     return Accepted(turn, task_of(row["snapshot"], row["memory"]), seq=row["seq"], pushes=bool(row["pushes"]))
 
 
-def _list(caller: Caller, listing: Listing, db: sqlite3.Connection) -> tuple[list[Task], int]:
+def _list(caller: Caller, listing: Listing, db: Connection) -> tuple[list[Task], int]:
     kind = "context" if listing.context_id else "agent" if caller.reach is None else "owner"
     before_at, before_id = listing.before or _LAST
     values = scope_of(caller) | {
@@ -465,7 +466,7 @@ def _end(
     found: TaskStatus,
     event: bytes,
     writes: Sequence[MemoryWrite],
-    db: sqlite3.Connection,
+    db: Connection,
 ) -> list[DueWrite] | None:
     values = scope_of(caller) | {
         "task_id": task.id,
@@ -485,12 +486,12 @@ def _end(
     return [DueWrite(_owe(task.id, began, write, at, db), task.id, 0, write) for write in writes]
 
 
-def _write_done(due: DueWrite, db: sqlite3.Connection) -> None:
+def _write_done(due: DueWrite, db: Connection) -> None:
     db.execute(_SQL["delete_write"], (due.id,))
     db.execute(_SQL["write_stored"], {"task_id": due.task_id})
 
 
-def _write_failed(due: DueWrite, problem: str, retry_at: int | None, db: sqlite3.Connection) -> bool:
+def _write_failed(due: DueWrite, problem: str, retry_at: int | None, db: Connection) -> bool:
     if retry_at is not None:
         values = {"id": due.id, "due_at": retry_at, "problem": problem}
         return bool(db.execute(_SQL["retry_write"], values).rowcount)
@@ -500,5 +501,5 @@ def _write_failed(due: DueWrite, problem: str, retry_at: int | None, db: sqlite3
     return found
 
 
-def _reachable(db: sqlite3.Connection, caller: Caller, task_id: str) -> bool:
+def _reachable(db: Connection, caller: Caller, task_id: str) -> bool:
     return db.execute(_SQL["task_is_reachable"], scope_of(caller) | {"task_id": task_id}).fetchone() is not None
