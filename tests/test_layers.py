@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -67,6 +68,34 @@ def declared() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     groups: list[list[str]] = [project["dependencies"], *project["optional-dependencies"].values()]
     return {normal(re.split(r"[^\w.-]", requirement)[0]) for group in groups for requirement in group}
+
+
+BY_NAME = {".".join(Path(module).with_suffix("").parts[1:]).removesuffix(".__init__"): module for module in MODULES}
+
+
+def neighbours(module: str) -> set[str]:
+    """The modules of ours that a module imports anywhere: at once, in a function, or for its annotations."""
+    package = list(Path(module).parts[1:-1])
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*above, node.module] if node.module else above)
+            submodules = [f"{source}.{alias.name}" for alias in node.names]
+            found |= {name if name in BY_NAME else source for name in submodules}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {BY_NAME[name] for name in found & BY_NAME.keys()} - {module}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Not even for annotations only, or inside of a function: each module can be understood with those below it.
+
+    What a package's `__init__` offers is for users of the package, and is not imported by its own modules.
+    """
+    graph = {module: neighbours(module) for module in MODULES}
+    for _ in TopologicalSorter(graph).static_order():  # raises CycleError, which names the circle
+        pass
 
 
 @pytest.mark.parametrize("module", MODULES)
