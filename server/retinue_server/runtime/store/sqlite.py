@@ -13,7 +13,7 @@ from a2a.utils.errors import InvalidParamsError, TaskNotFoundError, UnsupportedO
 
 from retinue_memory import Memory
 from retinue_memory.database.base import Alongside, Connection, Database
-from retinue_memory.database.sqlite import named_queries
+from retinue_memory.database.migrations import named_queries
 from retinue_memory.ids import new_id
 from retinue_server.auth.owners import USER_ID
 from retinue_server.runtime.turn import (
