@@ -32,7 +32,7 @@ from .config import AgentConfig, Config, InvalidConfig
 from .delivery.isolation import IsolatedMemory, is_outage
 from .delivery.memory_outbox import Outbox, OutboxMemory, RetryPolicy
 from .http.metrics import Metrics
-from .runtime.store.sqlite import SQLiteStore
+from .runtime.store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +54,10 @@ class Assembly:
         self.config = config
         self._deep = deep
         self.database = open_database(config.database)
-        self.store = SQLiteStore(self.database)
+        self.store = Store.over(self.database)
         self.memories: dict[str, Memory] = {}
         patience = {name: RetryPolicy(entry.write_timeout, entry.write_tries) for name, entry in config.memory.items()}
-        self.outbox = Outbox(self.store, self.memories, Metrics(config.memory), patience)
+        self.outbox = Outbox(self.store.memory_outbox, self.memories, Metrics(config.memory), patience)
         self.agents: dict[str, Agent | AgentExecutor] = {}
         self._models: list[ChatModel] = []
         self._problems: list[ConfigError] = []
