@@ -11,6 +11,7 @@ RetinueError
 ├── ToolError                a tool could not do its work
 ├── MemoryBackendError       a memory could not be read or written
 └── StoreError               the database could not be read or written
+    └── LockError            a file lock could not be acquired
 """
 
 from __future__ import annotations
@@ -96,3 +97,11 @@ class MemoryBackendError(RetinueError):
 
 class StoreError(RetinueError):
     """The database could not be read or written: check its path, its permissions and the disk."""
+
+
+class LockError(StoreError):
+    """A file lock could not be acquired: stop the process that has it (`held`), or make the lock's folder writable."""
+
+    def __init__(self, problem: str, *, held: bool = False) -> None:
+        super().__init__(problem)
+        self.held = held

@@ -20,7 +20,7 @@ from retinue_memory.messages import Message
 from .errors import IdentityError
 
 if TYPE_CHECKING:
-    pass
+    from .database.base import Database
 
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """What no id may hold: control characters, and halves of surrogate pairs, which no database can store."""
@@ -81,6 +81,9 @@ class Memory(ABC):
     """A long-term memory. Both methods get `ctx: InvocationContext` as a keyword."""
 
     name: str = "memory"
+    database: Database | None = None
+    """The database of the memory's rows if `update` takes `alongside: Alongside`, an operation of the same database, into its
+    commit; else None."""
 
     @abstractmethod
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .chat import ChatModel
-from .database.sqlite import path_of
+from .database.url import check_url
 from .errors import ConfigError, StoreError
 from .registry import import_from_string, nearest
 
@@ -42,7 +42,7 @@ def address(key: str, value: object) -> str:
     """The address of a database."""
     try:
         if isinstance(value, str):
-            path_of(value)
+            check_url(value)
             return value
     except StoreError as error:
         raise ConfigError(str(error), key=key, value=value) from None

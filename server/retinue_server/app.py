@@ -62,8 +62,8 @@ def create_app(config: Config | Path | str | None = None, *, registry: Assembly 
     config = registry.config
     identity = NoAuth()
     store, outbox, grace = registry.store, registry.outbox, config.server.grace
-    pusher = Pusher(store, UrlPolicy(config.push.allow), tries=config.push.tries)
-    history = history_from(store)
+    pusher = Pusher(store.push, UrlPolicy(config.push.allow), tries=config.push.tries)
+    history = history_from(store.tasks)
     executors = {
         name: served if isinstance(served, AgentExecutor) else A2AExecutor(served, history=history)
         for name, served in registry.agents.items()
@@ -75,15 +75,30 @@ def create_app(config: Config | Path | str | None = None, *, registry: Assembly 
         outbox.owe(owed)
 
     limits = config.limits
-    engine = LocalEngine(store, executors, committed=committed, most=limits.turns, most_waiting=limits.waiting)
+    engine = LocalEngine(
+        store.turns, store.tasks, executors, committed=committed, most=limits.turns, most_waiting=limits.waiting
+    )
     handlers = {
         name: Handler(
-            name, executor, agent_card(name, config.agents[name], ""), engine=engine, store=store, pusher=pusher
+            name,
+            executor,
+            agent_card(name, config.agents[name], ""),
+            engine=engine,
+            tasks=store.tasks,
+            push=store.push,
+            pusher=pusher,
         )
         for name, executor in executors.items()
     }
 
-    users = UserData(registry.memories, store=store, engine=engine, outbox=outbox, database=registry.database)
+    users = UserData(
+        registry.memories,
+        owners=store.owners,
+        writes=store.memory_outbox,
+        engine=engine,
+        outbox=outbox,
+        database=registry.database,
+    )
 
     posts = {name: jsonrpc(handler, identity, grace) for name, handler in handlers.items()}
 
@@ -115,7 +130,7 @@ def create_app(config: Config | Path | str | None = None, *, registry: Assembly 
         await asyncio.to_thread(registry.open)
         for part in (outbox, pusher, engine):
             await part.start()
-        purging = asyncio.create_task(purge_forever(store, config.retention.days))
+        purging = asyncio.create_task(purge_forever(store.tasks, config.retention.days))
         grpc = await serve_grpc(handlers[config.default_agent], config.server)
         try:
             yield

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
-import sqlite3
 import sys
 import threading
 import time
@@ -25,15 +24,15 @@ from retinue_memory import (
     ManagedMemory,
     Memory,
 )
-from retinue_memory.database.sqlite import SQLiteDatabase, hold, path_of
-from retinue_memory.errors import ConfigError, MemoryBackendError, StoreError
+from retinue_memory.database.url import open_database
+from retinue_memory.errors import ConfigError, MemoryBackendError
 from retinue_memory.registry import import_from_string, open_memory
 
 from .config import AgentConfig, Config, InvalidConfig
 from .delivery.isolation import IsolatedMemory, is_outage
 from .delivery.memory_outbox import Outbox, OutboxMemory, RetryPolicy
 from .http.metrics import Metrics
-from .runtime.store.sqlite import SQLiteStore
+from .runtime.store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -54,16 +53,15 @@ class Assembly:
     def __init__(self, config: Config, *, deep: bool = False) -> None:
         self.config = config
         self._deep = deep
-        self.database = SQLiteDatabase(path_of(config.database))
-        self.store = SQLiteStore(self.database)
+        self.database = open_database(config.database)
+        self.store = Store.over(self.database)
         self.memories: dict[str, Memory] = {}
         patience = {name: RetryPolicy(entry.write_timeout, entry.write_tries) for name, entry in config.memory.items()}
-        self.outbox = Outbox(self.store, self.memories, Metrics(config.memory), patience)
+        self.outbox = Outbox(self.store.memory_outbox, self.memories, Metrics(config.memory), patience)
         self.agents: dict[str, Agent | AgentExecutor] = {}
         self._models: list[ChatModel] = []
         self._problems: list[ConfigError] = []
         self._opened = threading.Lock()
-        self._held: sqlite3.Connection | None = None
         if config.path is not None:
             _import_from(config.path.parent)
         embedder = cache(_find_embedder)
@@ -82,7 +80,7 @@ class Assembly:
         One process at a time: two would run the same turns.
         """
         with self._opened:
-            self._held = self._held or self._hold()
+            self.database.acquire_server_lock()
             self.store.migrate()
             for memory in self.memories.values():
                 if isinstance(memory, ManagedMemory):
@@ -98,17 +96,6 @@ class Assembly:
         for name, memory in self.memories.items():
             await _end(memory.aclose(), f"memory {name}")
         await self.database.aclose()
-        if self._held is not None:
-            self._held.close()
-
-    def _hold(self) -> sqlite3.Connection:
-        path = self.database.path
-        try:
-            return hold(path.with_name(f"{path.name}.lock"))
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
-                raise StoreError(f"{path}: another server uses it: stop that one, or name another database") from error
-            raise StoreError(f"{path}: cannot be locked ({error}): make its folder writable") from error
 
     def _make_memories(self, names: Sequence[str], embedder: Callable[[], Embedder | None]) -> None:
         """All at the same time; what takes too long, or talks to what does not answer, the server starts without."""

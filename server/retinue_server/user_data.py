@@ -17,7 +17,8 @@ from retinue_memory.errors import RetinueError
 from .delivery.isolation import IsolatedMemory
 from .delivery.memory_outbox import Outbox
 from .runtime.engine import Engine
-from .runtime.store.base import Store
+from .runtime.store.memory_outbox import MemoryOutboxRows
+from .runtime.store.owner_data import OwnerData
 from .runtime.turn import USER
 
 log = logging.getLogger(__name__)
@@ -34,23 +35,31 @@ class UserData:
     """Erases, exports and imports users, each with everything of theirs."""
 
     def __init__(
-        self, memories: Mapping[str, Memory], *, store: Store, engine: Engine, outbox: Outbox, database: Database
+        self,
+        memories: Mapping[str, Memory],
+        *,
+        owners: OwnerData,
+        writes: MemoryOutboxRows,
+        engine: Engine,
+        outbox: Outbox,
+        database: Database,
     ) -> None:
         self._memories = memories
-        self._store = store
+        self._owners = owners
+        self._writes = writes
         self._engine = engine
         self._outbox = outbox
         self._database = database
 
     async def erase(self, tenant: str, user: str, *, tasks: bool) -> dict[str, Any]:
-        """Delete the user's memories for good and, where `tasks`, their tasks with events, journals and artifacts.
+        """Delete the user's memories for good and, where `tasks`, their tasks with journals and artifacts.
 
         It wins over turns that run: what they would have remembered is dropped. The receipt says what went by table, and
         what could not be reached; a memory that fails is in `failed` by its name, and holds up nothing else: erase again.
         """
         owner = USER + user
         await self._engine.disown(tenant, owner, cancel=tasks)
-        deleted = {"memory_outbox": await self._store.disown_writes(tenant, owner)}
+        deleted = {"memory_outbox": await self._owners.disown_writes(tenant, owner)}
         await self._outbox.drop(tenant, user)
         left: dict[str, None] = {}
         failed: list[str] = []
@@ -74,7 +83,7 @@ class UserData:
             for table, count in receipt.deleted.items():
                 deleted[table] = deleted.get(table, 0) + count
         if tasks:
-            for table, count in (await self._store.erase(tenant, owner)).items():
+            for table, count in (await self._owners.erase(tenant, owner)).items():
                 deleted[table] = deleted.get(table, 0) + count
         problem = await self._database.scrub()
         left |= dict.fromkeys((problem,) if problem else ())
@@ -84,7 +93,7 @@ class UserData:
 
     async def remains(self, tenant: str, user: str) -> dict[str, int]:
         """What is there of a user, by table; empty: nothing."""
-        found = await self._store.remains(tenant, USER + user)
+        found = await self._owners.remains(tenant, USER + user)
         for name, memory in self._memories.items():
             if isinstance(memory, ManagedMemory):
                 for table, count in (await memory.remains(Scope(tenant, name, "user", user))).items():
@@ -106,7 +115,7 @@ class UserData:
                 "tries": failed.tries,
                 "problem": failed.problem,
             }
-            for failed in await self._store.failed_writes(limit)
+            for failed in await self._writes.failed_writes(limit)
         ]
 
     async def retry_writes(self) -> int:
@@ -131,7 +140,7 @@ class UserData:
             if problem is not None:
                 yield {"type": "missing", "space": name, "problem": problem}
         place = 0
-        while page := await self._store.owned(tenant, USER + user, place, _TASKS_AT_ONCE):
+        while page := await self._owners.owned(tenant, USER + user, place, _TASKS_AT_ONCE):
             for owned in page:
                 place = owned.place
                 yield {"type": "task", "agent": owned.agent, "task": MessageToDict(owned.task)}
@@ -157,7 +166,7 @@ class UserData:
                             raise ImportFailed(f"memory {space} took nothing of it")
                     case "task":
                         task = ParseDict(dict(line["task"]), Task())
-                        new["task"] += await self._store.restore(tenant, USER + user, str(line["agent"]), task)
+                        new["task"] += await self._owners.restore(tenant, USER + user, str(line["agent"]), task)
                         lines.take()
                     case "missing":  # what the export could not give either
                         lines.take()

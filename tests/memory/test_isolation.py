@@ -15,7 +15,7 @@ from typing import Literal
 import pytest
 
 from retinue_memory import MemoryFilter, MemoryKind, Scope
-from retinue_memory.database.sqlite import named_queries
+from retinue_memory.database.migrations import named_queries
 from retinue_memory.memory import InvocationContext
 from retinue_memory.native.memory import NativeMemory
 from retinue_memory.testing import HashEmbedder

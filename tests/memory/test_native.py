@@ -27,7 +27,8 @@ from retinue_memory import (
     Scope,
 )
 from retinue_memory.database.base import Connection
-from retinue_memory.database.sqlite import SQLiteDatabase, named_queries
+from retinue_memory.database.migrations import named_queries
+from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_memory.errors import MemoryBackendError, ModelError, StoreError
 from retinue_memory.native.embedder import MiniLM, Reader, Reading
 from retinue_memory.native.memory import NativeMemory

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from retinue_memory.database.base import Connection, Operation
-from retinue_memory.database.sqlite import SQLiteDatabase, named_queries, path_of
+from retinue_memory.database.migrations import named_queries
+from retinue_memory.database.sqlite import SQLiteDatabase
+from retinue_memory.database.url import open_database
 from retinue_memory.errors import StoreError
 
 
@@ -92,8 +94,8 @@ async def test_only_what_is_owed_anyway_is_committed_without_a_flush(tmp_path: P
     database = SQLiteDatabase(tmp_path / "x.db")
     await database.write(create)
     assert (await database.write(flushed))[1] == 2
-    assert (await database.write(flushed, owed=True))[1] == 1
-    assert (await database.write(flushed, owed=True))[1] == 1
+    assert (await database.write(flushed, flush=False))[1] == 1
+    assert (await database.write(flushed, flush=False))[1] == 1
     assert (await database.write(flushed))[1] == 2
     entered, go_on = threading.Event(), threading.Event()
 
@@ -103,7 +105,7 @@ async def test_only_what_is_owed_anyway_is_committed_without_a_flush(tmp_path: P
 
     holding = asyncio.create_task(database.write(hold))
     assert await asyncio.to_thread(entered.wait, 20)
-    together = [asyncio.create_task(database.write(flushed, owed=owed)) for owed in (True, False, True)]
+    together = [asyncio.create_task(database.write(flushed, flush=flush)) for flush in (False, True, False)]
     await asyncio.sleep(0)
     go_on.set()
     await holding
@@ -164,11 +166,13 @@ def test_named_queries_and_addresses() -> None:
     """A statement by its name; a path by its address."""
     text = "-- about the file\n-- name: one\nSELECT 1\n\n-- name: two (of two)\n-- why\nSELECT 2\n"
     assert named_queries(text) == {"one": "SELECT 1", "two": "-- why\nSELECT 2"}
-    assert path_of("sqlite:///a/b.db") == Path("a/b.db")
-    assert path_of("sqlite:////a/b.db") == Path("/a/b.db")
+    for url, path in (("sqlite:///a/b.db", Path("a/b.db")), ("sqlite:////a/b.db", Path("/a/b.db"))):
+        database = open_database(url)
+        assert isinstance(database, SQLiteDatabase)
+        assert database.path == path
     for bad in ("", "x.db", "sqlite://x.db", "sqlite:///", "postgresql://host/db"):
         with pytest.raises(StoreError, match="sqlite:///"):
-            path_of(bad)
+            open_database(bad)
 
 
 def fill(seed: int, db: Connection) -> None:

@@ -25,8 +25,8 @@ from retinue_memory import (
 from retinue_memory.database.base import Alongside
 from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_memory.native.memory import NativeMemory
-from retinue_server.delivery.memory_outbox import Outbox, RetryPolicy
-from retinue_server.runtime.store.sqlite import SQLiteStore
+from retinue_server.delivery.memory_outbox import Outbox, RetryPolicy, done_alongside
+from retinue_server.runtime.store.store import Store
 from retinue_server.runtime.turn import (
     Caller,
     DueWrite,
@@ -78,12 +78,12 @@ class Gate(Embedder):
 class Turns:
     """Ends turns that owe a write, as a run does."""
 
-    def __init__(self, store: SQLiteStore, outbox: Outbox) -> None:
+    def __init__(self, store: Store, outbox: Outbox) -> None:
         self.store = store
         self.outbox = outbox
 
     async def end(self, text: str, user: str = "alice", memory: str = "default") -> DueWrite:
-        accepted = await self.store.accept(ANYONE, request(text), user=user)
+        accepted = await self.store.turns.accept(ANYONE, request(text), user=user)
         task = Task()
         task.CopyFrom(accepted.task)
         task.status.state = TaskState.TASK_STATE_COMPLETED
@@ -94,17 +94,17 @@ class Turns:
             state=task.status.state,
             status_at=1,
             snapshot=task.SerializeToString(),
-            seq=1,
+            generation=1,
             writes=[write],
             done=True,
         )
-        (due,) = await self.store.record(done)
+        (due,) = await self.store.turns.record(done)
         self.outbox.owe([due])
         return due
 
     async def updates(self) -> list[str]:
         """How the memory update of every task went."""
-        tasks = await self.store.owned("", "user/alice", 0, 100)
+        tasks = await self.store.owners.owned("", "user/alice", 0, 100)
         return [MessageToDict(owned.task.metadata)["memory"]["update"] for owned in tasks]
 
 
@@ -116,16 +116,16 @@ async def database(tmp_path: Path) -> AsyncIterator[SQLiteDatabase]:
 
 
 @pytest.fixture
-async def store(database: SQLiteDatabase) -> SQLiteStore:
-    store = SQLiteStore(database)
+async def store(database: SQLiteDatabase) -> Store:
+    store = Store.over(database)
     await asyncio.to_thread(store.migrate)
     return store
 
 
-async def test_what_was_just_committed_is_delivered_without_being_read_again(store: SQLiteStore) -> None:
+async def test_what_was_just_committed_is_delivered_without_being_read_again(store: Store) -> None:
     """In its order, and each task says so."""
     diary = Diary()
-    outbox = Outbox(store, {"default": diary})
+    outbox = Outbox(store.memory_outbox, {"default": diary})
     await outbox.start()
     turns = Turns(store, outbox)
     for number in range(20):
@@ -133,14 +133,14 @@ async def test_what_was_just_committed_is_delivered_without_being_read_again(sto
     await eventually(lambda: not outbox.owed("default", ALICE), "all is delivered")
     assert diary.told == [f"number {number}" for number in range(20)]
     assert await turns.updates() == ["stored"] * 20
-    assert await store.unconfirmed_writes() == []
+    assert await store.memory_outbox.unconfirmed_writes() == []
     await outbox.stop()
 
 
-async def test_after_a_failure_everything_is_delivered_once(store: SQLiteStore) -> None:
+async def test_after_a_failure_everything_is_delivered_once(store: Store) -> None:
     """What was refused is read from its row and tried again; others are delivered meanwhile, and what comes afterwards is."""
     diary = Diary(refuses=1)
-    outbox = Outbox(store, {"default": diary})
+    outbox = Outbox(store.memory_outbox, {"default": diary})
     await outbox.start()
     turns = Turns(store, outbox)
     await turns.end("refused at first")
@@ -155,13 +155,13 @@ async def test_after_a_failure_everything_is_delivered_once(store: SQLiteStore) 
     await outbox.stop()
 
 
-async def test_what_an_earlier_process_left_is_delivered_before_what_is_new(store: SQLiteStore) -> None:
+async def test_what_an_earlier_process_left_is_delivered_before_what_is_new(store: Store) -> None:
     """Rows first: an outbox that stopped, or never ran, left them."""
     diary = Diary()
-    left = Turns(store, Outbox(store, {}))
+    left = Turns(store, Outbox(store.memory_outbox, {}))
     for number in range(3):
         await left.end(f"left {number}")
-    outbox = Outbox(store, {"default": diary})
+    outbox = Outbox(store.memory_outbox, {"default": diary})
     await outbox.start()
     await Turns(store, outbox).end("new")
     await eventually(lambda: len(diary.told) == 4, "what is owed arrives")
@@ -169,16 +169,16 @@ async def test_what_an_earlier_process_left_is_delivered_before_what_is_new(stor
     await outbox.stop()
 
 
-async def test_what_is_owed_to_an_erased_user_is_not_delivered(store: SQLiteStore) -> None:
+async def test_what_is_owed_to_an_erased_user_is_not_delivered(store: Store) -> None:
     """Although it is in hand, and although they are owed something new by the time its turn comes."""
     diary = Diary()
-    outbox = Outbox(store, {"default": diary})
+    outbox = Outbox(store.memory_outbox, {"default": diary})
     turns = Turns(store, outbox)
     await outbox.start()
     diary.open.clear()
     await turns.end("holds up the rest", user="bob")
     await turns.end("erased")
-    await store.disown_writes("", "user/alice")
+    await store.owners.disown_writes("", "user/alice")
     await outbox.drop("", "alice")
     await turns.end("new")
     diary.open.set()
@@ -188,41 +188,41 @@ async def test_what_is_owed_to_an_erased_user_is_not_delivered(store: SQLiteStor
 
 
 async def test_a_memory_of_the_same_database_notes_a_write_as_done_in_its_own_commit(
-    store: SQLiteStore, database: SQLiteDatabase
+    store: Store, database: SQLiteDatabase
 ) -> None:
     """So it is never there without being noted. A replay is noted too; where there is nothing to write, it is not."""
     memory = NativeMemory(database, embedder=None)
-    due = await Turns(store, Outbox(store, {})).end("I live in Lisbon")
+    due = await Turns(store, Outbox(store.memory_outbox, {})).end("I live in Lisbon")
     ctx = InvocationContext("s", "alice", turn_id="t")
-    done = store.done_alongside(due, memory)
+    done = done_alongside(due, memory, store.database)
     assert done is not None
     await memory.update([Message("user", " ")], ctx=ctx, alongside=done)
     assert not done.committed
-    assert len(await store.unconfirmed_writes()) == 1
+    assert len(await store.memory_outbox.unconfirmed_writes()) == 1
     for _ in range(2):
         await memory.update([Message("user", "I live in Lisbon", id="m")], ctx=ctx, alongside=done)
         assert done.committed
-        assert await store.unconfirmed_writes() == []
+        assert await store.memory_outbox.unconfirmed_writes() == []
     assert [found.content for found in await memory.retrieve("Where do I live?", ctx=ctx)] == ["I live in Lisbon"]
     await memory.aclose()
 
 
 async def test_a_power_failure_after_a_memory_was_written_loses_nothing(
-    store: SQLiteStore, database: SQLiteDatabase, tmp_path: Path
+    store: Store, database: SQLiteDatabase, tmp_path: Path
 ) -> None:
     """The memory's commit need not have reached the disk: without it, the write is owed as it was, and is made again."""
-    turns = Turns(store, Outbox(store, {}))
+    turns = Turns(store, Outbox(store.memory_outbox, {}))
     due = await turns.end("I live in Lisbon")
     for end in ("", "-wal"):  # what the disk has: the turn's end was flushed, and nothing after it
         shutil.copy(f"{database.path}{end}", tmp_path / f"disk.db{end}")
     memory = NativeMemory(database, embedder=None)
-    done = store.done_alongside(due, memory)
+    done = done_alongside(due, memory, store.database)
     await memory.update(list(due.write.messages), ctx=due.write.context, alongside=done)
-    assert await store.unconfirmed_writes() == []
+    assert await store.memory_outbox.unconfirmed_writes() == []
     await memory.aclose()
     later = SQLiteDatabase(tmp_path / "disk.db")
     memory = NativeMemory(later, embedder=None)
-    outbox = Outbox(SQLiteStore(later), {"default": memory})
+    outbox = Outbox(Store.over(later).memory_outbox, {"default": memory})
     assert await memory.retrieve("Where do I live?", ctx=due.write.context) == []
     await outbox.start()
     await eventually(lambda: not outbox.owed("default", ALICE), "what is owed arrives")
@@ -249,6 +249,7 @@ class Late(Beside):
 
     async def update(self, messages: list[Message], **kwargs: Any) -> None:
         alongside: Alongside = kwargs["alongside"]
+        assert self.database is not None
         await self.database.write(alongside.operation)
         self.told += [message.content for message in messages]
         await asyncio.Event().wait()
@@ -256,18 +257,20 @@ class Late(Beside):
 
 @pytest.mark.parametrize("tries", [40, 1])
 async def test_a_write_that_was_made_after_its_time_is_not_owed_any_longer(
-    store: SQLiteStore, database: SQLiteDatabase, tries: int
+    store: Store, database: SQLiteDatabase, tries: int
 ) -> None:
     """Its memory timed out, but the commit came: the row is gone, nothing is tried again, and the task says so."""
     memory = Late(database)
-    outbox = Outbox(store, {"default": memory}, patience={"default": RetryPolicy(seconds=0.05, tries=tries)})
+    outbox = Outbox(
+        store.memory_outbox, {"default": memory}, patience={"default": RetryPolicy(seconds=0.05, tries=tries)}
+    )
     await outbox.start()
     turns = Turns(store, outbox)
     await turns.end("hello")
     await eventually(lambda: not outbox.owed("default", ALICE), "it is known to be made")
     assert memory.told == ["hello"]
     assert await turns.updates() == ["stored"]
-    assert await store.failed_writes(10) == []
+    assert await store.memory_outbox.failed_writes(10) == []
     await outbox.stop()
 
 
@@ -289,16 +292,17 @@ class Neighbour(Beside):
         raise asyncio.CancelledError
 
     async def _write(self, alongside: Alongside) -> None:
+        assert self.database is not None
         await self.database.write(alongside.operation)
         alongside.committed = True
 
 
 async def test_a_memory_of_the_same_database_may_hang_or_let_go_of_a_write(
-    store: SQLiteStore, database: SQLiteDatabase, caplog: pytest.LogCaptureFixture
+    store: Store, database: SQLiteDatabase, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is tried again, as any other's, and noted as done with its commit."""
     memory = Neighbour(database)
-    outbox = Outbox(store, {"default": memory}, patience={"default": RetryPolicy(seconds=0.05)})
+    outbox = Outbox(store.memory_outbox, {"default": memory}, patience={"default": RetryPolicy(seconds=0.05)})
     await outbox.start()
     turns = Turns(store, outbox)
     await turns.end("hello")
@@ -313,13 +317,13 @@ async def test_a_memory_of_the_same_database_may_hang_or_let_go_of_a_write(
     await outbox.stop()
 
 
-async def test_an_erasure_wins_over_a_write_and_what_goes_with_it(store: SQLiteStore, database: SQLiteDatabase) -> None:
+async def test_an_erasure_wins_over_a_write_and_what_goes_with_it(store: Store, database: SQLiteDatabase) -> None:
     """What was dropped is not noted as done by the memory: that is left to the outbox."""
     embedder = Gate()
     memory = NativeMemory(database, embedder=embedder)
     ctx = InvocationContext("s", "alice", turn_id="t")
-    due = await Turns(store, Outbox(store, {})).end("I live in Lisbon")
-    done = store.done_alongside(due, memory)
+    due = await Turns(store, Outbox(store.memory_outbox, {})).end("I live in Lisbon")
+    done = done_alongside(due, memory, store.database)
     assert done is not None
     written = asyncio.create_task(memory.update([Message("user", "I live in Lisbon")], ctx=ctx, alongside=done))
     await eventually(embedder.entered.is_set, "the text is embedded")
@@ -328,14 +332,14 @@ async def test_an_erasure_wins_over_a_write_and_what_goes_with_it(store: SQLiteS
     await written
     assert not done.committed
     assert await memory.remains(Scope.of(ctx, memory.space)) == {}
-    assert len(await store.unconfirmed_writes()) == 1
+    assert len(await store.memory_outbox.unconfirmed_writes()) == 1
     await memory.aclose()
 
 
-async def test_a_memory_of_its_own_database_is_told_of_no_other(store: SQLiteStore, tmp_path: Path) -> None:
+async def test_a_memory_of_its_own_database_is_told_of_no_other(store: Store, tmp_path: Path) -> None:
     """Its commit is another than the store's."""
-    due = await Turns(store, Outbox(store, {})).end("I live in Lisbon")
+    due = await Turns(store, Outbox(store.memory_outbox, {})).end("I live in Lisbon")
     memory = NativeMemory(f"sqlite:///{tmp_path}/own.db", embedder=None)
-    assert store.done_alongside(due, memory) is None
-    assert store.done_alongside(due, Diary()) is None
+    assert done_alongside(due, memory, store.database) is None
+    assert done_alongside(due, Diary(), store.database) is None
     await memory.aclose()

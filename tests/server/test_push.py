@@ -30,7 +30,7 @@ from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_server.delivery.push import Pusher
 from retinue_server.delivery.url_policy import Refused, UrlPolicy
 from retinue_server.runtime.store.rows import now
-from retinue_server.runtime.store.sqlite import SQLiteStore
+from retinue_server.runtime.store.store import Store
 from retinue_server.runtime.turn import Accepted, Caller, Progress
 
 from .actor import Actor
@@ -279,11 +279,11 @@ class Names(UrlPolicy):
 
 
 @asynccontextmanager
-async def pushing(folder: Path, screen: UrlPolicy, **options: Any) -> AsyncGenerator[tuple[SQLiteStore, Pusher]]:
+async def pushing(folder: Path, screen: UrlPolicy, **options: Any) -> AsyncGenerator[tuple[Store, Pusher]]:
     database = SQLiteDatabase(folder / "push.db")
-    store = SQLiteStore(database)
+    store = Store.over(database)
     await asyncio.to_thread(store.migrate)
-    pusher = Pusher(store, screen, **options)
+    pusher = Pusher(store.push, screen, **options)
     await pusher.start()
     try:
         yield store, pusher
@@ -292,19 +292,19 @@ async def pushing(folder: Path, screen: UrlPolicy, **options: Any) -> AsyncGener
         await database.aclose()
 
 
-async def owe(store: SQLiteStore, url: str, *numbers: int) -> Accepted:
+async def owe(store: Store, url: str, *numbers: int) -> Accepted:
     """A task that has ended and owes a push for each number."""
     sent = request()
     sent.configuration.task_push_notification_config.CopyFrom(TaskPushNotificationConfig(url=url, id=uuid.uuid4().hex))
-    found = await store.accept(ANYONE, sent, user=None)
+    found = await store.turns.accept(ANYONE, sent, user=None)
     payloads = [StreamResponse(task=found.task) for _ in numbers]
     for payload, number in zip(payloads, numbers, strict=True):
         payload.task.metadata["number"] = number
     pushes = [payload.SerializeToString() for payload in payloads]
     state = TaskState.TASK_STATE_COMPLETED
     snapshot = found.task.SerializeToString()
-    await store.record(
-        Progress(found.turn, state=state, status_at=now(), snapshot=snapshot, seq=1, pushes=pushes, done=True)
+    await store.turns.record(
+        Progress(found.turn, state=state, status_at=now(), snapshot=snapshot, generation=1, pushes=pushes, done=True)
     )
     return found
 
@@ -343,8 +343,8 @@ async def test_a_url_that_keeps_failing_is_left_alone(tmp_path: Path, receiver: 
         assert [call.body["task"]["metadata"]["number"] for call in receiver.at("/up")] == [1, 2, 3]
 
 
-async def _all_later(store: SQLiteStore) -> bool:
-    at = await store.next_push()
+async def _all_later(store: Store) -> bool:
+    at = await store.push.next_push()
     return at is not None and at > now() + 10_000_000
 
 
@@ -381,8 +381,8 @@ async def test_many_tasks_are_pushed_each_in_order(tmp_path: Path, receiver: Rec
     assert len(receiver.calls) == 180
 
 
-async def _nothing(store: SQLiteStore) -> bool:
-    return await store.next_push() is None
+async def _nothing(store: Store) -> bool:
+    return await store.push.next_push() is None
 
 
 async def test_one_that_cannot_be_sent_stops_nothing(tmp_path: Path, receiver: Receiver) -> None:
@@ -406,7 +406,7 @@ async def test_one_that_cannot_be_sent_stops_nothing(tmp_path: Path, receiver: R
             await owe(store, url, 1)
         broken = await owe(store, f"{receiver.url}/x", 1)
         config = TaskPushNotificationConfig(task_id=broken.task.id, id="odd", url=f"{receiver.url}/odd", token="é\n")
-        await store.set_push_config(ANYONE, config)
+        await store.push.set_push_config(ANYONE, config)
         await owe(store, f"{receiver.url}/fine", 1)
         pusher.wake()
         await eventually(lambda: bool(receiver.at("/fine")), "pushed")

@@ -1,4 +1,4 @@
-"""What any `Store` does. Each test runs against every implementation."""
+"""What the store does. Each test runs against every database."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from retinue_memory import InvocationContext, ToolCall
 from retinue_memory import Message as Said
 from retinue_memory.database.base import Connection
 from retinue_memory.database.sqlite import SQLiteDatabase
-from retinue_server.runtime.store.base import Listing, Store
-from retinue_server.runtime.store.sqlite import SQLiteStore
+from retinue_server.runtime.store.store import Store
+from retinue_server.runtime.store.tasks import Listing
 from retinue_server.runtime.turn import (
     Accepted,
     Caller,
@@ -79,7 +79,7 @@ Open = Callable[[Path], AbstractAsyncContextManager[Opened]]
 @asynccontextmanager
 async def open_sqlite(folder: Path) -> AsyncGenerator[Opened]:
     database = SQLiteDatabase(folder / "store.db")
-    store = SQLiteStore(database)
+    store = Store.over(database)
     await asyncio.to_thread(store.migrate)
 
     def rows(db: Connection) -> dict[str, int]:
@@ -111,35 +111,35 @@ def store(opened: Opened) -> Store:
 async def accept(
     store: Store, text: str = "hello", *, caller: Caller = ANYONE, user: str | None = "alice", **fields: Any
 ) -> Accepted:
-    return await store.accept(caller, request(text, **fields), user=user)
+    return await store.turns.accept(caller, request(text, **fields), user=user)
 
 
 _clock = iter(range(1_000_000, 2**40))
 
 
 def progress(accepted: Accepted, state: TaskState = WORKING, *, at: int | None = None, **more: Any) -> Progress:
-    """The next progress of a turn, with one event more."""
+    """The next progress of a turn, one generation later."""
     task = Task()
     task.CopyFrom(accepted.task)
     task.status.state = state
     at = next(_clock) if at is None else at
     task.status.timestamp.FromMicroseconds(at)
-    fields: dict[str, Any] = {"seq": next(_clock), "events": b"event"} | more
+    fields: dict[str, Any] = {"generation": next(_clock)} | more
     return Progress(accepted.turn, state=state, status_at=at, snapshot=task.SerializeToString(), **fields)
 
 
 async def end(store: Store, accepted: Accepted, state: TaskState = COMPLETED, **more: Any) -> None:
-    await store.record(progress(accepted, state, done=True, **more))
+    await store.turns.record(progress(accepted, state, done=True, **more))
 
 
 async def status_of(store: Store, accepted: Accepted) -> TaskStatus:
-    task = await store.task(accepted.turn.caller, accepted.task.id)
+    task = await store.tasks.get(accepted.turn.caller, accepted.task.id)
     assert task is not None
     return task.status
 
 
 async def state_of(store: Store, accepted: Accepted) -> TaskState:
-    task = await store.task(accepted.turn.caller, accepted.task.id)
+    task = await store.tasks.get(accepted.turn.caller, accepted.task.id)
     assert task is not None
     return task.status.state
 
@@ -174,7 +174,7 @@ async def test_a_first_message_makes_a_task(store: Store) -> None:
     assert turn.request.message == task.history[0]
     assert task.history[0].task_id == task.id
     assert (task.status.state, task.metadata["user_id"]) == (SUBMITTED, "alice")
-    assert await store.task(ANYONE, task.id) == task
+    assert await store.tasks.get(ANYONE, task.id) == task
 
 
 async def test_a_client_keeps_its_ids(store: Store) -> None:
@@ -257,8 +257,8 @@ async def test_a_replay_of_a_direct_answer_gets_it(store: Store) -> None:
     answer = Message(message_id="a", role=Role.ROLE_AGENT, parts=[Part(text="hi")])
     await end(store, first, SUBMITTED, answer=answer)
     assert (await accept(store, message_id="m1")).answer == answer
-    assert await store.task(ANYONE, first.task.id) is None
-    assert await store.tasks(ANYONE, Listing()) == ([], 0)
+    assert await store.tasks.get(ANYONE, first.task.id) is None
+    assert await store.tasks.page(ANYONE, Listing()) == ([], 0)
 
 
 # -- whose it is ---------------------------------------------------------------------------------------------------------
@@ -285,17 +285,17 @@ async def test_a_task_is_found_by_its_owner_only(opened: Opened, stranger: Calle
     alice = Caller("agent", "", "alice", "user/alice")
     found = await accept(store, caller=alice, context_id="shared", message_id="m1")
     task_id = found.task.id
-    assert await store.set_push_config(alice, push_config(task_id))
+    assert await store.push.set_push_config(alice, push_config(task_id))
     await end(store, found, INPUT_REQUIRED)
     before = await opened.rows()
 
-    assert await store.task(stranger, task_id) is None
-    assert await store.tasks(stranger, Listing()) == ([], 0)
-    assert await store.tasks(stranger, Listing(context_id="shared")) == ([], 0)
-    assert await store.tasks(stranger, Listing(state=INPUT_REQUIRED)) == ([], 0)
-    assert await store.push_configs(stranger, task_id) is None
-    assert not await store.set_push_config(stranger, push_config(task_id, url="https://evil.example"))
-    assert not await store.delete_push_config(stranger, task_id, "c")
+    assert await store.tasks.get(stranger, task_id) is None
+    assert await store.tasks.page(stranger, Listing()) == ([], 0)
+    assert await store.tasks.page(stranger, Listing(context_id="shared")) == ([], 0)
+    assert await store.tasks.page(stranger, Listing(state=INPUT_REQUIRED)) == ([], 0)
+    assert await store.push.push_configs(stranger, task_id) is None
+    assert not await store.push.set_push_config(stranger, push_config(task_id, url="https://evil.example"))
+    assert not await store.push.delete_push_config(stranger, task_id, "c")
     with pytest.raises(TaskNotFoundError) as known:
         await accept(store, caller=stranger, user=None, task_id=task_id, message_id="m2")
     with pytest.raises(TaskNotFoundError) as unknown:
@@ -304,22 +304,22 @@ async def test_a_task_is_found_by_its_owner_only(opened: Opened, stranger: Calle
     canceled = Task()
     canceled.CopyFrom(found.task)
     canceled.status.state = CANCELED
-    assert await store.end(stranger, canceled, await status_of(store, found), b"") is None
+    assert await store.turns.end(stranger, canceled, await status_of(store, found), b"") is None
     assert await opened.rows() == before
     assert await state_of(store, found) == INPUT_REQUIRED
 
     own = await accept(store, caller=stranger, user=None, context_id="shared", message_id="m1", text="other")
     assert (own.replay, own.turn.new_context) == (False, True)
     assert own.task.id != task_id
-    assert await store.context(own.turn, 10) == [own.task]
+    assert await store.tasks.context(own.turn, 10) == [own.task]
 
 
 async def test_a_caller_for_all_reaches_every_user_of_its_tenant(store: Store) -> None:
-    """`reach` None: every owner's tasks of the agent and the tenant."""
+    """`visible_owner` None: every owner's tasks of the agent and the tenant."""
     tasks = {(await accept(store, user=user)).task.id for user in ("alice", "bob", None)}
-    listed, total = await store.tasks(ANYONE, Listing())
+    listed, total = await store.tasks.page(ANYONE, Listing())
     assert ({task.id for task in listed}, total) == (tasks, 3)
-    assert all([await store.task(ANYONE, task_id) for task_id in tasks])
+    assert all([await store.tasks.get(ANYONE, task_id) for task_id in tasks])
 
 
 async def test_odd_ids_are_ids(store: Store) -> None:
@@ -329,8 +329,8 @@ async def test_odd_ids_are_ids(store: Store) -> None:
     assert len(set(ids)) == len(users)
     for user, task_id in zip(users, ids, strict=True):
         caller = Caller("agent", "", "x", f"user/{user}")
-        assert [task.id for task in (await store.tasks(caller, Listing()))[0]] == [task_id]
-        assert [task.id for task in (await store.tasks(ANYONE, Listing(context_id=user)))[0]] == [task_id]
+        assert [task.id for task in (await store.tasks.page(caller, Listing()))[0]] == [task_id]
+        assert [task.id for task in (await store.tasks.page(ANYONE, Listing(context_id=user)))[0]] == [task_id]
 
 
 # -- what a turn writes ----------------------------------------------------------------------------------------------------
@@ -339,17 +339,17 @@ async def test_odd_ids_are_ids(store: Store) -> None:
 async def test_progress_is_written_together(store: Store) -> None:
     """Snapshot, steps, pushes and memory writes of one commit."""
     found = await accept(store)
-    await store.set_push_config(ANYONE, push_config(found.task.id))
+    await store.push.set_push_config(ANYONE, push_config(found.task.id))
     call = ToolCall("c", "look", {"at": "👩‍👩‍👧"})
     said = [Said("user", "é", metadata={"origin": "note"}), Said("assistant", "", tool_calls=(call,))]
     write = MemoryWrite("default", InvocationContext("s", metadata={"user_id": "é"}), said)
     pushed = status(found.task.id, COMPLETED)
     await end(store, found, steps=[("llm/0", '{"a":1}'), ("tool/1", None)], pushes=[pushed], writes=[write])
     assert await state_of(store, found) == COMPLETED
-    assert await store.steps(found.turn) == {"llm/0": '{"a":1}', "tool/1": None}
-    assert [due.payload for due in await store.due_pushes(10)] == [pushed]
-    assert [due.write for due in await store.due_writes("default", 10)] == [write]
-    assert await store.unconfirmed_writes() == [write]
+    assert await store.turns.steps(found.turn) == {"llm/0": '{"a":1}', "tool/1": None}
+    assert [due.payload for due in await store.push.due_pushes(10)] == [pushed]
+    assert [due.write for due in await store.memory_outbox.due_writes("default", 10)] == [write]
+    assert await store.memory_outbox.unconfirmed_writes() == [write]
     assert await update(store, found) == "pending"
 
 
@@ -357,15 +357,15 @@ async def test_an_attempt_that_was_overtaken_writes_nothing(open_store: Open, tm
     """After a recovery the old attempt loses, whatever it wants to write; the new one goes on."""
     async with open_store(tmp_path) as opened:
         old = await accept(opened.store)
-        await opened.store.record(progress(old, steps=[("a", "1")]))
+        await opened.store.turns.record(progress(old, steps=[("a", "1")]))
     async with open_store(tmp_path) as opened:
         store = opened.store
-        (new,) = await store.recover()
+        (new,) = await store.turns.recover()
         assert (new.turn.id, new.turn.attempt) == (old.turn.id, 2)
         before = await opened.rows()
         for done in (False, True):
             with pytest.raises(StaleAttempt):
-                await store.record(progress(old, COMPLETED, done=done, steps=[("b", "1")], pushes=[b"x"]))
+                await store.turns.record(progress(old, COMPLETED, done=done, steps=[("b", "1")], pushes=[b"x"]))
         assert await opened.rows() == before
         assert await state_of(store, new) == WORKING
         await end(store, new)
@@ -386,11 +386,11 @@ async def test_a_terminal_state_is_never_overwritten(opened: Opened, state: Task
     ended.CopyFrom(first.task)
     ended.status.state = state
     parked = await status_of(store, first)
-    assert await store.end(ANYONE, ended, parked, b"") == []
+    assert await store.turns.end(ANYONE, ended, parked, b"") == []
     before = await opened.rows()
     with pytest.raises(StaleAttempt):
-        await store.record(progress(second, WORKING, steps=[("a", "1")], done=True))
-    assert await store.end(ANYONE, ended, parked, b"") is None
+        await store.turns.record(progress(second, WORKING, steps=[("a", "1")], done=True))
+    assert await store.turns.end(ANYONE, ended, parked, b"") is None
     assert await state_of(store, first) == state
     assert await opened.rows() == before
 
@@ -402,7 +402,7 @@ async def test_a_task_does_not_complete_while_a_message_waits_for_it(opened: Ope
     second = await accept(store, "more", task_id=first.task.id)
     before = await opened.rows()
     with pytest.raises(Continues):
-        await store.record(progress(first, COMPLETED, done=True, steps=[("a", "1")]))
+        await store.turns.record(progress(first, COMPLETED, done=True, steps=[("a", "1")]))
     assert await opened.rows() == before
     assert await state_of(store, first) == SUBMITTED
     await end(store, first, WORKING)
@@ -419,7 +419,7 @@ async def test_recovery_takes_up_what_was_not_done(open_store: Open, tmp_path: P
         await end(store, done)
     for crashes in (1, 1, 2):
         async with open_store(tmp_path) as opened:
-            found = await opened.store.recover()
+            found = await opened.store.turns.recover()
             assert [one.turn.id for one in found] == [first.turn.id, waiting.turn.id]
             assert [one.turn.crashes for one in found] == [crashes, 0]  # who waits, even for its start, is not running
             assert [one.turn.new_task for one in found] == [True, False]
@@ -427,17 +427,17 @@ async def test_recovery_takes_up_what_was_not_done(open_store: Open, tmp_path: P
             assert [one.turn.owner for one in found] == ["user/alice"] * 2
             assert found[0].task.id == first.task.id
             if found[0].turn.attempt > 2:
-                await opened.store.mark(found[0].turn, TurnState.RUNNING)
+                await opened.store.turns.mark(found[0].turn, TurnState.RUNNING)
     async with open_store(tmp_path) as opened:
-        (one, other) = await opened.store.recover()
+        (one, other) = await opened.store.turns.recover()
         assert one.turn.crashes == 3
-        await opened.store.record(progress(one, steps=[("llm/0", "{}")]))
+        await opened.store.turns.record(progress(one, steps=[("llm/0", "{}")]))
     async with open_store(tmp_path) as opened:
-        (one, other) = await opened.store.recover()
+        (one, other) = await opened.store.turns.recover()
         assert (one.turn.crashes, other.turn.crashes) == (1, 0)  # a committed step proves that it gets on
         await end(opened.store, one, WORKING)
         await end(opened.store, other)
-        assert await opened.store.recover() == []
+        assert await opened.store.turns.recover() == []
 
 
 async def test_recovery_drops_the_turns_of_a_task_that_has_ended(open_store: Open, tmp_path: Path) -> None:
@@ -448,27 +448,27 @@ async def test_recovery_drops_the_turns_of_a_task_that_has_ended(open_store: Ope
         await accept(store, "more", task_id=first.task.id)
         await end(store, first, FAILED)
     async with open_store(tmp_path) as opened:
-        assert await opened.store.recover() == []
-        assert await opened.store.purge(2**60, 10) == 1
+        assert await opened.store.turns.recover() == []
+        assert await opened.store.tasks.purge(2**60, 10) == 1
         assert not (await opened.rows())["turns"]
 
 
 async def test_a_step_is_begun_then_known(store: Store) -> None:
     """A NULL result is replaced by the one that came."""
     found = await accept(store)
-    await store.record(progress(found, steps=[("tool/0", None)]))
-    assert await store.steps(found.turn) == {"tool/0": None}
-    await store.record(progress(found, steps=[("tool/0", "{}"), ("llm/1", '{"text": "\\u0000"}')]))
-    assert await store.steps(found.turn) == {"tool/0": "{}", "llm/1": '{"text": "\\u0000"}'}
+    await store.turns.record(progress(found, steps=[("tool/0", None)]))
+    assert await store.turns.steps(found.turn) == {"tool/0": None}
+    await store.turns.record(progress(found, steps=[("tool/0", "{}"), ("llm/1", '{"text": "\\u0000"}')]))
+    assert await store.turns.steps(found.turn) == {"tool/0": "{}", "llm/1": '{"text": "\\u0000"}'}
     other = await accept(store)
-    assert await store.steps(other.turn) == {}
+    assert await store.turns.steps(other.turn) == {}
 
 
 async def test_end_writes_if_nothing_happened_since(store: Store) -> None:
     """Only over the status that was found, not over another of the same state; its event is pushed to the task's configs, and
     its memory writes are owed."""
     found = await accept(store)
-    await store.set_push_config(ANYONE, push_config(found.task.id))
+    await store.push.set_push_config(ANYONE, push_config(found.task.id))
     await end(store, found, INPUT_REQUIRED)
     ended = Task()
     ended.CopyFrom(found.task)
@@ -477,26 +477,26 @@ async def test_end_writes_if_nothing_happened_since(store: Store) -> None:
     again = await accept(store, "more", task_id=found.task.id)
     await end(store, again, INPUT_REQUIRED)
     write = MemoryWrite("default", InvocationContext("s", "alice"), [])
-    assert await store.end(ANYONE, ended, parked, b"", [write]) is None
+    assert await store.turns.end(ANYONE, ended, parked, b"", [write]) is None
     assert await state_of(store, found) == INPUT_REQUIRED
-    assert await store.unconfirmed_writes() == []
+    assert await store.memory_outbox.unconfirmed_writes() == []
     event = status(found.task.id, CANCELED)
-    owed = await store.end(ANYONE, ended, await status_of(store, found), event, [write])
+    owed = await store.turns.end(ANYONE, ended, await status_of(store, found), event, [write])
     assert [due.write for due in owed or ()] == [write]
-    assert [due.id for due in await store.due_writes("default", 10)] == [due.id for due in owed or ()]
+    assert [due.id for due in await store.memory_outbox.due_writes("default", 10)] == [due.id for due in owed or ()]
     assert await state_of(store, found) == CANCELED
-    assert [due.payload for due in await store.due_pushes(10)] == [event]
+    assert [due.payload for due in await store.push.due_pushes(10)] == [event]
 
 
 async def test_a_turn_reloads_its_task(store: Store) -> None:
     """With the number of the last event that was stored."""
     first = await accept(store)
     second = await accept(store, "more", task_id=first.task.id)
-    await end(store, first, WORKING, seq=7)
-    found = await store.reload(second.turn)
+    await end(store, first, WORKING, generation=7)
+    found = await store.turns.reload(second.turn)
     assert found is not None
     assert (found[0].status.state, found[1]) == (WORKING, 7)
-    assert await store.reload(replace(second.turn, task_id="nowhere")) is None
+    assert await store.turns.reload(replace(second.turn, task_id="nowhere")) is None
 
 
 async def test_a_context_is_what_was_said_before(store: Store) -> None:
@@ -505,8 +505,8 @@ async def test_a_context_is_what_was_said_before(store: Store) -> None:
     await accept(store, "theirs", context_id="c", user="bob")
     await accept(store, "elsewhere", context_id="d")
     turn = mine[2].turn
-    assert [task.id for task in await store.context(turn, 10)] == [one.task.id for one in mine[:3]]
-    assert [task.id for task in await store.context(turn, 2)] == [one.task.id for one in mine[1:3]]
+    assert [task.id for task in await store.tasks.context(turn, 10)] == [one.task.id for one in mine[:3]]
+    assert [task.id for task in await store.tasks.context(turn, 2)] == [one.task.id for one in mine[1:3]]
 
 
 # -- lists ---------------------------------------------------------------------------------------------------------------
@@ -530,10 +530,10 @@ async def test_a_list_is_filtered(store: Store) -> None:
                         if context in ("", of) and wanted in (0, ended) and at > after
                     ]
                     listing = Listing(context_id=context, state=wanted, after=after, size=100)
-                    tasks, total = await store.tasks(caller, listing)
+                    tasks, total = await store.tasks.page(caller, listing)
                     assert [task.id for task in tasks] == expected
                     assert total == len(expected)
-                    assert await store.tasks(caller, replace(listing, count=False)) == (tasks, 0)
+                    assert await store.tasks.page(caller, replace(listing, count=False)) == (tasks, 0)
 
 
 async def test_totals_follow_what_happens(store: Store) -> None:
@@ -542,14 +542,14 @@ async def test_totals_follow_what_happens(store: Store) -> None:
 
     async def totals(caller: Caller) -> list[int]:
         states = (0, SUBMITTED, WORKING, COMPLETED, CANCELED)
-        return [(await store.tasks(caller, Listing(state=state)))[1] for state in states]
+        return [(await store.tasks.page(caller, Listing(state=state)))[1] for state in states]
 
     mine = [await accept(store) for _ in range(3)]
     await accept(store, user="bob")
     assert await totals(alice) == [3, 3, 0, 0, 0]
     assert await totals(ANYONE) == [4, 4, 0, 0, 0]
-    await store.record(progress(mine[0]))
-    await store.record(progress(mine[0]))
+    await store.turns.record(progress(mine[0]))
+    await store.turns.record(progress(mine[0]))
     assert await totals(alice) == [3, 2, 1, 0, 0]
     await end(store, mine[0], at=100)
     answer = Message(message_id="a", role=Role.ROLE_AGENT, parts=[Part(text="hi")])
@@ -557,9 +557,9 @@ async def test_totals_follow_what_happens(store: Store) -> None:
     canceled = Task()
     canceled.CopyFrom(mine[2].task)
     canceled.status.state = CANCELED
-    assert await store.end(ANYONE, canceled, await status_of(store, mine[2]), b"") == []
+    assert await store.turns.end(ANYONE, canceled, await status_of(store, mine[2]), b"") == []
     assert await totals(alice) == [2, 0, 0, 1, 1]
-    await store.purge(200, 10)
+    await store.tasks.purge(200, 10)
     assert await totals(alice) == [1, 0, 0, 0, 1]
     assert await totals(ANYONE) == [2, 1, 0, 0, 1]
     assert await totals(Caller("agent", "red", "alice", "user/alice")) == [0] * 5
@@ -572,11 +572,12 @@ async def test_a_file_of_the_version_before_is_brought_up_to_date(tmp_path: Path
     with closing(sqlite3.connect(tmp_path / "store.db")) as db:
         db.executescript(
             "DROP INDEX tasks_of_owner_by_state; DROP INDEX tasks_of_agent_by_state;"
+            "ALTER TABLE tasks RENAME COLUMN generation TO seq; CREATE TABLE events (task_id TEXT);"
             "UPDATE schema_version SET version = 1 WHERE component = 'runtime'"
         )
     async with open_sqlite(tmp_path) as opened:
         for caller in (ANYONE, Caller("agent", "", "alice", "user/alice")):
-            assert (await opened.store.tasks(caller, Listing(state=INPUT_REQUIRED)))[1] == 1
+            assert (await opened.store.tasks.page(caller, Listing(state=INPUT_REQUIRED)))[1] == 1
 
 
 @dataclass(frozen=True)
@@ -619,7 +620,7 @@ async def test_pages_are_stable_under_writes(
         seen: list[str] = []
         before: tuple[int, str] | None = None
         for other in [*others, *[Meanwhile([], [])] * 60]:
-            page, _ = await store.tasks(caller, Listing(size=size, before=before, state=state))
+            page, _ = await store.tasks.page(caller, Listing(size=size, before=before, state=state))
             seen += [task.id for task in page]
             if len(page) < size:
                 break
@@ -652,29 +653,29 @@ async def test_memory_writes_are_owed_until_they_are_done(store: Store) -> None:
     first, second = await accept(store), await accept(store)
     await end(store, first, writes=[memory_write(text="1"), memory_write("other", "2")])
     await end(store, second, writes=[memory_write(text="3", session="another")])
-    due = await store.due_writes("default", 10)
+    due = await store.memory_outbox.due_writes("default", 10)
     assert [(one.task_id, one.tries, one.write.messages[0].content) for one in due] == [
         (first.task.id, 0, "1"),
         (second.task.id, 0, "3"),
     ]
-    assert len(await store.due_writes("default", 1)) == 1
-    await store.write_failed(due[0], "no", LATER)
-    assert [one.id for one in await store.due_writes("default", 10)] == [due[1].id]
-    await store.write_done(due[1])
-    assert await store.next_write("default") == LATER
+    assert len(await store.memory_outbox.due_writes("default", 1)) == 1
+    await store.memory_outbox.write_failed(due[0], "no", LATER)
+    assert [one.id for one in await store.memory_outbox.due_writes("default", 10)] == [due[1].id]
+    await store.memory_outbox.write_done(due[1])
+    assert await store.memory_outbox.next_write("default") == LATER
     assert await update(store, second) == "stored"
     assert await update(store, first) == "pending"
-    await store.write_failed(due[0], "no", 1)
-    (again,) = await store.due_writes("default", 10)
+    await store.memory_outbox.write_failed(due[0], "no", 1)
+    (again,) = await store.memory_outbox.due_writes("default", 10)
     assert (again.id, again.tries) == (due[0].id, 2)
-    await store.write_failed(again, "never", None)
-    assert await store.due_writes("default", 10) == []
-    assert await store.next_write("default") is None
+    await store.memory_outbox.write_failed(again, "never", None)
+    assert await store.memory_outbox.due_writes("default", 10) == []
+    assert await store.memory_outbox.next_write("default") is None
     assert await update(store, first) == "failed"
-    (other,) = await store.due_writes("other", 10)
-    await store.write_done(other)
+    (other,) = await store.memory_outbox.due_writes("other", 10)
+    await store.memory_outbox.write_done(other)
     assert await update(store, first) == "failed"  # one of two was lost
-    assert await store.unconfirmed_writes() == []
+    assert await store.memory_outbox.unconfirmed_writes() == []
 
 
 async def test_a_scopes_memory_writes_wait_for_each_other(store: Store) -> None:
@@ -693,22 +694,22 @@ async def test_a_scopes_memory_writes_wait_for_each_other(store: Store) -> None:
         await end(store, await accept(store), writes=[memory_write(text=str(number), **scope)])
 
     async def due(memory: str = "default") -> list[str]:
-        return [one.write.messages[0].content for one in await store.due_writes(memory, 10)]
+        return [one.write.messages[0].content for one in await store.memory_outbox.due_writes(memory, 10)]
 
     assert await due() == ["0", "1", "2", "3", "4"]
-    first = (await store.due_writes("default", 1))[0]
-    await store.write_failed(first, "no", LATER)
+    first = (await store.memory_outbox.due_writes("default", 1))[0]
+    await store.memory_outbox.write_failed(first, "no", LATER)
     assert await due() == ["2", "3", "4"]
     assert await due("other") == ["5"]
-    for one in await store.due_writes("default", 10):
-        await store.write_done(one)
-    assert await store.next_write("default") == LATER
-    await store.write_failed(first, "never", None)
+    for one in await store.memory_outbox.due_writes("default", 10):
+        await store.memory_outbox.write_done(one)
+    assert await store.memory_outbox.next_write("default") == LATER
+    await store.memory_outbox.write_failed(first, "never", None)
     assert await due() == ["1"]
 
 
 async def update(store: Store, accepted: Accepted) -> str:
-    task = await store.task(ANYONE, accepted.task.id)
+    task = await store.tasks.get(ANYONE, accepted.task.id)
     assert task is not None
     return str(MessageToDict(task.metadata)["memory"]["update"])
 
@@ -718,68 +719,68 @@ async def test_pushes_leave_in_order_for_each_config(store: Store) -> None:
     found = await accept(store)
     task_id = found.task.id
     for config_id in ("a", "b"):
-        await store.set_push_config(ANYONE, push_config(task_id, config_id))
+        await store.push.set_push_config(ANYONE, push_config(task_id, config_id))
     events = [status(task_id, state) for state in (SUBMITTED, WORKING, COMPLETED)]
-    await store.record(progress(found, pushes=events[:2]))
+    await store.turns.record(progress(found, pushes=events[:2]))
     await end(store, found, pushes=events[2:])
-    due = {one.config.id: one for one in await store.due_pushes(10)}
+    due = {one.config.id: one for one in await store.push.due_pushes(10)}
     assert {name: one.payload for name, one in due.items()} == {"a": events[0], "b": events[0]}
     assert due["a"].config == push_config(task_id, "a")
-    await store.push_failed(due["a"], "HTTP 500", LATER)
-    await store.push_done(due["b"])
-    (second,) = await store.due_pushes(10)  # a's next waits for a's first
+    await store.push.push_failed(due["a"], "HTTP 500", LATER)
+    await store.push.push_done(due["b"])
+    (second,) = await store.push.due_pushes(10)  # a's next waits for a's first
     assert (second.config.id, second.payload) == ("b", events[1])
-    await store.push_later(second, LATER + 1)
-    assert await store.due_pushes(10) == []
-    assert await store.next_push() == LATER
-    await store.push_failed(due["a"], "HTTP 500", None)
-    (third,) = await store.due_pushes(10)
+    await store.push.push_later(second, LATER + 1)
+    assert await store.push.due_pushes(10) == []
+    assert await store.push.next_push() == LATER
+    await store.push.push_failed(due["a"], "HTTP 500", None)
+    (third,) = await store.push.due_pushes(10)
     assert (third.config.id, third.payload, third.tries) == ("a", events[1], 0)
-    assert await store.delete_push_config(ANYONE, task_id, "a")
-    assert await store.due_pushes(10) == []
-    await store.push_later(second, 1)
-    (fourth,) = await store.due_pushes(10)
+    assert await store.push.delete_push_config(ANYONE, task_id, "a")
+    assert await store.push.due_pushes(10) == []
+    await store.push.push_later(second, 1)
+    (fourth,) = await store.push.due_pushes(10)
     assert (fourth.payload, fourth.tries) == (events[1], 0)
 
 
 async def test_the_next_push_is_one_that_can_be_made(store: Store) -> None:
     """Those behind an undelivered one do not count: nobody is woken for what cannot go yet."""
     found = await accept(store)
-    await store.set_push_config(ANYONE, push_config(found.task.id))
+    await store.push.set_push_config(ANYONE, push_config(found.task.id))
     await end(store, found, pushes=[status(found.task.id, WORKING), status(found.task.id, COMPLETED)])
-    (due,) = await store.due_pushes(10)
-    await store.push_failed(due, "HTTP 500", LATER)
-    assert await store.next_push() == LATER
+    (due,) = await store.push.due_pushes(10)
+    await store.push.push_failed(due, "HTTP 500", LATER)
+    assert await store.push.next_push() == LATER
 
 
 async def test_push_configs(store: Store) -> None:
     """Set, replaced, listed, deleted, more than once; an unknown task is not found."""
     found = await accept(store)
     task_id = found.task.id
-    assert await store.push_configs(ANYONE, task_id) == []
+    assert await store.push.push_configs(ANYONE, task_id) == []
     for config in (push_config(task_id, "b"), push_config(task_id, "a"), push_config(task_id, "b", token="t")):
-        assert await store.set_push_config(ANYONE, config)
-    assert await store.push_configs(ANYONE, task_id) == [
+        assert await store.push.set_push_config(ANYONE, config)
+    assert await store.push.push_configs(ANYONE, task_id) == [
         push_config(task_id, "a"),
         push_config(task_id, "b", token="t"),
     ]
     for _ in range(2):
-        assert await store.delete_push_config(ANYONE, task_id, "b")
-    assert await store.push_configs(ANYONE, task_id) == [push_config(task_id, "a")]
-    assert await store.push_configs(ANYONE, "nowhere") is None
-    assert not await store.set_push_config(ANYONE, push_config("nowhere"))
-    assert not await store.delete_push_config(ANYONE, "nowhere", "a")
+        assert await store.push.delete_push_config(ANYONE, task_id, "b")
+    assert await store.push.push_configs(ANYONE, task_id) == [push_config(task_id, "a")]
+    assert await store.push.push_configs(ANYONE, "nowhere") is None
+    assert not await store.push.set_push_config(ANYONE, push_config("nowhere"))
+    assert not await store.push.delete_push_config(ANYONE, "nowhere", "a")
 
 
 async def test_a_message_brings_its_push_config(store: Store) -> None:
     """Stored with the message, and known to the turn; a follow-up and a recovery know it too."""
     sent = request()
     sent.configuration.task_push_notification_config.CopyFrom(push_config("", "mine"))
-    found = await store.accept(ANYONE, sent, user="alice")
+    found = await store.turns.accept(ANYONE, sent, user="alice")
     assert found.pushes
-    assert await store.push_configs(ANYONE, found.task.id) == [push_config(found.task.id, "mine")]
+    assert await store.push.push_configs(ANYONE, found.task.id) == [push_config(found.task.id, "mine")]
     assert (await accept(store, "more", task_id=found.task.id)).pushes
-    assert all(one.pushes for one in await store.recover())
+    assert all(one.pushes for one in await store.turns.recover())
     assert not (await accept(store)).pushes
 
 
@@ -793,40 +794,44 @@ async def test_purge_leaves_nothing_behind(opened: Opened) -> None:
     old: list[Accepted] = []
     for _ in range(5):
         found = await accept(store)
-        await store.set_push_config(ANYONE, push_config(found.task.id))
+        await store.push.set_push_config(ANYONE, push_config(found.task.id))
         pushed = [status(found.task.id, COMPLETED)]
         await end(store, found, at=100, steps=[("a", "1")], pushes=pushed, writes=[memory_write()])
         old.append(found)
-    for due in await store.due_writes("default", 4):
-        await store.write_done(due)
-    for owed in await store.due_pushes(10):
-        await store.push_failed(owed, "never", None)
+    for due in await store.memory_outbox.due_writes("default", 4):
+        await store.memory_outbox.write_done(due)
+    for owed in await store.push.due_pushes(10):
+        await store.push.push_failed(owed, "never", None)
     young, parked, running = await accept(store), await accept(store), await accept(store)
     await end(store, young, at=300)
     await end(store, parked, INPUT_REQUIRED, at=100)
-    assert [await store.purge(200, 3), await store.purge(200, 3), await store.purge(200, 3)] == [3, 1, 0]
-    assert await store.task(ANYONE, old[4].task.id) is not None  # its memory write is owed
-    (due,) = await store.due_writes("default", 10)
-    await store.write_failed(due, "never", None)
-    assert await store.purge(200, 3) == 1
-    left = {task.id for task in (await store.tasks(ANYONE, Listing()))[0]}
+    assert [await store.tasks.purge(200, 3), await store.tasks.purge(200, 3), await store.tasks.purge(200, 3)] == [
+        3,
+        1,
+        0,
+    ]
+    assert await store.tasks.get(ANYONE, old[4].task.id) is not None  # its memory write is owed
+    (due,) = await store.memory_outbox.due_writes("default", 10)
+    await store.memory_outbox.write_failed(due, "never", None)
+    assert await store.tasks.purge(200, 3) == 1
+    left = {task.id for task in (await store.tasks.page(ANYONE, Listing()))[0]}
     assert left == {young.task.id, parked.task.id, running.task.id}
     await end(store, parked_again := await accept(store, task_id=parked.task.id), at=100)
     await end(store, running, at=100)
     assert parked_again.task.id == parked.task.id
-    assert await store.purge(400, 100) == 3
+    assert await store.tasks.purge(400, 100) == 3
     assert await opened.rows() == everything
 
 
 async def test_what_is_still_to_be_pushed_is_not_purged(store: Store) -> None:
     """A notification that is owed keeps its task until it is delivered or given up."""
     found = await accept(store)
-    await store.set_push_config(ANYONE, push_config(found.task.id))
+    await store.push.set_push_config(ANYONE, push_config(found.task.id))
     await end(store, found, at=100, pushes=[status(found.task.id, COMPLETED)])
-    assert await store.purge(200, 10) == 0
-    (due,) = await store.due_pushes(10)
-    await store.push_failed(due, "gone", None)
-    assert await store.purge(200, 10) == 1
+    assert await store.tasks.purge(200, 10) == 0
+    (due,) = await store.push.due_pushes(10)
+    await store.push.push_failed(due, "gone", None)
+    assert await store.tasks.purge(200, 10) == 1
 
 
 async def test_a_purged_direct_answer_is_gone_too(opened: Opened) -> None:
@@ -836,7 +841,7 @@ async def test_a_purged_direct_answer_is_gone_too(opened: Opened) -> None:
     found = await accept(store, message_id="m1")
     answer = Message(message_id="a", role=Role.ROLE_AGENT, parts=[Part(text="hi")])
     await end(store, found, SUBMITTED, answer=answer, at=100)
-    assert await store.purge(200, 10) == 1
+    assert await store.tasks.purge(200, 10) == 1
     assert await opened.rows() == empty
     assert not (await accept(store, "new", message_id="m1")).replay
 
@@ -846,9 +851,9 @@ async def test_what_is_stored_is_there_after_a_restart(open_store: Open, tmp_pat
     async with open_store(tmp_path) as opened:
         found = await accept(opened.store, "é 👩‍👩‍👧 \u0000 \u202e", context_id="c")
         await end(opened.store, found, INPUT_REQUIRED)
-        before = await opened.store.task(ANYONE, found.task.id)
+        before = await opened.store.tasks.get(ANYONE, found.task.id)
     async with open_store(tmp_path) as opened:
-        assert await opened.store.task(ANYONE, found.task.id) == before
+        assert await opened.store.tasks.get(ANYONE, found.task.id) == before
 
 
 def test_a_lane_is_agent_tenant_owner_and_context() -> None:

@@ -9,17 +9,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
-from retinue_memory.database.sqlite import hold
-from retinue_memory.errors import ConfigError
+from retinue_memory.database.file_lock import FileLock
+from retinue_memory.errors import ConfigError, LockError
 from retinue_memory.weights import (
     MINILM,
     SMOLLM2,
@@ -31,8 +30,7 @@ from retinue_memory.weights import (
 
 ALL = (SMOLLM2, MINILM, VOCAB)
 _PART = ".part-"
-_OTHERS_FETCH_SECONDS = 900.0
-"""How long to wait for another process that fetches the same: the slowest link that is still worth waiting for."""
+_LOCK_TIMEOUT_S = 900.0  # as long as another process may take to fetch the same over a slow link
 
 
 def _to_stderr(line: str) -> None:
@@ -122,12 +120,15 @@ def _unavailable(weights: Sequence[Weight], why: str) -> ConfigError:
 
 @contextmanager
 def _only_one_process(folder: Path) -> Generator[None]:
+    lock = FileLock(folder / ".lock")
     try:
-        lock = hold(folder / ".lock", _OTHERS_FETCH_SECONDS)
-    except sqlite3.OperationalError as error:
+        lock.acquire(_LOCK_TIMEOUT_S)
+    except LockError as error:
         raise ConfigError(f"{folder} is locked or cannot be written ({error}): set RETINUE_CACHE") from error
-    with closing(lock):
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def main() -> int:

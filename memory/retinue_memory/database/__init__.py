@@ -1,1 +1,1 @@
-"""Databases: one writer with group commit, readers beside it, migrations."""
+"""Databases: contracts, SQLite, migrations, file locks."""

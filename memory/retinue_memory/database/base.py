@@ -1,7 +1,7 @@
 """The contracts of a database: what an operation sees of a transaction, and how operations are run.
 
-An operation is a plain synchronous function whose last argument is a `Connection`. It may be run by any `Database`; SQL that
-the dialects write differently is chosen by the caller.
+An operation is a plain synchronous function whose last argument is a `Connection`. Any `Database` can run it. If the dialects
+write a statement differently, the caller chooses the statement.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Params = Mapping[str, Any] | Sequence[Any]
 
 
 class Cursor(Protocol):
-    """The rows of one statement."""
+    """The result of one statement."""
 
     @property
     def description(self) -> Sequence[Any] | None:
@@ -27,7 +27,7 @@ class Cursor(Protocol):
 
     @property
     def rowcount(self) -> int:
-        """How many rows an INSERT, UPDATE or DELETE touched."""
+        """The number of rows that an INSERT, UPDATE or DELETE changed."""
         ...
 
     def fetchone(self) -> Any:
@@ -63,38 +63,46 @@ class Alongside:
 
 
 class Database(Protocol):
-    """Runs operations, each in a transaction. Raises StoreError if the database fails; what an operation raises is passed on.
+    """Runs operations, each in a transaction. Raises StoreError if the database fails; passes on what an operation raises.
 
-    `read` and `write` may be awaited on any event loop; `read_now` and `write_now` block the calling thread.
+    `read` and `write` may be awaited on any event loop; `read_now` and `write_now` block the calling thread. An operation
+    runs no other operation.
     """
 
-    async def write(self, operation: Operation[T], *, checked: bool = False, owed: bool = False) -> T:
-        """Run `operation`; returns its result once the commit is durable.
+    async def write(self, operation: Operation[T], *, checked: bool = False, flush: bool = True) -> T:
+        """Run `operation` and return its result once the commit is durable.
 
-        `checked`: the operation raises only before its first write, so it needs no savepoint. `owed`: the operation carries
-        out what a durable row asks for and deletes that row, so its commit may become durable with the next one.
+        `checked`: the operation raises only before its first write, so it needs no savepoint. `flush=False`: the operation
+        carries out what a durable row asks for and deletes that row, so its commit may become durable with a later one.
         """
         ...
 
     def write_now(self, operation: Operation[T]) -> T: ...
 
     async def read(self, operation: Operation[T]) -> T:
-        """Run `operation` on a snapshot that includes every write acknowledged before."""
+        """Run `operation` on one snapshot, which includes every write acknowledged before."""
         ...
 
     def read_now(self, operation: Operation[T]) -> T: ...
 
     async def scrub(self) -> str | None:
-        """Remove the bytes of deleted rows from the files. Returns what may still hold them, in words, or None."""
+        """Remove the bytes of deleted rows from the files. Returns a description of what may still hold them, or None."""
         ...
 
     @property
     def scrubbed(self) -> bool:
-        """Whether the last `scrub` succeeded. False before the first: what an earlier process left is not known."""
+        """Whether the last `scrub` succeeded. False before the first: an earlier process may have left something."""
         ...
 
     def migrate(self, component: str, folder: Traversable) -> int:
         """Apply the migrations of `folder` that `component` lacks. Returns its version. Blocks; raises StoreError."""
+        ...
+
+    def acquire_server_lock(self) -> None:
+        """Reserve a database that only one server may use for this process, until it is closed. Blocks.
+
+        Raises StoreError if another process has it. Does nothing if the database may be shared.
+        """
         ...
 
     async def aclose(self) -> None:

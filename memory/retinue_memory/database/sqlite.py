@@ -1,169 +1,127 @@
 """SQLite as a server needs it: one writer thread with group commit, readers on their own connections.
 
-Every write that is waiting goes into one transaction and shares its fsync, each inside a savepoint of its own, so that
-one that fails undoes nothing but itself. A write is acknowledged after the commit. Readers never wait for the writer (WAL).
+All waiting writes go into one transaction and share its fsync, each inside a savepoint of its own, so that one that fails
+undoes nothing but itself. A write is acknowledged after the commit. Readers never wait for the writer (WAL).
 
-Nothing here is tied to an event loop: `write` and `read` may be awaited from any loop, `write_now` and `read_now` called
-from any thread.
+Nothing here belongs to an event loop: `write` and `read` may be awaited on any loop, `write_now` and `read_now` called from
+any thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import queue
-import re
 import sqlite3
 import threading
 import traceback
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from retinue_memory.errors import StoreError
+from retinue_memory.errors import LockError, StoreError
 
+from . import migrations
 from .base import Connection, Operation
+from .file_lock import FileLock
 
 T = TypeVar("T")
 
-
+IN_MEMORY = ":memory:"
+"""The path of a database without a file."""
 READERS = 2
-"""Reader threads: one less than would help nobody on two cores, and reads are short."""
-_MOST_IN_ONE_COMMIT = 512
-_BUSY_SECONDS = 10.0
-_LOG_SECONDS = 2.0
-"""How long writes wait for readers to let go of the log, so that it can be cut."""
+"""Reader threads. Reads are short: more threads gain nothing on two cores, and one would make short reads wait for long ones."""
+_MAX_WRITES_PER_COMMIT = 512
+_BUSY_TIMEOUT_S = 10.0
+_CHECKPOINT_TIMEOUT_S = 2.0
 _CHECKPOINT_PAGES = 4000
-"""How long the log grows until it is copied into the file: 16 MB, in which a page that many commits change is copied once."""
-_MIGRATION = re.compile(r"(\d{3})_\w+\.sql")
-
-
-def named_queries(text: str) -> dict[str, str]:
-    """The statements of a `.sql` file by name: each starts at a line `-- name: the_name`; other comments are kept."""
-    parts = re.split(r"^-- name: (\w+)[^\n]*\n", text, flags=re.MULTILINE)
-    return {name: body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
-
-
-def path_of(url: str) -> Path:
-    """The file of a `sqlite:///file.db` address; relative to the working directory unless it has a fourth slash."""
-    if not url.startswith("sqlite:///") or len(url) == len("sqlite:///"):
-        raise StoreError(f"{url!r} is not a SQLite address: write sqlite:///file.db, or sqlite:////absolute/file.db")
-    return Path(url.removeprefix("sqlite:///"))
-
-
-def hold(path: Path, seconds: float = 0.0) -> sqlite3.Connection:
-    """A lock between processes on the file `path`, held until the connection is closed or its process ends, on any system.
-
-    It is SQLite's own, on an empty database. Waits up to `seconds`. Raises sqlite3.OperationalError: another holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = sqlite3.connect(path, timeout=seconds, isolation_level=None, check_same_thread=False)
-    try:
-        lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError:
-        lock.close()
-        raise
-    return lock
+"""The length at which the log is copied into the file (16 MB): a page that many commits change is copied once."""
 
 
 class SQLiteDatabase:
-    """One SQLite file: `await db.write(operation)` and `await db.read(operation)`, where an operation gets the connection.
+    """One SQLite file, opened at the first use. Implements `Database`.
 
-    Opens at the first use. Raises StoreError where the file cannot be opened, is not a database or is full; what an
-    operation itself raises comes back as it is.
+    Raises StoreError if the file cannot be opened, is not a database, or the disk is full. The path `:memory:` is a database
+    in the memory of this process, which has one connection: its reads wait for its writes.
     """
 
     def __init__(self, path: Path | str, *, synchronous: Literal["FULL", "NORMAL"] = "FULL") -> None:
         self.path = Path(path)
-        self._synchronous = synchronous
+        self.scrubbed = False
+        self._file = _File(self.path, synchronous)
+        self._in_memory = str(path) == IN_MEMORY
+        self._server_lock = FileLock(self.path.with_name(f"{self.path.name}.lock"))
         self._lock = threading.Lock()
-        self._writes: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
-        self._writer: threading.Thread | None = None
+        self._writer: _Writer | None = None
         self._readers: ThreadPoolExecutor | None = None
         self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
         self._closed = False
-        self.scrubbed = False
-        """Whether the last `scrub` succeeded; False before the first: what an earlier process left is not known."""
 
-    async def write(self, operation: Operation[T], *, checked: bool = False, owed: bool = False) -> T:
-        """Run `operation` in the next commit; its result is returned once that commit is on disk.
+    async def write(self, operation: Operation[T], *, checked: bool = False, flush: bool = True) -> T:
+        """As `Database.write`. A `checked` operation that breaks its promise undoes all writes of its commit.
 
-        `checked` promises that it raises only before it has written anything. It needs no savepoint then, which costs as
-        much as a statement or two; where it breaks the promise, all that share its commit are undone and told.
-
-        `owed` says that it carries out what a row on disk asks for, and takes that row away: if the power fails, both are
-        undone, and it is done again. So its commit need not be flushed; it is with the next that must be.
+        Omitting a savepoint saves as much as one or two statements.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._submit(_Write(operation, future, loop, checked=checked, owed=owed))
+        self._submit(_Write(operation, future, loop, checked=checked, flush=flush))
         return await future
 
     def write_now(self, operation: Operation[T]) -> T:
-        """`write` for threads without an event loop."""
         future: Future[T] = Future()
         self._submit(_Write(operation, future, None))
         return future.result()
 
     async def read(self, operation: Operation[T]) -> T:
-        """Run `operation` on a reader's connection, off the event loop. It sees every write acknowledged before."""
-        return await asyncio.wrap_future(self._reading().submit(self._read, operation))
+        if self._in_memory:
+            return await self.write(operation)
+        return await asyncio.wrap_future(self._reader_pool().submit(self._read, operation))
 
     def read_now(self, operation: Operation[T]) -> T:
-        """`read` on the calling thread, with a connection of that thread's own."""
-        self._reading()
+        """Run `operation` on the calling thread, on a connection of that thread."""
+        if self._in_memory:
+            return self.write_now(operation)
+        self._reader_pool()
         return self._read(operation)
 
     async def scrub(self) -> str | None:
-        """Leave nothing in the files of what was deleted and committed before: None, or in words what may still hold it.
+        """As `Database.scrub`. Concurrent calls share the work.
 
-        `secure_delete` zeroes what a row occupied, but not the copies that SQLite leaves in a page when it moves rows to
-        another. So the file is written anew (6 to 30 s a GB, in which writes wait and reads do not, and as much again of the
-        disk is needed), and the log cut to nothing. Calls that wait at the same time share the work.
+        `secure_delete` zeroes the place of a deleted row, but not the copies that SQLite leaves in a page when it moves rows to
+        another. So the file is rewritten and the log truncated: 6 to 30 s a GB, during which writes wait and reads do not, and
+        as much again of the disk.
         """
+        if self._in_memory:
+            return None
         loop = asyncio.get_running_loop()
         future: asyncio.Future[str | None] = loop.create_future()
-        self._submit(_Write(_scrub_follows, future, loop, scrub=True))
+        self._submit(_Write(_no_operation, future, loop, scrub=True))
         return await future
 
     def migrate(self, component: str, folder: Traversable) -> int:
-        """Bring `component` up to the newest `NNN_what_it_does.sql` of `folder`; the version it is at afterwards.
+        return migrations.migrate(self, component, folder, name=str(self.path))
 
-        Each migration is one transaction. Raises StoreError where the file is newer than this program.
-        """
-        files = sorted(
-            (int(found[1]), entry) for entry in folder.iterdir() if (found := _MIGRATION.fullmatch(entry.name))
-        )
-
-        def version(db: Connection) -> int:
-            db.execute(
-                "CREATE TABLE IF NOT EXISTS schema_version (component TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT"
-            )
-            row = db.execute("SELECT version FROM schema_version WHERE component = ?", (component,)).fetchone()
-            return int(row[0]) if row else 0
-
-        current = self.write_now(version)
-        newest = files[-1][0] if files else 0
-        if current > newest:
-            raise StoreError(
-                f"{self.path} was written by a newer Retinue (its {component} tables are version {current}, this "
-                f"program knows {newest}): upgrade Retinue, or use another file"
-            )
-        for number, entry in files:
-            if number > current:
-                self.write_now(partial(_apply, entry.read_text(encoding="utf-8"), component, number))
-        return newest
+    def acquire_server_lock(self) -> None:
+        """As `Database.acquire_server_lock`: one server at a time, for two would run the same turns."""
+        if self._in_memory:
+            return
+        try:
+            self._server_lock.acquire()
+        except LockError as error:
+            if error.held:
+                raise StoreError(
+                    f"{self.path}: another server uses it: stop that server, or configure another database"
+                ) from error
+            raise StoreError(f"{self.path} cannot be locked ({error}): make its folder writable") from error
 
     async def aclose(self) -> None:
-        """Finish the waiting writes, then close every connection."""
         await asyncio.to_thread(self.close)
 
     def close(self) -> None:
-        """`aclose` for threads without an event loop. Closing twice is fine."""
+        """As `Database.close`. Closing twice is fine."""
         with self._lock:
             if self._closed:
                 return
@@ -172,22 +130,18 @@ class SQLiteDatabase:
         if readers is not None:
             readers.shutdown(wait=True)
         if writer is not None:
-            self._writes.put(None)
-            writer.join()
-        for connection in self._connections:
-            connection.close()
-
-    # -- the rim ------------------------------------------------------------------------------------------------------
+            writer.stop()
+        self._file.close()
+        self._server_lock.release()
 
     def _submit(self, write: _Write) -> None:
         with self._lock:
             self._refuse_if_closed()
             if self._writer is None:
-                self._writer = threading.Thread(target=self._write_forever, name="sqlite-writer", daemon=True)
-                self._writer.start()
-            self._writes.put(write)
+                self._writer = _Writer(self._file, self._scrub)
+            self._writer.put(write)
 
-    def _reading(self) -> ThreadPoolExecutor:
+    def _reader_pool(self) -> ThreadPoolExecutor:
         with self._lock:
             self._refuse_if_closed()
             if self._readers is None:
@@ -199,25 +153,46 @@ class SQLiteDatabase:
             raise StoreError(f"{self.path} is closed")
 
     def _read(self, operation: Operation[T]) -> T:
+        """Run `operation` in a read transaction, which costs 1.3 us."""
+        connection: sqlite3.Connection | None = None
         try:
-            connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+            connection = getattr(self._local, "connection", None)
             if connection is None:
-                connection = self._local.connection = self._connect()
+                connection = self._local.connection = self._file.connect()
+            connection.execute("BEGIN")
             return operation(connection)
         except Exception as error:
-            _let_go(error)
+            _release_frames(error)
             if isinstance(error, sqlite3.Error):
-                raise self._explain(error) from error
+                raise self._file.explain(error) from error
             raise
+        finally:
+            if connection is not None and connection.in_transaction:
+                connection.execute("COMMIT")
 
-    def _connect(self) -> sqlite3.Connection:
+    def _scrub(self) -> str | None:
+        left = self._file.scrub()
+        self.scrubbed = left is None
+        return left
+
+
+class _File:
+    """The file and all connections to it."""
+
+    def __init__(self, path: Path, synchronous: Literal["FULL", "NORMAL"]) -> None:
+        self.path = path
+        self.synchronous = synchronous
+        self._lock = threading.Lock()
+        self._connections: list[sqlite3.Connection] = []
+
+    def connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(
-            self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+            self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
         )
         try:
             connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+            connection.execute(f"PRAGMA synchronous = {self.synchronous}")
             connection.execute("PRAGMA secure_delete = ON")
             connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}").fetchone()
             connection.execute("PRAGMA foreign_keys = ON")
@@ -228,18 +203,16 @@ class SQLiteDatabase:
             self._connections.append(connection)
         return connection
 
-    def _disconnect(self, connection: sqlite3.Connection) -> None:
-        with self._lock:
-            self._connections.remove(connection)
-        connection.close()
+    def scrub(self) -> str | None:
+        """Rewrite the file and truncate its log. Returns a description of what may still hold deleted rows, or None.
 
-    def _scrub(self) -> str | None:
-        """On a connection of its own: on one with a statement half read, the file cannot be written anew."""
+        On a connection of its own: VACUUM fails on one with an unfinished statement.
+        """
         connection: sqlite3.Connection | None = None
         try:
-            connection = self._connect()
+            connection = self.connect()
             connection.execute("VACUUM")
-            connection.execute(f"PRAGMA busy_timeout = {_LOG_SECONDS * 1000:.0f}")
+            connection.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_TIMEOUT_S * 1000:.0f}")
             busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             return f"{self.path.name}-wal, which a reader holds open: end it and erase again" if busy else None
         except (sqlite3.Error, OSError) as error:
@@ -248,97 +221,132 @@ class SQLiteDatabase:
             if connection is not None:
                 self._disconnect(connection)
 
-    def _explain(self, error: Exception) -> StoreError:
+    def explain(self, error: Exception) -> StoreError:
         return StoreError(f"{self.path}: {error}. {_advice(error)}")
 
-    def _write_forever(self) -> None:
-        connection: sqlite3.Connection | None = None
-        running, flushed = True, True
-        while running:
-            batch: list[_Write] = []
-            write = self._writes.get()
-            while write is not None:
-                batch.append(write)
-                if len(batch) >= _MOST_IN_ONE_COMMIT or self._writes.empty():
-                    break
-                write = self._writes.get()
-            running = write is not None
-            try:
-                if batch:
-                    connection = connection or self._connect()
-                    if flushed != (must := not all(write.owed for write in batch)):
-                        connection.execute(f"PRAGMA synchronous = {self._synchronous if must else 'NORMAL'}")
-                        flushed = must
-                    _commit(connection, batch)
-            except (sqlite3.Error, OSError) as error:
-                if connection is not None and connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                explained = self._explain(error)
-                for write in batch:
-                    write.error = write.error or explained
-            scrubs = [write for write in batch if write.scrub and write.error is None]
-            _acknowledge([write for write in batch if write not in scrubs])
-            if scrubs:
-                left = self._scrub()
-                self.scrubbed = left is None
-                for write in scrubs:
-                    write.result = left
-                _acknowledge(scrubs)
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
+
+    def _disconnect(self, connection: sqlite3.Connection) -> None:
+        with self._lock:
+            self._connections.remove(connection)
+        connection.close()
 
 
 @dataclass(slots=True, eq=False)
 class _Write:
-    """An operation that waits for its commit, and who waits for it: a future of `loop`, or of no loop."""
+    """An operation that waits for its commit, and the future of its caller, which belongs to `loop` or to no loop."""
 
     operation: Operation[Any]
     future: asyncio.Future[Any] | Future[Any]
     loop: asyncio.AbstractEventLoop | None
     checked: bool = False
-    """Raises before it writes, or not at all."""
-    owed: bool = False
-    """Is done again if its commit is lost with the power."""
+    flush: bool = True
     scrub: bool = False
-    """Wants `_scrub` after the commit."""
+    """Whether it waits for a scrub that follows the commit."""
     result: Any = None
     error: Exception | None = None
 
-    def settle(self) -> None:
+    def resolve(self) -> None:
         if self.future.done():
-            return  # whoever waited was cancelled
+            return  # the caller was cancelled
         if self.error is not None:
             self.future.set_exception(self.error)
         else:
             self.future.set_result(self.result)
 
 
-def _let_go(error: Exception) -> None:
-    """Drop what the frames of a failed operation hold: a statement half read pins the log for as long as the error is kept."""
-    traceback.clear_frames(error.__traceback__)
+class _Writer:
+    """The thread that commits writes, as many at once as are waiting."""
+
+    def __init__(self, file: _File, scrub: Callable[[], str | None]) -> None:
+        self._file = file
+        self._scrub = scrub
+        self._waiting: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._connection: sqlite3.Connection | None = None
+        self._flushes = True
+        self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
+        self._thread.start()
+
+    def put(self, write: _Write) -> None:
+        self._waiting.put(write)
+
+    def stop(self) -> None:
+        """Finish the waiting writes and end the thread."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        running = True
+        while running:
+            batch: list[_Write] = []
+            write = self._waiting.get()
+            while write is not None:
+                batch.append(write)
+                if len(batch) >= _MAX_WRITES_PER_COMMIT or self._waiting.empty():
+                    break
+                write = self._waiting.get()
+            running = write is not None
+            if not batch:
+                continue
+            try:
+                self._commit(batch)
+            except (sqlite3.Error, OSError) as error:
+                if self._connection is not None and self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                explained = self._file.explain(error)
+                for write in batch:
+                    write.error = write.error or explained
+            scrubs = [write for write in batch if write.scrub and write.error is None]
+            _acknowledge([write for write in batch if write not in scrubs])
+            if scrubs:
+                left = self._scrub()
+                for write in scrubs:
+                    write.result = left
+                _acknowledge(scrubs)
+
+    def _commit(self, batch: list[_Write]) -> None:
+        connection = self._connection = self._connection or self._file.connect()
+        if self._flushes != (flush := any(write.flush for write in batch)):
+            connection.execute(f"PRAGMA synchronous = {self._file.synchronous if flush else 'NORMAL'}")
+            self._flushes = flush
+        connection.execute("BEGIN IMMEDIATE")
+        if len(batch) == 1:
+            return _commit_one(connection, batch[0])
+        for write in batch:
+            if write.checked:
+                _run_checked(connection, write)
+            else:
+                _run_in_savepoint(connection, write)
+        connection.execute("COMMIT")
 
 
-def _scrub_follows(_: Connection) -> None:
-    """Nothing to commit: what is to be scrubbed was committed before."""
+def _commit_one(connection: sqlite3.Connection, write: _Write) -> None:
+    """Run a write that shares its commit with no other, so it needs no savepoint."""
+    try:
+        write.result = write.operation(connection)
+    except sqlite3.OperationalError:
+        raise
+    except Exception as error:  # noqa: BLE001 - passed on to the caller
+        _release_frames(error)
+        connection.execute("ROLLBACK")
+        write.error = error
+    else:
+        connection.execute("COMMIT")
 
 
-def _commit(connection: sqlite3.Connection, batch: list[_Write]) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    if len(batch) == 1:
-        return _commit_one(connection, batch[0])
-    for write in batch:
-        if write.checked:
-            _run_checked(connection, write)
-            continue
-        connection.execute("SAVEPOINT one")
-        try:
-            write.result = write.operation(connection)
-        except sqlite3.OperationalError:
-            raise  # the disk, not the operation: the whole group is undone and told
-        except Exception as error:  # noqa: BLE001 - handed to whoever awaits it
-            _let_go(error)
-            connection.execute("ROLLBACK TO one")
-            write.error = error
-        connection.execute("RELEASE one")
-    connection.execute("COMMIT")
+def _run_in_savepoint(connection: sqlite3.Connection, write: _Write) -> None:
+    connection.execute("SAVEPOINT one")
+    try:
+        write.result = write.operation(connection)
+    except sqlite3.OperationalError:
+        raise  # the disk failed, not the operation: the whole commit is undone
+    except Exception as error:  # noqa: BLE001 - passed on to the caller
+        _release_frames(error)
+        connection.execute("ROLLBACK TO one")
+        write.error = error
+    connection.execute("RELEASE one")
 
 
 def _run_checked(connection: sqlite3.Connection, write: _Write) -> None:
@@ -348,75 +356,49 @@ def _run_checked(connection: sqlite3.Connection, write: _Write) -> None:
     except sqlite3.OperationalError:
         raise
     except Exception as error:
-        _let_go(error)
+        _release_frames(error)
         write.error = error
         if connection.total_changes != changes:
-            raise sqlite3.InternalError(f"a write failed half way ({error})") from error
+            raise sqlite3.InternalError(f"a checked write failed after its first change ({error})") from error
 
 
-def _commit_one(connection: sqlite3.Connection, write: _Write) -> None:
-    """The same without a savepoint: where one fails, nothing else has to stay."""
-    try:
-        write.result = write.operation(connection)
-    except sqlite3.OperationalError:
-        raise
-    except Exception as error:  # noqa: BLE001 - handed to whoever awaits it
-        _let_go(error)
-        connection.execute("ROLLBACK")
-        write.error = error
-    else:
-        connection.execute("COMMIT")
+def _release_frames(error: Exception) -> None:
+    """Drop the locals of a failed operation: an unfinished statement among them would pin the log as long as the error lives."""
+    traceback.clear_frames(error.__traceback__)
+
+
+def _no_operation(_: Connection) -> None:
+    """Write nothing: a scrub works on what was committed before."""
 
 
 def _acknowledge(batch: list[_Write]) -> None:
-    """Tell those who wait; a loop is woken once, however many of its writes are done."""
+    """Resolve the futures, waking each event loop once however many of its writes are done."""
     by_loop: dict[asyncio.AbstractEventLoop | None, list[_Write]] = {}
     for write in batch:
         by_loop.setdefault(write.loop, []).append(write)
     for loop, writes in by_loop.items():
         if loop is None:
-            _settle(writes)
+            _resolve(writes)
         else:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
-                loop.call_soon_threadsafe(_settle, writes)
+            with suppress(RuntimeError):  # the loop is closed, its callers are gone
+                loop.call_soon_threadsafe(_resolve, writes)
 
 
-def _settle(writes: list[_Write]) -> None:
+def _resolve(writes: list[_Write]) -> None:
     for write in writes:
-        write.settle()
-
-
-def _apply(script: str, component: str, number: int, db: Connection) -> None:
-    row = db.execute("SELECT version FROM schema_version WHERE component = ?", (component,)).fetchone()
-    if row is not None and row[0] >= number:
-        return  # somebody else was quicker: several open the same file at once
-    for statement in _statements(script):
-        db.execute(statement)
-    db.execute("INSERT OR REPLACE INTO schema_version (component, version) VALUES (?, ?)", (component, number))
-
-
-def _statements(script: str) -> list[str]:
-    """The statements of a script, split where SQLite itself says that one is complete (`executescript` would commit)."""
-    found: list[str] = []
-    pending = ""
-    for line in script.splitlines(keepends=True):
-        pending += line
-        if sqlite3.complete_statement(pending):
-            found.append(pending)
-            pending = ""
-    return found
+        write.resolve()
 
 
 def _advice(error: Exception) -> str:
     text = str(error)
     if "not a database" in text or "malformed" in text:
-        return "The file is left as it is: restore a backup, or name another file"
+        return "The file is left as it is: restore a backup, or configure another file"
     if "readonly" in text or "read-only" in text or isinstance(error, PermissionError):
-        return "Make the file and its folder writable, or name another file"
+        return "Make the file and its folder writable, or configure another file"
     if "unable to open" in text or isinstance(error, OSError):
-        return "Check that the folder exists and may be written"
+        return "Check that the folder exists and is writable"
     if "locked" in text:
-        return "Another process holds the file: stop it, or name another file"
+        return "Another process holds the file: stop it, or configure another file"
     if "full" in text:
         return "Free space on the disk"
     return "Check the file and the disk"

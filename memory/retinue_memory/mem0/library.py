@@ -11,7 +11,6 @@ import importlib
 import importlib.util
 import json
 import logging
-import sqlite3
 import threading
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -20,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from retinue_memory.chat import Embedder
-from retinue_memory.database.sqlite import hold
-from retinue_memory.errors import MemoryBackendError
+from retinue_memory.database.base import Connection
+from retinue_memory.database.file_lock import FileLock
+from retinue_memory.database.foreign import vacuum, zero_deleted
+from retinue_memory.errors import LockError, MemoryBackendError, StoreError
 
 from .importing import import_mem0
 from .service import TURN, Entity
@@ -88,8 +89,7 @@ class Library:
                 self.memory = self._open(mem0, embedder)
                 opened.callback(self.memory.close)
                 opened.callback(self._client.close)
-                for connection in self.connections():
-                    connection.execute("PRAGMA secure_delete = ON")
+                zero_deleted(self.connections())
                 self._undo()
                 self._sweep()
             except Exception as error:
@@ -305,18 +305,17 @@ class Library:
         """Write the files anew, without what was deleted, which takes as much of the disk again; in words where that fails."""
         try:
             with self._writing, self._history_lock(), self._qdrant:
-                for connection in self.connections():
-                    connection.execute("VACUUM")
-        except sqlite3.Error as error:
+                vacuum(self.connections())
+        except StoreError as error:
             return f"unused space in files of {self.folder} ({error}): make room on the disk, and erase again"
         return None
 
     @contextmanager
-    def _history_lock(self) -> Generator[sqlite3.Connection]:
+    def _history_lock(self) -> Generator[Any]:
         with self.memory.db._lock:
             yield self.memory.db.connection
 
-    def connections(self) -> list[sqlite3.Connection]:
+    def connections(self) -> list[Connection]:
         """Of the files in which memories and their history are kept."""
         return [self.memory.db.connection] + [one.storage.storage for one in self._client._client.collections.values()]
 
@@ -373,16 +372,18 @@ def _scope_of(ids: Mapping[str, str]) -> str:
     return scope
 
 
-def held(folder: Path) -> sqlite3.Connection:
-    """The lock of a folder, made where it is not there, until it is closed. Raises MemoryBackendError: another has it."""
+def held(folder: Path) -> FileLock:
+    """Acquire the lock of a folder, which is created if it is missing. Raises MemoryBackendError if another has it."""
+    lock = FileLock(folder / "retinue.lock")
     try:
-        return hold(folder / "retinue.lock")
-    except (sqlite3.Error, OSError) as error:
-        if "locked" in str(error):
+        lock.acquire()
+    except LockError as error:
+        if error.held:
             problem = f"{folder} is in use by another process or memory: stop that one, or name another path"
             raise MemoryBackendError(problem) from None
         problem = f"{folder} cannot be locked ({error}): make it a folder that can be written"
         raise MemoryBackendError(problem) from error
+    return lock
 
 
 def _check_embedder(folder: Path, embedder: Embedder) -> None:

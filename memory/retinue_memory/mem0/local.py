@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from retinue_memory.chat import ChatModel, Embedder, EmbedderSource
 from retinue_memory.database.base import Database
+from retinue_memory.database.file_lock import FileLock
 from retinue_memory.errors import MemoryBackendError, ModelError
 from retinue_memory.messages import Message
 from retinue_memory.settings import model as model_of
@@ -128,7 +128,7 @@ class LocalService(Service):
         self._model_timeout = model_timeout
         self._holding, self._opening = threading.Lock(), threading.Lock()
         self._opened_library: Library | None = None
-        self._held: sqlite3.Connection | None = None
+        self._held: FileLock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._answering: set[Future[str]] = set()
         self._reading = ThreadPoolExecutor(_READERS, thread_name_prefix="mem0-read")
@@ -209,7 +209,7 @@ class LocalService(Service):
         if self._opened_library is not None:
             self._opened_library.close()
         if self._held is not None:
-            self._held.close()
+            self._held.release()
 
     # -- on threads ---------------------------------------------------------------------------------------------------
 

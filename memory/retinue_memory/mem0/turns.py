@@ -10,7 +10,8 @@ from importlib.resources import files
 from typing import Any, Literal, TypeVar, cast
 
 from retinue_memory.database.base import Connection, Database, Operation
-from retinue_memory.database.sqlite import SQLiteDatabase, named_queries, path_of
+from retinue_memory.database.migrations import named_queries
+from retinue_memory.database.url import IN_MEMORY_URL, open_database
 from retinue_memory.messages import Message, message_json, message_of
 
 from .service import Entity
@@ -21,7 +22,6 @@ State = Literal["new", "sent", "pending", "done", "failed"]
 _FOLDER = files("retinue_memory.mem0")
 _SQL = named_queries(_FOLDER.joinpath("turns.sql").read_text(encoding="utf-8"))
 _EPOCH, _MICROSECOND = datetime.fromtimestamp(0, UTC), timedelta(microseconds=1)
-_IN_MEMORY = ":memory:"
 KEPT_DAYS = 30
 """How long the id of a turn that is done is kept, so that it is not sent again."""
 
@@ -65,15 +65,8 @@ class Turns:
         self._grace = grace
         self._owned = database is None or isinstance(database, str)
         self._space = space
-        self._one_connection = database is None
-        """Whether the rows are in memory only, and so belong to the writer's connection."""
-        self._database: Database
-        if database is None:
-            self._database = SQLiteDatabase(_IN_MEMORY)
-        elif isinstance(database, str):
-            self._database = SQLiteDatabase(path_of(database))
-        else:
-            self._database = database
+        database = IN_MEMORY_URL if database is None else database
+        self._database = open_database(database) if isinstance(database, str) else database
 
     def open(self) -> None:
         """Bring the tables up to date. Blocks. Raises StoreError."""
@@ -109,7 +102,7 @@ class Turns:
 
     async def of_scope(self, scope: str) -> list[Turn]:
         """Those that mem0 may not find yet, and the void ones, as they were said."""
-        return await self._read(lambda db: list(map(_turn, _rows(db, "of_scope", self._of(scope)))))
+        return await self._database.read(lambda db: list(map(_turn, _rows(db, "of_scope", self._of(scope)))))
 
     async def due(self, most: int = 64) -> tuple[list[Turn], float | None]:
         """Those to be looked at, and in how many seconds there are more to come; None: there are none."""
@@ -120,11 +113,11 @@ class Turns:
             seconds = None if later is None else max(0.0, (later - values["now"]) / 1e6)
             return list(map(_turn, _rows(db, "due", values))), seconds
 
-        return await self._read(read)
+        return await self._database.read(read)
 
     async def waiting(self, scope: str | None) -> int:
         """How many mem0 may still make searchable: of a scope, or of all."""
-        return await self._read(
+        return await self._database.read(
             lambda db: int(db.execute(_SQL["waiting"], {"space": self._space, "scope": scope}).fetchone()[0])
         )
 
@@ -160,11 +153,11 @@ class Turns:
         return await self._execute("drop_settled", self._of(scope))
 
     async def count(self, scope: str) -> int:
-        return await self._read(lambda db: int(db.execute(_SQL["count"], self._of(scope)).fetchone()[0]))
+        return await self._database.read(lambda db: int(db.execute(_SQL["count"], self._of(scope)).fetchone()[0]))
 
     async def scrub(self, deleted: int) -> str | None:
         """Leave nothing in the file of the rows that were deleted, now or before; in words what may still hold it."""
-        if self._one_connection or (not deleted and self._database.scrubbed):
+        if not deleted and self._database.scrubbed:
             return None
         return await self._database.scrub()
 
@@ -173,9 +166,6 @@ class Turns:
 
     def _key(self, turn: Turn) -> dict[str, Any]:
         return self._of(turn.scope) | {"turn": turn.id}
-
-    async def _read(self, operation: Operation[T]) -> T:
-        return await (self._database.write if self._one_connection else self._database.read)(operation)
 
     async def _execute(self, query: str, values: Mapping[str, Any]) -> int:
         return await self._database.write(lambda db: db.execute(_SQL[query], values).rowcount)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from retinue_memory.database.base import Connection
-from retinue_memory.database.sqlite import named_queries
+from retinue_memory.database.migrations import named_queries
 from retinue_memory.memory import (
     InvocationContext,
     MemoryKind,

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.resources import files
 
 from retinue_memory.database.base import Connection
-from retinue_memory.database.sqlite import named_queries
+from retinue_memory.database.migrations import named_queries
 from retinue_memory.memory import (
     MemoryFilter,
     MemoryKind,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from retinue_memory.chat import EmbedderSource
 from retinue_memory.database.base import Alongside, Connection, Database
-from retinue_memory.database.sqlite import SQLiteDatabase, path_of
+from retinue_memory.database.url import open_database
 from retinue_memory.errors import MemoryBackendError, RetinueError
 from retinue_memory.memory import (
     ALL,
@@ -110,7 +110,8 @@ class NativeMemory(Owned):
         self.name = name
         self.space = space
         self._owns_database = isinstance(database, str)
-        self._database = SQLiteDatabase(path_of(database)) if isinstance(database, str) else database
+        self._database = open_database(database) if isinstance(database, str) else database
+        self.database = self._database
         self._opening, self._getting_ready = threading.Lock(), threading.Lock()
         self._opened = self._ready = False
         self._closed = False
@@ -141,11 +142,6 @@ class NativeMemory(Owned):
         if database is not None and "database" not in entry:
             settings["database"] = database
         return cls(**settings, space=name, name=name)
-
-    @property
-    def database(self) -> Database:
-        """Where the rows are."""
-        return self._database
 
     def open(self) -> None:
         """Open the database now rather than at the first use; the embedder still waits for that. Raises StoreError; blocks."""
@@ -212,7 +208,7 @@ class NativeMemory(Owned):
                     alongside.operation(change.db)
                 return True
 
-            written = await self._write(scope, life, take, begun, owed=alongside is not None)
+            written = await self._write(scope, life, take, begun, flush=alongside is None)
         if alongside is not None:
             alongside.committed = written is True
         if self._worker is not None and (count := sum(map(ingest.is_claiming, new))):
@@ -249,9 +245,9 @@ class NativeMemory(Owned):
         work: Callable[[rows.Change], R],
         begun: Begun | None = None,
         *,
-        owed: bool = False,
+        flush: bool = True,
     ) -> R | None:
-        """Write into the life in which the caller began; None: it has ended, an erasure wins. `owed`: see `Database.write`."""
+        """Write into the life in which the caller began; None: it has ended, an erasure wins. `flush`: see `Database.write`."""
 
         def write(db: Connection) -> tuple[R, bool]:
             if begun is not None and begun.void:
@@ -262,7 +258,7 @@ class NativeMemory(Owned):
             return done, (change.bare and self._vectors.known) or change.touched > _MUCH
 
         try:
-            done, at_once = await self._database.write(write, owed=owed)
+            done, at_once = await self._database.write(write, flush=flush)
         except rows.Erased:
             log.info("memory %s: a write was dropped: its scope was erased meanwhile", self.name)
             self._let_go(scope)

@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from retinue_memory.database.base import Connection, Database
-from retinue_memory.database.sqlite import named_queries
+from retinue_memory.database.migrations import named_queries
 from retinue_memory.ids import new_id
 from retinue_memory.memory import MemoryKind, MemoryRecord, Scope
 

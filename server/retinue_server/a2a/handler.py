@@ -41,7 +41,8 @@ from retinue_server.auth.owners import caller_of, checked_id, user_of
 from retinue_server.delivery.push import Pusher
 from retinue_server.runtime.engine import Engine, Submission
 from retinue_server.runtime.events import Event
-from retinue_server.runtime.store.base import Listing, Store
+from retinue_server.runtime.store.push import PushRows
+from retinue_server.runtime.store.tasks import Listing, Tasks
 from retinue_server.runtime.turn import Accepted, Caller
 
 from .cards import ANY
@@ -59,12 +60,21 @@ class Handler(RequestHandler):
     """Serves one agent. `card` tells what it declares: extensions it requires, media types it takes."""
 
     def __init__(
-        self, name: str, executor: AgentExecutor, card: AgentCard, *, engine: Engine, store: Store, pusher: Pusher
+        self,
+        name: str,
+        executor: AgentExecutor,
+        card: AgentCard,
+        *,
+        engine: Engine,
+        tasks: Tasks,
+        push: PushRows,
+        pusher: Pusher,
     ) -> None:
         self._name = name
         self._executor = executor
         self._engine = engine
-        self._store = store
+        self._tasks = tasks
+        self._push = push
         self._pusher = pusher
         self._required = frozenset(found.uri for found in card.capabilities.extensions if found.required)
         self._modes = frozenset(card.default_input_modes).union(*(skill.input_modes for skill in card.skills))
@@ -157,7 +167,7 @@ class Handler(RequestHandler):
         _need(id=params.id)
         length = _history_length(params)
         caller = self._caller(context)
-        task = self._engine.live(caller, params.id) or await self._store.task(caller, params.id)
+        task = self._engine.live(caller, params.id) or await self._tasks.get(caller, params.id)
         if task is None:
             raise TaskNotFoundError(f"there is no task {params.id}")
         return _shortened(task, length)
@@ -179,7 +189,7 @@ class Handler(RequestHandler):
             count=total is None,
         )
         at_work = self._engine.at_work()
-        tasks, counted = await self._store.tasks(caller, listing)
+        tasks, counted = await self._tasks.page(caller, listing)
         more = len(tasks) > size
         page = tasks[:size]
         total = counted if total is None else total
@@ -192,7 +202,7 @@ class Handler(RequestHandler):
         """A task of a page as it is by now: its turn may have ended after the page was read, and is not live any more then."""
         live = self._engine.live(caller, task.id)
         if live is None and task.id in at_work:
-            live = await self._store.task(caller, task.id)
+            live = await self._tasks.get(caller, task.id)
         return live or task
 
     @translated
@@ -222,7 +232,7 @@ class Handler(RequestHandler):
         _need(taskId=params.task_id)
         await self._prepare(params)
         caller = self._caller(context)
-        if not await self._store.set_push_config(caller, params):
+        if not await self._push.set_push_config(caller, params):
             raise TaskNotFoundError(f"there is no task {params.task_id}")
         self._engine.pushes(caller, params.task_id)
         return params
@@ -248,7 +258,7 @@ class Handler(RequestHandler):
         self, params: DeleteTaskPushNotificationConfigRequest, context: ServerCallContext
     ) -> None:
         _need(taskId=params.task_id, id=params.id)
-        if not await self._store.delete_push_config(self._caller(context), params.task_id, params.id):
+        if not await self._push.delete_push_config(self._caller(context), params.task_id, params.id):
             raise TaskNotFoundError(f"there is no task {params.task_id}")
 
     async def _prepare(self, config: TaskPushNotificationConfig) -> None:
@@ -258,7 +268,7 @@ class Handler(RequestHandler):
 
     async def _push_configs(self, task_id: str, context: ServerCallContext) -> list[TaskPushNotificationConfig]:
         _need(taskId=task_id)
-        found = await self._store.push_configs(self._caller(context), task_id)
+        found = await self._push.push_configs(self._caller(context), task_id)
         if found is None:
             raise TaskNotFoundError(f"there is no task {task_id}")
         return found

@@ -50,7 +50,7 @@ Id = Annotated[str, typer.Argument(help="The memory's id, as `list` and `search`
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 _SECONDS = 120.0
 _MISSING = b'"missing"'
-_OF_TASKS = frozenset(("tasks", "turns", "steps", "events", "push_configs", "push_outbox"))
+_OF_TASKS = frozenset(("tasks", "turns", "steps", "push_configs", "push_outbox"))
 
 
 @app.command("list")
@@ -232,7 +232,7 @@ def import_(
 @app.command()
 def erase(
     user: User,
-    tasks: Annotated[bool, typer.Option("--tasks", help="Also tasks, events, journals and artifacts.")] = False,
+    tasks: Annotated[bool, typer.Option("--tasks", help="Also tasks, journals and artifacts.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Look afterwards whether anything is left.")] = False,
     yes: Yes = False,
     tenant: Tenant = "",

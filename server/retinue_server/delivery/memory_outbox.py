@@ -19,12 +19,13 @@ from retinue_memory import (
     Message,
     Scope,
 )
+from retinue_memory.database.base import Alongside, Database
 from retinue_memory.errors import MemoryBackendError, RetinueError
 from retinue_memory.pending import overlay
 from retinue_memory.recall import sound
 from retinue_server.http.metrics import Metrics
 from retinue_server.runtime.run import CURRENT, STEP
-from retinue_server.runtime.store.base import Store
+from retinue_server.runtime.store.memory_outbox import MemoryOutboxRows, write_done
 from retinue_server.runtime.store.rows import now
 from retinue_server.runtime.turn import DueWrite, MemoryWrite
 
@@ -64,12 +65,12 @@ class Outbox:
 
     def __init__(
         self,
-        store: Store,
+        rows: MemoryOutboxRows,
         memories: Mapping[str, Memory],
         metrics: Metrics | None = None,
         patience: Mapping[str, RetryPolicy] | None = None,
     ) -> None:
-        self._store = store
+        self._rows = rows
         self._memories = memories
         self.metrics = metrics or Metrics(memories)
         self._patience = defaultdict(RetryPolicy, patience or {})
@@ -92,7 +93,7 @@ class Outbox:
     async def start(self) -> None:
         """Take up what earlier processes left, and begin to deliver to each memory that there is by now."""
         self._wake = {name: asyncio.Event() for name in self._memories}
-        left = await self._store.unconfirmed_writes()
+        left = await self._rows.unconfirmed_writes()
         self._inherited = {_turn(write) for write in left}
         for write in left:
             self._note(write)
@@ -139,7 +140,7 @@ class Outbox:
         """Deliver what was given up, of every memory that there is; how many writes."""
         count = 0
         for name in self._memories:
-            for write in await self._store.retry_failed_writes(name):
+            for write in await self._rows.retry_failed_writes(name):
                 self._note(write)
                 count += 1
             self._in_hand[name] = None
@@ -190,8 +191,8 @@ class Outbox:
         """What is due by the rows, or else when the next is. Where there is none, what is in hand from here on is all: it was
         committed after the rows were read.
         """
-        due = await self._store.due_writes(name, 64)
-        at = None if due else await self._store.next_write(name)
+        due = await self._rows.due_writes(name, 64)
+        at = None if due else await self._rows.next_write(name)
         if due or at is not None:
             self._in_hand[name] = None
         return due, at
@@ -203,7 +204,7 @@ class Outbox:
         if len(scopes) == 1:
             ((key, writes),) = scopes.items()
             return await self._deliver_in_order(key, writes)
-        here = self._store.done_alongside(due[0], self._memories[due[0].write.memory]) is not None
+        here = done_alongside(due[0], self._memories[due[0].write.memory], self._rows.database) is not None
         left = iter(scopes.items())
 
         async def deliver() -> None:
@@ -239,7 +240,7 @@ class Outbox:
             ending.set_result(None)
         if not noted:
             self._made.add(due.id)
-            await self._store.write_done(due)
+            await self._rows.write_done(due)
             self._made.discard(due.id)
         self.metrics.tried(write.memory, "stored")
         self._gone(key, write)
@@ -248,7 +249,7 @@ class Outbox:
     async def _write(self, due: DueWrite) -> bool:
         """Hand a write to its memory; whether its row is gone already. Raises what that does, and TimeoutError."""
         memory, seconds = self._memories[due.write.memory], self._patience[due.write.memory].seconds
-        done = self._store.done_alongside(due, memory)
+        done = done_alongside(due, memory, self._rows.database)
         if done is None:
             await self._write_elsewhere(due, memory, seconds)
             return False
@@ -295,7 +296,7 @@ class Outbox:
     async def _retry(self, key: tuple[str, str], due: DueWrite, error: Exception) -> None:
         problem, name = f"{type(error).__name__}: {error}", due.write.memory
         last = due.tries + 1 >= self._patience[name].tries
-        owed = await self._store.write_failed(due, problem, None if last else now() + int(1e6 * backoff(due.tries)))
+        owed = await self._rows.write_failed(due, problem, None if last else now() + int(1e6 * backoff(due.tries)))
         if not owed:  # its commit came after all, or it was dropped
             logger.info("memory %s: a write of task %s is not owed any longer: %s", name, due.task_id, problem)
         elif last:
@@ -373,6 +374,11 @@ class OutboxMemory(Memory):
     @property
     def managed(self) -> ManagedMemory | None:
         return self._memory.managed
+
+
+def done_alongside(due: DueWrite, memory: Memory, database: Database) -> Alongside | None:
+    """The operation that notes a write as done, for a memory that takes it into a commit of `database`; None for others."""
+    return Alongside(partial(write_done, due)) if memory.database is database else None
 
 
 def backoff(tries: int, first: float = _FIRST_DELAY) -> float:

@@ -19,7 +19,7 @@ from google.protobuf.json_format import MessageToDict
 
 from retinue_memory.errors import RetinueError
 from retinue_server.delivery.url_policy import TIMEOUT, PolicyBackend, Refused, UrlPolicy
-from retinue_server.runtime.store.base import Store
+from retinue_server.runtime.store.push import PushRows
 from retinue_server.runtime.store.rows import now
 from retinue_server.runtime.turn import DuePush
 
@@ -43,9 +43,9 @@ class Pusher:
     """Delivers the pushes that a store owes. `first_delay` is how many seconds pass before the second try."""
 
     def __init__(
-        self, store: Store, screen: UrlPolicy, *, tries: int = _TRIES, first_delay: float = _FIRST_DELAY
+        self, rows: PushRows, screen: UrlPolicy, *, tries: int = _TRIES, first_delay: float = _FIRST_DELAY
     ) -> None:
-        self._store = store
+        self._rows = rows
         self._screen = screen
         self._tries = tries
         self._first_delay = first_delay
@@ -91,12 +91,12 @@ class Pusher:
             self._due.clear()
             self._just_over.clear()
             try:
-                found = await self._store.due_pushes(_LOOKED_AT)
+                found = await self._rows.due_pushes(_LOOKED_AT)
                 begun = [self._begin(due) for due in found]
                 if len(found) == _LOOKED_AT and not any(begun) and time.monotonic() - self._ended_at > _STUCK_AFTER:
                     await self._put_aside(found)
                 # what is under way is due as well: its end wakes this loop
-                at = now() + 1_000_000 if self._under_way else await self._store.next_push()
+                at = now() + 1_000_000 if self._under_way else await self._rows.next_push()
             except RetinueError:
                 logger.exception("what is to be pushed could not be read")
                 at = now() + 1_000_000
@@ -108,7 +108,7 @@ class Pusher:
         """Leave alone for a moment what cannot go: it would hide what is due behind it."""
         at = now() + int(1e6 * _ASIDE_FOR)
         waiting = [due for due in found if (due.config.task_id, due.config.id) not in self._under_way]
-        await asyncio.gather(*(self._store.push_later(due, at) for due in waiting))
+        await asyncio.gather(*(self._rows.push_later(due, at) for due in waiting))
         self._due.set()
 
     def _begin(self, due: DuePush) -> bool:
@@ -144,12 +144,12 @@ class Pusher:
         url = due.config.url
         _, open_until = self._failures.get(url, (0, 0.0))
         if time.monotonic() < open_until:
-            await self._store.push_later(due, now() + int(1e6 * (open_until - time.monotonic())) + 1)
+            await self._rows.push_later(due, now() + int(1e6 * (open_until - time.monotonic())) + 1)
             return
         problem = await self._post(due)
         if problem is None:
             self._failures.pop(url, None)
-            await self._store.push_done(due)
+            await self._rows.push_done(due)
             return
         failures = self._failures.get(url, (0, 0.0))[0] + 1
         if len(self._failures) >= _MOST_URLS:
@@ -158,7 +158,7 @@ class Pusher:
         last = due.tries + 1 >= self._tries
         log = logger.error if last else logger.warning
         log("push %s of task %s failed: %s", due.config.id, due.config.task_id, problem)
-        await self._store.push_failed(
+        await self._rows.push_failed(
             due, problem, None if last else now() + int(1e6 * backoff(due.tries, self._first_delay))
         )
 

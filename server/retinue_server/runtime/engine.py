@@ -40,7 +40,7 @@ class Engine(ABC):
     async def submit(
         self, caller: Caller, request: SendMessageRequest, *, user: str | None, extensions: frozenset[str] = frozenset()
     ) -> Submission:
-        """Accept the message, as `Store.accept` describes, and run its turn when its lane is free.
+        """Accept the message, as `Turns.accept` describes, and run its turn when its lane is free.
 
         Raises LimitError where one more turn would be too many, and nothing is stored.
         """

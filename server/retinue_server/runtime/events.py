@@ -179,11 +179,6 @@ def _join(events: list[Event], texts: list[str]) -> None:
         texts.clear()
 
 
-def packed(payloads: Sequence[bytes]) -> bytes:
-    """Serialised messages one after the other, each behind its length in four bytes, the most significant first."""
-    return b"".join(part for payload in payloads for part in (len(payload).to_bytes(4, "big"), payload))
-
-
 def _is_plain_text(parts: Sequence[Part]) -> bool:
     if len(parts) != 1:
         return False

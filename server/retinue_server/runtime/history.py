@@ -12,7 +12,7 @@ from retinue_server.a2a.executor import (
     conversation,
 )
 
-from .store.base import Store
+from .store.tasks import Tasks
 from .turn import Turn
 
 _TASKS = 20
@@ -21,7 +21,7 @@ _CHARACTERS = 8_000
 """How much of them, counted from the latest word back: about 2,000 tokens of English."""
 
 
-def history_from(store: Store) -> History:
+def history_from(tasks: Tasks) -> History:
     """The stored messages of the context and its owner, oldest first, without the one that is to be answered."""
 
     async def history(request: RequestContext) -> list[Message]:
@@ -30,7 +30,7 @@ def history_from(store: Store) -> History:
             return []
         latest = turn.request.message.message_id
         begun = f"{turn.task_id}/{answer_to(latest)}"  # what a crash left of the answer that is to be given anew
-        said = [entry for task in await store.context(turn, _TASKS) for entry in conversation(task)]
+        said = [entry for task in await tasks.context(turn, _TASKS) for entry in conversation(task)]
         return _window([entry for entry in said if entry.id not in (latest, begun)])
 
     return history

@@ -36,7 +36,8 @@ from .engine import Engine, Submission
 from .events import Event, payload_of
 from .journal import TurnJournal
 from .run import CURRENT, Run
-from .store.base import Store
+from .store.tasks import Tasks
+from .store.turns import Turns
 from .subscribers import Subscriber
 from .task_state import canceled, owed_at_end
 from .timer import CoalescingTimer
@@ -73,14 +74,16 @@ class LocalEngine(Engine):
 
     def __init__(
         self,
-        store: Store,
+        turns: Turns,
+        tasks: Tasks,
         executors: Mapping[str, AgentExecutor],
         *,
         committed: Callable[[Progress | None, Sequence[DueWrite]], None],
         most: int = 10_000,
         most_waiting: int = 32,
     ) -> None:
-        self._store = store
+        self._turns = turns
+        self._tasks = tasks
         self._committed = committed
         self._executors = executors
         self._most = most
@@ -103,7 +106,7 @@ class LocalEngine(Engine):
         self._reminder = CoalescingTimer(_LOG_EVERY)
 
     async def start(self) -> None:
-        for accepted in await self._store.recover():
+        for accepted in await self._turns.recover():
             turn = accepted.turn
             if turn.caller.agent not in self._executors:
                 logger.warning("task %s: waits until there is an agent %s again", turn.task_id, turn.caller.agent)
@@ -141,7 +144,7 @@ class LocalEngine(Engine):
                 if not run.finishing:
                     await run.flush()
                 # stopped in order: not a crash
-                await self._store.mark(run.turn, TurnState.DONE if run.asked else TurnState.WAITING)
+                await self._turns.mark(run.turn, TurnState.DONE if run.asked else TurnState.WAITING)
             except (StaleAttempt, RetinueError) as error:
                 logger.warning("task %s: what it did last is lost: %s", run.turn.task_id, error)
             self._fail(run, InternalError("the server is stopping; the task goes on when it is back"))
@@ -157,7 +160,7 @@ class LocalEngine(Engine):
         self._counts[key] += 1
         kept = False
         try:
-            accepted = await self._store.accept(caller, request, user=user, extensions=extensions)
+            accepted = await self._turns.accept(caller, request, user=user, extensions=extensions)
             if accepted.replay:
                 runs = self._runs.get(accepted.turn.task_id, ())
                 return Submission(accepted, next((run for run in runs if run.turn.id == accepted.turn.id), None))
@@ -176,7 +179,7 @@ class LocalEngine(Engine):
     ) -> None:
         """Run the message of a caller who left while it was being stored: it may be stored, and then it has to be run."""
         try:
-            accepted = await self._store.accept(caller, request, user=user, extensions=extensions)
+            accepted = await self._turns.accept(caller, request, user=user, extensions=extensions)
         except (A2AError, RetinueError) as error:
             logger.info("a message whose sender left is refused: %s", error)
             return
@@ -200,7 +203,7 @@ class LocalEngine(Engine):
         turn = accepted.turn
         executor = self._executors[turn.caller.agent]
         owed = partial(owed_at_end, executor, turn.caller.tenant)
-        run = Run(accepted, self._store, self._tell_watchers, self._committed, self._reminder, owed)
+        run = Run(accepted, self._turns, self._tell_watchers, self._committed, self._reminder, owed)
         run.key = key
         self._changes += 1
         self._runs.setdefault(turn.task_id, []).append(run)
@@ -233,7 +236,7 @@ class LocalEngine(Engine):
         for run in theirs:
             run.remembers = False
         if cancel:
-            outcomes = (self.cancel(replace(run.turn.caller, reach=owner), run.turn.task_id) for run in theirs)
+            outcomes = (self.cancel(replace(run.turn.caller, visible_owner=owner), run.turn.task_id) for run in theirs)
             await asyncio.gather(*outcomes, return_exceptions=True)
 
     async def cancel(self, caller: Caller, task_id: str) -> Task:
@@ -272,7 +275,7 @@ class LocalEngine(Engine):
     async def subscribe(self, caller: Caller, task_id: str) -> tuple[Task, Subscriber]:
         while True:
             changes = self._changes
-            task = self.live(caller, task_id) or await self._store.task(caller, task_id)
+            task = self.live(caller, task_id) or await self._tasks.get(caller, task_id)
             if (run := self._reachable(caller, task_id)) is not None:
                 if run.vanishes and not run.over.is_set():
                     await run.over.wait()
@@ -314,8 +317,8 @@ class LocalEngine(Engine):
                 self._fail(run, InternalError("the task stopped: its progress could not be stored"))
         except StaleAttempt as error:
             logger.warning("task %s: this run has no say in it any more: %s", run.turn.task_id, error)
-            await self._store.mark(run.turn, TurnState.DONE)  # no effect where another attempt has the turn
-            found = await self._store.reload(run.turn)
+            await self._turns.mark(run.turn, TurnState.DONE)  # no effect where another attempt has the turn
+            found = await self._turns.reload(run.turn)
             if found is None or found[0].status.state in TERMINAL:
                 self._came_too_late(run, found)
             self._fail(run, InternalError("the task goes on elsewhere"))
@@ -331,7 +334,7 @@ class LocalEngine(Engine):
         CURRENT.set(run)
         resumed = turn.attempt > 1
         call = ServerCallContext(tenant=turn.caller.tenant, requested_extensions=set(turn.extensions))
-        recorded = await self._store.steps(turn) if resumed else {}
+        recorded = await self._turns.steps(turn) if resumed else {}
         call.state[JOURNAL] = TurnJournal(run, recorded)
         call.state[TURN] = turn
         context = RequestContext(
@@ -387,7 +390,7 @@ class LocalEngine(Engine):
         if run.ended and run.snapshot.task.status.state in TERMINAL:
             for doomed in list(behind):
                 self._take_off(doomed, lane)
-                self._note(self._store.mark(doomed.turn, TurnState.DONE))
+                self._note(self._turns.mark(doomed.turn, TurnState.DONE))
                 self._fail(doomed, _too_late(doomed))
         elif run.ended and behind:
             behind[0].resume(run.snapshot.copy(), run.snapshot.seq)
@@ -430,16 +433,16 @@ class LocalEngine(Engine):
         turn = run.turn
         try:
             if not turn.new_task:
-                found = await self._store.reload(turn)
+                found = await self._turns.reload(turn)
                 if found is None or found[0].status.state in TERMINAL:
-                    await self._store.mark(turn, TurnState.DONE)
+                    await self._turns.mark(turn, TurnState.DONE)
                     self._came_too_late(run, found)
                     self._over(run)
                     return
                 if run.canceling:
                     return
                 run.resume(*found)
-            await self._store.mark(turn, TurnState.RUNNING)
+            await self._turns.mark(turn, TurnState.RUNNING)
         except Exception:
             logger.exception("task %s could not begin", turn.task_id)
             self._over(run)
@@ -450,7 +453,7 @@ class LocalEngine(Engine):
     # -- small things --------------------------------------------------------------------------------------------------
 
     async def _cancel_parked(self, caller: Caller, task_id: str) -> Task:
-        task = await self._store.task(caller, task_id)
+        task = await self._tasks.get(caller, task_id)
         if self._reachable(caller, task_id) is not None:
             return await self.cancel(caller, task_id)  # a message came while the store was read
         if task is None:
@@ -461,7 +464,7 @@ class LocalEngine(Engine):
         found.CopyFrom(task.status)
         event = canceled(task)
         writes = owed_at_end(self._executors[caller.agent], caller.tenant, task)
-        owed = await self._store.end(caller, task, found, payload_of(event), writes)
+        owed = await self._turns.end(caller, task, found, payload_of(event), writes)
         if owed is None:
             return await self.cancel(caller, task_id)  # it is not any more as it was found
         self._changes += 1
@@ -470,13 +473,13 @@ class LocalEngine(Engine):
         return task
 
     async def _current(self, caller: Caller, task: Task) -> Task:
-        return self.live(caller, task.id) or await self._store.task(caller, task.id) or task
+        return self.live(caller, task.id) or await self._tasks.get(caller, task.id) or task
 
     def _reachable(self, caller: Caller, task_id: str) -> Run | None:
         for run in self._runs.get(task_id, ()):
             turn = run.turn
             same = (turn.caller.agent, turn.caller.tenant) == (caller.agent, caller.tenant)
-            if same and caller.reach in (None, turn.owner):
+            if same and caller.visible_owner in (None, turn.owner):
                 return run
         return None
 

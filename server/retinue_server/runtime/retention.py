@@ -7,8 +7,8 @@ import logging
 
 from retinue_memory.errors import StoreError
 
-from .store.base import Store
 from .store.rows import now
+from .store.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
@@ -19,11 +19,11 @@ _PAUSE = 0.05
 _DAY = 86_400_000_000
 
 
-async def purge_forever(store: Store, days: float | None) -> None:
+async def purge_forever(tasks: Tasks, days: float | None) -> None:
     """Delete tasks that ended more than `days` ago, with all that belongs to them; None: keep everything."""
     while days is not None:
         try:
-            purged = await store.purge(now() - int(days * _DAY), _BATCH)
+            purged = await tasks.purge(now() - int(days * _DAY), _BATCH)
         except StoreError:
             logger.exception("old tasks could not be purged")
             purged = 0

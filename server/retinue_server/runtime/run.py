@@ -23,10 +23,9 @@ from .events import (
     Event,
     Snapshot,
     coalesce,
-    packed,
     payload_of,
 )
-from .store.base import Store
+from .store.turns import Turns
 from .subscribers import Subscriber
 from .timer import CoalescingTimer
 from .turn import (
@@ -56,14 +55,14 @@ class Run(EventQueue):
     def __init__(
         self,
         accepted: Accepted,
-        store: Store,
+        turns: Turns,
         watchers: Callable[[Event], None],
         committed: Callable[[Progress, Sequence[DueWrite]], None],
         reminder: CoalescingTimer,
         owed_at_end: Callable[[Task, Sequence[MemoryWrite]], list[MemoryWrite]],
     ) -> None:
         self.turn = accepted.turn
-        self.snapshot = Snapshot(accepted.task, accepted.seq)
+        self.snapshot = Snapshot(accepted.task, accepted.generation)
         self.snapshot.hear(self.turn.request.message)
         self.pushes = accepted.pushes
         self.settled: asyncio.Future[Task | Message] = asyncio.get_running_loop().create_future()
@@ -91,7 +90,7 @@ class Run(EventQueue):
         """Set when the engine is done with the run."""
         self.continues = False
         """Whether the task goes on with another message that waits, although this turn is done."""
-        self._store = store
+        self._turns = turns
         self._watchers = watchers
         self._committed = committed
         self._owed_at_end = owed_at_end
@@ -317,7 +316,7 @@ class Run(EventQueue):
             self._recording.add_done_callback(self._stop_if_it_failed)
 
     async def _record(self, progress: Progress) -> None:
-        owed = await self._store.record(progress)
+        owed = await self._turns.record(progress)
         if progress.pushes or owed:
             self._committed(progress, owed)
 
@@ -329,16 +328,14 @@ class Run(EventQueue):
 
     def _progress(self, *, done: bool = False) -> Progress:
         """What happened since the last commit, taken off the lists: a record that fails ends the run."""
-        payloads = [payload_of(event) for event in coalesce(self._events)]
         task = self.snapshot.task
         progress = Progress(
             self.turn,
             state=task.status.state,
             status_at=task.status.timestamp.ToMicroseconds(),
             snapshot=task.SerializeToString(),
-            seq=self.snapshot.seq,
-            events=packed(payloads),
-            pushes=payloads if self.pushes else [],
+            generation=self.snapshot.seq,
+            pushes=[payload_of(event) for event in coalesce(self._events)] if self.pushes else [],
             steps=self._steps,
             writes=[*self._owed, *(self.writes if done else ())] if self.remembers else (),
             done=done,

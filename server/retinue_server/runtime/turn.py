@@ -37,12 +37,12 @@ PRINCIPAL = "principal/"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, of which agent. `reach` is the owner whose tasks they may see; None: every owner's of the tenant."""
+    """Who asks, of which agent. `visible_owner` is the owner whose tasks they may see; None: every owner's of the tenant."""
 
     agent: str
     tenant: str
     principal: str
-    reach: str | None
+    visible_owner: str | None
 
     def owner(self, user: str | None) -> str:
         return USER + user if user is not None else PRINCIPAL + self.principal
@@ -74,7 +74,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What `Store.accept` did: stored a new turn, or, where `replay`, found the turn that the same message began before."""
+    """What `Turns.accept` did: stored a new turn, or, where `replay`, found the turn that the same message began before."""
 
     turn: Turn
     task: Task
@@ -83,8 +83,8 @@ class Accepted:
     """Whether the turn that was found is done."""
     answer: Message | None = None
     """The direct message that a replayed turn ended with."""
-    seq: int = 0
-    """The number of the task's last stored event."""
+    generation: int = 0
+    """The task's stored generation."""
     pushes: bool = False
     """Whether the task has push configs."""
 
@@ -105,7 +105,7 @@ class MemoryWrite:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a turn did since its last commit; `Store.record` writes it all in one transaction, or nothing."""
+    """What a turn did since its last commit; `Turns.record` writes it all in one transaction, or nothing."""
 
     turn: Turn
     state: TaskState
@@ -113,8 +113,7 @@ class Progress:
     """Microseconds since the epoch."""
     snapshot: bytes
     """The task as it is now, serialised."""
-    seq: int
-    events: bytes = b""
+    generation: int
     pushes: Sequence[bytes] = ()
     """The events as serialised StreamResponse messages, for a task that has push configs."""
     steps: Sequence[tuple[str, str | None]] = ()

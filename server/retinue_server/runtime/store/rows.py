@@ -1,4 +1,4 @@
-"""The values of the store's rows: what is written into them, and what they are read as."""
+"""Conversions between the values of rows and the values of the runtime."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
+from importlib.resources import files
 from typing import Any
 
-from a2a.types import Message, SendMessageRequest, Task, TaskPushNotificationConfig, TaskState
+from a2a.types import Message, SendMessageRequest, Task, TaskPushNotificationConfig
 
 from retinue_memory import InvocationContext
 from retinue_memory.database.base import Cursor
 from retinue_memory.messages import message_json, message_of
-from retinue_server.auth.owners import USER_ID
-from retinue_server.runtime.turn import Caller, MemoryWrite, Turn
+from retinue_server.runtime.turn import Accepted, Caller, MemoryWrite, Turn
 
+FOLDER = files("retinue_server.runtime.store")
+"""The `.sql` files: named statements by module, and migrations."""
 _CONTEXT = tuple(field.name for field in fields(InvocationContext))
 
 
@@ -26,26 +28,18 @@ def now() -> int:
 
 
 def digest_of(message: Message) -> bytes:
-    """What makes two messages with one id the same: who says what; not where it was sent to."""
+    """A hash of what a message says and who says it, not of where it is sent to."""
     content = Message(role=message.role, parts=message.parts, metadata=message.metadata)
     return hashlib.sha256(content.SerializeToString(deterministic=True)).digest()
 
 
-def new_task(request: SendMessageRequest) -> Task:
-    message = request.message
-    task = Task(id=message.task_id, context_id=message.context_id, history=[message])
-    task.status.state = TaskState.TASK_STATE_SUBMITTED
-    task.status.timestamp.FromMicroseconds(now())
-    if USER_ID in request.metadata:
-        task.metadata[USER_ID] = request.metadata[USER_ID]
-    return task
-
-
 def scope_of(caller: Caller) -> dict[str, Any]:
-    return {"tenant": caller.tenant, "agent": caller.agent, "reach": caller.reach}
+    """The parameters that confine a statement to what the caller may see."""
+    return {"tenant": caller.tenant, "agent": caller.agent, "visible_owner": caller.visible_owner}
 
 
 def task_of(snapshot: bytes, memory: str | None) -> Task:
+    """The task of a snapshot, with the state of its memory writes in its metadata."""
     task = Task.FromString(snapshot)
     if memory is not None:
         task.metadata.get_or_create_struct("memory")["update"] = memory
@@ -53,6 +47,7 @@ def task_of(snapshot: bytes, memory: str | None) -> Task:
 
 
 def named(cursor: Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
+    """A row as values by column name."""
     return dict(zip((column[0] for column in cursor.description or ()), row, strict=True))
 
 
@@ -71,8 +66,15 @@ def turn_of(row: Mapping[str, Any], caller: Caller) -> Turn:
     )
 
 
+def accepted_of(row: Mapping[str, Any], caller: Caller) -> Accepted:
+    """A turn that was accepted before, from a row of `turns` joined with its task."""
+    turn = replace(turn_of(row, caller), new_context=False)
+    task = task_of(row["snapshot"], row["memory"])
+    return Accepted(turn, task, generation=row["generation"], pushes=bool(row["pushes"]))
+
+
 def write_values(write: MemoryWrite) -> tuple[str, str, str]:
-    """The memory, the context and the messages, as `write_of` takes them."""
+    """The memory, context and messages of a write, as `write_of` takes them."""
     context = {field: getattr(write.context, field) for field in _CONTEXT}
     return write.memory, json.dumps(context), json.dumps([message_json(message) for message in write.messages])
 
