@@ -12,7 +12,7 @@ from pathlib import Path
 from a2a.types import StreamResponse, Task, TaskState
 from google.protobuf.json_format import MessageToDict
 
-from .ledger import MAY_FAIL_FOR, TERMINAL, JSONObject, Ledger, View, reason_of
+from .ledger import MAY_FAIL_FOR, TERMINAL, JSONObject, Ledger, View, artifacts, reason_of, text_of
 
 Step = tuple[str, str]
 """(message id, key in the journal)"""
@@ -43,6 +43,8 @@ class Wreck:
         """The first generation after whose kill a step was found committed."""
         self.at_work: dict[str, tuple[int, int]] = {}
         """Of each message whose turn kills found at the head of its lane: its committed steps, and how many kills since."""
+        self.pending_pushes: dict[str, list[list[JSONObject]]] = {}
+        """Of each push config, the events that kills found not delivered yet, a list for each kill."""
         self._ended: dict[str, tuple[int, int]] = {}
 
     def look(self, database: Path, generation: int, acknowledged: Iterable[str]) -> None:
@@ -71,6 +73,11 @@ class Wreck:
         for message_id, steps in db.execute(_HEADS):
             before, kills = self.at_work.get(message_id, (steps, 0))
             self.at_work[message_id] = (steps, kills + 1 if steps == before else 1)
+        pending: dict[str, list[JSONObject]] = {}
+        for config, payload in db.execute("SELECT config_id, payload FROM push_outbox WHERE dead = 0 ORDER BY id"):
+            pending.setdefault(config, []).append(MessageToDict(StreamResponse.FromString(payload)))
+        for config, events in pending.items():
+            self.pending_pushes.setdefault(config, []).append(without_repeats(events))
 
 
 def committed_steps(db: sqlite3.Connection) -> set[Step]:
@@ -177,8 +184,10 @@ def memories(db: sqlite3.Connection, ledger: Ledger) -> int:
     return len(stored)
 
 
-def pushes(db: sqlite3.Connection, arrived: dict[str, list[JSONObject]], ledger: Ledger) -> tuple[int, int]:
-    """(deliveries, of these repeated ones): for each config its task's events, each at least once, in their order."""
+def pushes(
+    db: sqlite3.Connection, arrived: dict[str, list[JSONObject]], wreck: Wreck, ledger: Ledger
+) -> tuple[int, int]:
+    """(deliveries, of these repeated ones): each config's events, each at least once, in their order, leave its task as it is."""
     (owed,) = db.execute("SELECT count(*) FROM push_outbox").fetchone()
     if owed:
         ledger.violation(f"{owed} pushes are still owed")
@@ -186,35 +195,36 @@ def pushes(db: sqlite3.Connection, arrived: dict[str, list[JSONObject]], ledger:
     total = sum(map(len, arrived.values()))
     different = 0
     for task_id, config in configs:
-        got, log = without_repeats(arrived.get(config, [])), without_repeats(_events(db, task_id))
+        got = without_repeats(arrived.get(config, []))
         different += len(got)
-        final = _task(db, task_id).status.state
-        if got and log and got[:-1] == log[-(len(got) - 1) :] and final == TaskState.TASK_STATE_CANCELED:
-            log.append(got[-1])  # a parked task that was canceled: no turn logs that
-        begun_with_it = ledger.sent[config].names is None
-        if not got or got != log[-len(got) :] or (begun_with_it and len(got) != len(log)):
-            ledger.violation(f"push {config}: {len(got)} arrived of {len(log)} events: {_brief(got)} of {_brief(log)}")
-        if begun_with_it:
-            view = View(ledger, f"push {config}", task_id)
-            for event in got:
-                view.apply(event)
+        for pending in wreck.pending_pushes.get(config, []):
+            if not any(got[place : place + len(pending)] == pending for place in range(len(got))):
+                ledger.violation(f"push {config}: a kill found {_brief(pending)} pending, {_brief(got)} arrived")
+        task = MessageToDict(_task(db, task_id))
+        if _last_state(got) != task["status"]["state"]:
+            ledger.violation(f"push {config}: its task is {task['status']['state']}, {_brief(got)} arrived")
+        if ledger.sent[config].names is None:
+            _leaves(got, task, View(ledger, f"push {config}", task_id), ledger)
     return total, total - different
+
+
+def _leaves(got: list[JSONObject], task: JSONObject, view: View, ledger: Ledger) -> None:
+    """Check what arrived for a config that came with its task: every event since, so the artifacts of the task."""
+    for event in got:
+        view.apply(event)
+    texts = {artifact["artifactId"]: text_of(artifact) for artifact in artifacts(task)}
+    if view.texts != texts:
+        ledger.violation(f"pushes of task {task['id']}: leave it with {view.texts}, it is {texts}")
+
+
+def _last_state(events: list[JSONObject]) -> str | None:
+    states = [value["status"]["state"] for event in events for value in event.values() if "status" in value]
+    return states[-1] if states else None
 
 
 def without_repeats(events: list[JSONObject]) -> list[JSONObject]:
     """Without those that equal the one before them: a delivery whose answer was lost comes again before the next."""
     return [event for place, event in enumerate(events) if place == 0 or event != events[place - 1]]
-
-
-def _events(db: sqlite3.Connection, task_id: str) -> list[JSONObject]:
-    found: list[JSONObject] = []
-    for (payload,) in db.execute("SELECT payload FROM events WHERE task_id = ? ORDER BY seq", (task_id,)):
-        place = 0
-        while place < len(payload):
-            length = int.from_bytes(payload[place : place + 4], "big")
-            place += 4 + length
-            found.append(MessageToDict(StreamResponse.FromString(payload[place - length : place])))
-    return found
 
 
 def _task(db: sqlite3.Connection, task_id: str) -> Task:

@@ -95,7 +95,7 @@ def _report(
         ledger.violation(f"{receiver.unauthentic} pushes came without their token")
     unknown = checks.never_twice(calls, db, ledger)
     remembered = checks.memories(db, ledger)
-    delivered, delivered_again = checks.pushes(db, receiver.arrived, ledger)
+    delivered, delivered_again = checks.pushes(db, receiver.arrived, wreck, ledger)
     figures = {
         "messages sent": len(ledger.sent),
         "tasks acknowledged": len(ledger.acknowledged),

@@ -27,7 +27,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from retinue_memory.errors import ConfigError
+from retinue_memory.database.url import check_url
+from retinue_memory.errors import ConfigError, StoreError
 
 from . import yaml_source
 from .yaml_source import Document, Expanded, dotted
@@ -296,9 +297,11 @@ class Config(Section):
 
     @field_validator("database")
     @classmethod
-    def _sqlite(cls, value: str) -> str:
-        if not value.startswith("sqlite:///") or value == "sqlite:///":
-            raise ValueError("expected sqlite:///file.db, or sqlite:////absolute/file.db")
+    def _database_url(cls, value: str) -> str:
+        try:
+            check_url(value)
+        except StoreError as error:
+            raise ValueError(str(error)) from error
         return value
 
     @property

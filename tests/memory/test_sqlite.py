@@ -1,21 +1,25 @@
-"""The one SQLite writer and its readers."""
+"""The SQLite writer and its readers, migrations, addresses and file locks."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import sqlite3
+import subprocess
+import sys
 import threading
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from retinue_memory.database.base import Connection, Operation
+from retinue_memory.database.file_lock import FileLock
 from retinue_memory.database.migrations import named_queries
-from retinue_memory.database.sqlite import SQLiteDatabase
-from retinue_memory.database.url import open_database
-from retinue_memory.errors import StoreError
+from retinue_memory.database.sqlite import READERS, SQLiteDatabase
+from retinue_memory.database.url import IN_MEMORY_URL, open_database
+from retinue_memory.errors import LockError, StoreError
 
 
 def create(db: Connection) -> None:
@@ -123,6 +127,102 @@ async def test_a_read_sees_what_was_acknowledged(database: SQLiteDatabase) -> No
         assert await asyncio.to_thread(database.read_now, lambda db: db.execute("SELECT max(x) FROM t").fetchone()) == (
             number,
         )
+
+
+async def test_a_read_is_one_snapshot(database: SQLiteDatabase) -> None:
+    """However many statements it runs and whatever is written between them; the next read sees that."""
+    await database.write(create)
+    entered, go_on = threading.Event(), threading.Event()
+
+    def count_twice(db: Connection) -> tuple[int, int]:
+        first = db.execute("SELECT count(*) FROM t").fetchone()[0]
+        entered.set()
+        assert go_on.wait(20)
+        return first, db.execute("SELECT count(*) FROM t").fetchone()[0]
+
+    async def read_on_a_thread(operation: Operation[tuple[int, int]]) -> tuple[int, int]:
+        return await asyncio.to_thread(database.read_now, operation)
+
+    reads: list[Callable[[Operation[tuple[int, int]]], Awaitable[tuple[int, int]]]] = [database.read, read_on_a_thread]
+    for number, read in enumerate(reads):
+        reading = asyncio.ensure_future(read(count_twice))
+        assert await asyncio.to_thread(entered.wait, 20)
+        await database.write(partial(insert, number))
+        go_on.set()
+        assert await reading == (number, number)
+        assert len(await values(database)) == number + 1
+        entered.clear()
+        go_on.clear()
+
+
+async def test_a_read_that_fails_leaves_its_connection_usable(database: SQLiteDatabase) -> None:
+    """Also in the middle of its rows; an error of SQLite comes as StoreError with advice, any other as it is."""
+    await database.write(create)
+    await asyncio.gather(*(database.write(partial(insert, number)) for number in range(5)))
+
+    def fail(db: Connection) -> None:
+        for (x,) in db.execute("SELECT x FROM t"):
+            raise KeyError(x)
+
+    for _ in range(READERS + 1):
+        with pytest.raises(KeyError):
+            await database.read(fail)
+        with pytest.raises(StoreError, match="no such table"):
+            await database.read(lambda db: db.execute("SELECT x FROM nowhere"))
+        assert len(await values(database)) == 5
+
+
+async def test_a_database_in_memory_is_read_as_any_other() -> None:
+    """From the event loop and from threads; it has no file, so nothing is left to scrub or to lock."""
+    database = open_database(IN_MEMORY_URL)
+    database.acquire_server_lock()
+    await database.write(create)
+    await asyncio.gather(*(database.write(partial(insert, number)) for number in range(5)))
+
+    def count(db: Connection) -> int:
+        return int(db.execute("SELECT count(*) FROM t").fetchone()[0])
+
+    assert (await database.read(count), await asyncio.to_thread(database.read_now, count)) == (5, 5)
+    assert await database.scrub() is None
+    await database.aclose()
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from retinue_memory.database.file_lock import FileLock
+FileLock(Path(sys.argv[1])).acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_lock_is_held_by_one_process_until_it_dies(tmp_path: Path) -> None:
+    """The error says that somebody has it, or else why it cannot be had; a killed holder leaves nothing behind."""
+    lock = FileLock(tmp_path / "folder" / "x.lock")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, lock.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(LockError, match="locked") as refused:
+            lock.acquire()
+        assert refused.value.held
+        holder.kill()
+        holder.wait(20)
+    lock.acquire(timeout_s=20)
+    lock.acquire()
+    other = FileLock(lock.path)
+    with pytest.raises(LockError) as refused:
+        other.acquire()
+    assert refused.value.held
+    lock.release()
+    other.acquire()
+    other.release()
+    other.release()
+    with pytest.raises(LockError, match=r"unable to open|Not a directory|File exists") as refused:
+        FileLock(lock.path / "x.lock").acquire()
+    assert not refused.value.held
 
 
 async def test_migrations_run_once_and_whole(database: SQLiteDatabase, tmp_path: Path) -> None:

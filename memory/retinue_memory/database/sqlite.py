@@ -115,7 +115,7 @@ class SQLiteDatabase:
                 raise StoreError(
                     f"{self.path}: another server uses it: stop that server, or configure another database"
                 ) from error
-            raise StoreError(f"{self.path} cannot be locked ({error}): make its folder writable") from error
+            raise StoreError(f"{self.path}: cannot be locked ({error}): make its folder writable") from error
 
     async def aclose(self) -> None:
         await asyncio.to_thread(self.close)

@@ -30,7 +30,5 @@ def check_url(url: str) -> None:
 def _path(url: str) -> Path:
     path = url.removeprefix(_SQLITE)
     if not path or path == url:
-        raise StoreError(
-            f"{url!r} is not the address of a database: write sqlite:///file.db, or sqlite:////absolute/file.db"
-        )
+        raise StoreError("expected sqlite:///file.db, or sqlite:////absolute/file.db")  # not what was found: a password
     return Path(path)
