@@ -437,7 +437,7 @@ async def test_tools_are_added_by_call_and_by_decorator() -> None:
         return 3 * n
 
     assert (twice(2), thrice(2)) == (4, 6)
-    assert [(t.name, t.description, t.retry) for t in agent.tools] == [
+    assert [(t.spec.name, t.spec.description, t.retry) for t in agent.tools] == [
         ("twice", "Double a number.", "always"),
         ("three_times", "", "never"),
     ]

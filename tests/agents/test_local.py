@@ -188,7 +188,7 @@ def test_tools_are_ignored_and_that_is_said(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.WARNING):
         Agent("local/smollm2-135m", tools=[one, two])
     assert [record.message for record in caplog.records] == [
-        "agent agent: the model local/smollm2-135m calls no tools, they are ignored"
+        "agent agent: the model local/smollm2-135m calls no tools, its tools are ignored"
     ]
 
 

@@ -21,7 +21,7 @@ from retinue_agents import (
     ToolCall,
     ToolReturned,
 )
-from retinue_agents.memory_tools import is_told
+from retinue_agents.memory_tools import is_stated_in
 from retinue_agents.testing import EchoModel, Line, ScriptedModel
 from retinue_memory import (
     ManagedMemory,
@@ -154,7 +154,7 @@ def test_a_model_that_calls_no_tools_cannot_be_left_alone_with_a_memory(caplog: 
     class Plain(EchoModel):
         calls_tools = False
 
-    with pytest.raises(ConfigError, match=r'calls no tools.*take "auto"') as raised:
+    with pytest.raises(ConfigError, match=r'calls no tools.*set memory_mode to "auto"') as raised:
         Agent(Plain(), memory=ListMemory(), memory_mode="tools")
     assert raised.value.key == "memory_mode"
     Agent(Plain(), memory=ListMemory(), memory_mode="both")
@@ -198,7 +198,7 @@ async def test_ids_are_for_those_who_may_forget(native: ManagedMemory) -> None:
 
 async def test_nothing_found_is_said() -> None:
     events = await events_of(Agent(ScriptedModel([search("x"), "-"]), memory=ListMemory(), memory_mode="tools"))
-    assert results(events) == [("Nothing is remembered of this.", False)]
+    assert results(events) == [("No memories found.", False)]
 
 
 async def test_what_was_recalled_already_is_not_shown_twice(native: ManagedMemory) -> None:
@@ -246,8 +246,8 @@ async def test_failures_are_results_and_events() -> None:
     events = await events_of(agent)
     (found, failed), (saved, not_saved) = results(events)
     assert "I am from Italy" in found
-    assert found.endswith("Out of order: broken, slow.")
-    assert saved == "Saved. Out of order: broken."
+    assert found.endswith("Unavailable: broken, slow.")
+    assert saved == "Saved. Unavailable: broken."
     assert not failed
     assert not not_saved
     assert [event for event in events if isinstance(event, MemoryFailed)] == [
@@ -258,8 +258,8 @@ async def test_failures_are_results_and_events() -> None:
     assert not any(isinstance(event, MemoryUpdated) for event in events)
     agent = Agent(ScriptedModel(script), memory=BrokenMemory(), memory_mode="tools")
     assert results(await events_of(agent)) == [
-        ("The memory cannot be searched now. Out of order: broken.", True),
-        ("Not saved. Out of order: broken.", True),
+        ("The memory cannot be searched now. Unavailable: broken.", True),
+        ("Not saved. Unavailable: broken.", True),
     ]
 
 
@@ -316,7 +316,7 @@ async def test_both_styles_do_not_remember_twice(text: str, native: ManagedMemor
             Agent(ScriptedModel([add(text), "Fish."]), memory=memory, memory_mode="both"),
             said if text != "I live in Bergen." else "I live in Bergen",
         )
-        assert results(events) == [("Remembered already: what the user just wrote is kept as they wrote it.", False)]
+        assert results(events) == [("Already remembered: the user's message is saved as they wrote it.", False)]
     assert len([one for one in await contents(native) if "ergen" in one]) == 1
     assert len([one for one in plain.kept["alice"] if "ergen" in one.content]) == 1
 
@@ -329,10 +329,10 @@ async def test_what_is_known_is_not_added_again() -> None:
     model = ScriptedModel([calls, add("The user has a dog."), "Fine."])
     events = await events_of(Agent(model, memory=memory, memory_mode="both"), "Hello there")
     assert [text for text, _ in results(events)] == [
-        "Remembered already.",
+        "Already remembered.",
         "Saved.",
-        "Remembered already.",
-        "Remembered already.",
+        "Already remembered.",
+        "Already remembered.",
     ]
     assert [m.content for m in memory.kept["alice"]] == ["I like figs.", "The user has a dog.", "Hello there", "Fine."]
 
@@ -355,7 +355,7 @@ async def test_what_is_known_is_not_added_again() -> None:
 )
 def test_what_a_message_tells(note: str, message: str, told: bool) -> None:
     """A note may be left out only where every sentence of it is in one of the message's that lasts."""
-    assert is_told(note, message) is told
+    assert is_stated_in(note, message) is told
 
 
 async def test_a_note_gives_no_orders(native: ManagedMemory) -> None:
@@ -381,7 +381,7 @@ async def test_secrets_are_not_saved(native: ManagedMemory) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "x" * 2001, 5])
-async def test_what_cannot_be_added_is_told(text: Any) -> None:
+async def test_what_cannot_be_added_is_stated_in(text: Any) -> None:
     memory = ListMemory()
     ((said, failed),) = results(
         await events_of(Agent(ScriptedModel([add(text), "-"]), memory=memory, memory_mode="tools"))
@@ -401,7 +401,7 @@ async def test_what_a_search_found_can_be_forgotten(native: ManagedMemory) -> No
     events = await events_of(Agent(model, memory=native, memory_mode="tools"))
     found, forgotten, left = [text for text, _ in results(events)]
     assert f"(id {ann.id})" in found
-    assert forgotten == "Forgotten: 1. Not there, or not any more: nonsense."
+    assert forgotten == "Forgotten: 1. Not found: nonsense."
     assert "Bea" in left
     assert "Ann" not in left
     assert await native.get(SCOPE, ann.id) is None
@@ -414,8 +414,8 @@ async def test_forgetting_reaches_nobody_elses(native: ManagedMemory) -> None:
     model = ScriptedModel([forget(theirs.id), search("sister"), "-"])
     events = await events_of(Agent(model, memory=native, memory_mode="tools"))
     assert results(events) == [
-        (f"Forgotten: 0. Not there, or not any more: {theirs.id}.", True),
-        ("Nothing is remembered of this.", False),
+        (f"Forgotten: 0. Not found: {theirs.id}.", True),
+        ("No memories found.", False),
     ]
     assert await native.get(Scope.of(InvocationContext("s", "bob")), theirs.id) == theirs
 
@@ -436,7 +436,7 @@ async def test_a_turn_that_forgets_is_not_remembered_by_itself(native: ManagedMe
     said = "Forget that I live in Bergen. I work as a baker."
     model = ScriptedModel([forget(home.id), add("The user works as a baker."), "I forgot that you live in Bergen."])
     events = await events_of(Agent(model, memory=native, memory_mode="both"), said)
-    assert "is not remembered by itself now" in results(events)[0][0]
+    assert "will not be remembered by itself now" in results(events)[0][0]
     assert results(events)[1] == ("Saved.", False)
     assert await contents(native) == ["The user works as a baker."]
 
@@ -462,7 +462,7 @@ async def test_a_deletion_that_takes_its_time_is_not_confirmed(tmp_path: Path) -
     model = ScriptedModel([forget(home.id), "I will."])
     agent = Agent(model, memory=memory, memory_mode="both", write_timeout=0.5)
     ((text, failed),) = results(await events_of(agent, "Forget that I live in Bergen."))
-    assert text.startswith(f"Forgotten: 0. Not confirmed: {home.id}. What the user just wrote")
+    assert text.startswith(f"Forgotten: 0. Not confirmed: {home.id}. The user's message will not")
     assert failed
     assert await contents(memory) == []
     await memory.aclose()
@@ -482,7 +482,7 @@ async def test_a_memory_that_cannot_forget_is_said(native: ManagedMemory) -> Non
     gone = NativeMemory("sqlite:////dev/null/none.db", name="gone")
     agent = Agent(ScriptedModel([forget(record.id), "-"]), memories=[Behind(), native], memory_mode="tools")
     events = await events_of(agent)
-    assert results(events)[0][0] == "Forgotten: 1. Out of order: gone."
+    assert results(events)[0][0] == "Forgotten: 1. Unavailable: gone."
     assert [event.operation for event in events if isinstance(event, MemoryFailed)] == ["forget"]
     await gone.aclose()
 
@@ -529,4 +529,4 @@ def test_the_tools_need_no_event_loop() -> None:
 
     agent = Agent(ScriptedModel([add("The user has a cat."), "-"]), memory=Refusing(), memory_mode="tools")
     steps = agent.run_sync("Remember the cat", user_id="alice").steps
-    assert results(steps) == [("Not saved. Out of order: list.", True)]
+    assert results(steps) == [("Not saved. Unavailable: list.", True)]
