@@ -58,7 +58,7 @@ class TurnMemory:
         return self.readable and self.writable and bool(self.managed)
 
     async def retrieve(self, query: str) -> RecallResult:
-        """Search the memories, once the user's writes in flight have ended. The model has seen what it finds."""
+        """Search the memories, after the user's writes in flight have ended."""
         await self.writes.wait(self.ctx, self.recall.timeout)
         return await self.recall.retrieve(query, self.ctx, top_k=self.top_k)
 

@@ -1,4 +1,4 @@
-"""The contracts of a chat model and an embedder."""
+"""The model contracts: `ChatModel`, which answers a conversation, and `Embedder`, which turns texts into vectors."""
 
 from __future__ import annotations
 

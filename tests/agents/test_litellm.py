@@ -27,7 +27,9 @@ from retinue_memory import ToolSpec
 from retinue_memory.errors import ModelError
 from retinue_memory.weights import SMOLLM2, Weight
 
-pytestmark = pytest.mark.filterwarnings("ignore:Accessing the 'model_:DeprecationWarning")  # litellm, of its own models
+pytestmark = pytest.mark.filterwarnings(  # litellm, of its own models
+    "ignore:Accessing the 'model_:DeprecationWarning", "ignore:Item '.*' on TypedDict class:UserWarning"
+)
 
 KEY = "sk-a-key-that-must-not-be-seen"
 HELLO = [Message("user", "Hello!")]
@@ -290,7 +292,7 @@ async def test_tool_calls_are_put_together_from_their_pieces(endpoint: Endpoint)
 
 
 async def test_broken_arguments_of_a_tool_call_are_a_model_error(endpoint: Endpoint) -> None:
-    assert "no JSON object" in str(await failure(model(endpoint.url, "badcall")))
+    assert "not a JSON object" in str(await failure(model(endpoint.url, "badcall")))
 
 
 async def test_too_many_requests_are_tried_again(endpoint: Endpoint) -> None:

@@ -250,34 +250,34 @@ def test_facts_are_the_users_own_and_at_most_two() -> None:
     block = [*recalled(*told), *recalled("You told me about Italy", name="assistant")]
     prompt = smollm2.shape([SYSTEM, *block, user(QUESTION)])
     assert prompt.shape == "recall"
-    assert prompt.turns[0][1].startswith("You are a helpful assistant. Use the facts")
-    assert prompt.turns[-1][1] == f"Earlier I told you:\n- I like tea\n- I am from Italy\n\n{QUESTION}"
-    assert "- I have a cat\n\n" in smollm2.shape([*block, user("What is the name of my cat?")]).turns[-1][1]
+    assert prompt.lines[0][1].startswith("You are a helpful assistant. Use the facts")
+    assert prompt.lines[-1][1] == f"Earlier I told you:\n- I like tea\n- I am from Italy\n\n{QUESTION}"
+    assert "- I have a cat\n\n" in smollm2.shape([*block, user("What is the name of my cat?")]).lines[-1][1]
 
 
 def test_memories_stay_out_where_they_are_not_asked_for() -> None:
     """The rendered block never reaches this model, and a general question is answered without facts."""
     prompt = smollm2.shape([SYSTEM, *recalled("I am from Italy"), user("How high is Mont Blanc?")])
-    assert prompt.turns == (("system", SYSTEM.content), ("user", "How high is Mont Blanc?"))
+    assert prompt.lines == (("system", SYSTEM.content), ("user", "How high is Mont Blanc?"))
 
 
 def test_a_long_conversation_loses_its_oldest_turns() -> None:
     """The system prompt and the last message stay; what is left fits and begins with the user."""
     talk = [message for n in range(200) for message in (user(f"fact number {n}"), Message("assistant", f"noted {n}"))]
     fitted = smollm2.fit(smollm2.shape([SYSTEM, *talk, user("And now?")]), 1000)
-    assert fitted.turns[0] == ("system", SYSTEM.content)
-    assert fitted.turns[1][0] == "user"
-    assert fitted.turns[-2:] == (("assistant", "noted 199"), ("user", "And now?"))
-    assert 500 < sum(len(text) for _, text in fitted.turns) <= 1000
+    assert fitted.lines[0] == ("system", SYSTEM.content)
+    assert fitted.lines[1][0] == "user"
+    assert fitted.lines[-2:] == (("assistant", "noted 199"), ("user", "And now?"))
+    assert 500 < sum(len(text) for _, text in fitted.lines) <= 1000
 
 
 def test_a_long_system_prompt_or_memory_leaves_room_for_the_question() -> None:
     long_system = Message("system", "Be kind. " * 1000)
     fitted = smollm2.fit(smollm2.shape([long_system, user("Tell me about the capital of France. " * 20)]), 2000)
-    assert len(fitted.turns[0][1]) == 1000
-    assert len(fitted.turns[1][1]) > 700
+    assert len(fitted.lines[0][1]) == 1000
+    assert len(fitted.lines[1][1]) > 700
     folded = smollm2.shape([*recalled("I am from Italy " * 1000), user(QUESTION)])
-    assert len(folded.turns[-1][1]) < 400
+    assert len(folded.lines[-1][1]) < 400
 
 
 async def test_an_agent_gives_it_the_conversation() -> None:
