@@ -94,7 +94,7 @@ def test_sphinx_style_docstrings_are_read() -> None:
 
 
 async def test_arguments_are_validated_and_converted() -> None:
-    """The function gets what its type hints promise; what does not fit is named, and the function does not run."""
+    """The function gets the types of its hints; an invalid argument is named, and the function does not run."""
     forecast = as_tool(weather)
     result = await forecast({"place": {"city": "Rome"}, "days": "2"}, CONTEXT)
     assert json.loads(result.content) == {"city": "Rome", "days": 2, "unit": "C", "key": "turn/tool/1/0"}
@@ -110,7 +110,7 @@ async def test_arguments_are_validated_and_converted() -> None:
 
 
 async def test_parameters_may_be_named_like_anything() -> None:
-    """Names that mean something to pydantic or JSON Schema are names like any other."""
+    """Names with a meaning in pydantic or JSON Schema are not special."""
 
     def odd(schema: str, model_config: int, title: str = "", json: bool = True) -> str:
         return f"{schema} {model_config} {title} {json}"
@@ -121,7 +121,7 @@ async def test_parameters_may_be_named_like_anything() -> None:
 
 
 async def test_the_context_may_be_optional() -> None:
-    """A function that is also called by hand."""
+    """For a function that is also called without a model."""
 
     def who(context: ToolContext | None = None) -> str:
         return context.key if context else "by hand"
@@ -157,7 +157,7 @@ async def test_results_are_text_or_json() -> None:
 
 
 async def test_failures_are_results() -> None:
-    """ToolError is said as it is, anything else with its type; a timeout says how long; NeedInput and cancellation pass."""
+    """ToolError is passed on as its text, other errors with their type; NeedInput and cancellation are raised."""
 
     async def fail(how: str) -> str:
         if how == "slow":
@@ -217,7 +217,7 @@ async def test_methods_and_callable_objects_are_tools() -> None:
 
 
 def test_what_cannot_be_a_tool_is_refused() -> None:
-    """A schema that cannot be made, a bad name, something that is no function: ConfigError says which."""
+    """Parameters without a schema, an invalid name, an object that is not a function."""
 
     def star(*values: int) -> None: ...
 
@@ -234,7 +234,7 @@ def test_what_cannot_be_a_tool_is_refused() -> None:
 
 
 def test_a_config_names_a_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ "module:function" is imported; its three ways to be wrong are three errors."""
+    """ "module:function" is imported; each import failure has its own error."""
     (tmp_path / "shop_tools.py").write_text('def order(n: int) -> str:\n    """Order."""\n    return "ok"\n', "utf-8")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     assert open_tool("shop_tools:order").spec.description == "Order."
