@@ -1,6 +1,6 @@
-"""Agents that remember: an `Agent`, the models it asks, the tools it uses, and the events it yields.
+"""Agents that remember: `Agent`, its models and tools, and the events it yields.
 
-Importing this is cheap: LiteLLM, the embedded model and schemas for tools are loaded when they are first used.
+Importing this package is cheap: LiteLLM, the embedded model and pydantic are imported at their first use.
 """
 
 from __future__ import annotations
@@ -32,17 +32,12 @@ from .events import (
     ToolReturned,
 )
 from .events import FinalAnswer as FinalAnswerEvent
+from .function_tool import FunctionTool, tool
 from .journal import Journal, NullJournal
 from .models.open_model import check_model, open_model
 from .state import State
-from .tools import (
-    NeedInput,
-    Tool,
-    ToolContext,
-    ToolResult,
-    open_tool,
-    tool,
-)
+from .tool_registry import as_tool, open_tool
+from .tools import NeedInput, Tool, ToolContext, ToolResult
 
 if TYPE_CHECKING:
     from .models.litellm import LiteLLMChat
@@ -63,6 +58,7 @@ __all__ = [
     "Event",
     "FinalAnswer",
     "FinalAnswerEvent",
+    "FunctionTool",
     "InputRequired",
     "InvocationContext",
     "Journal",
@@ -87,6 +83,7 @@ __all__ = [
     "ToolReturned",
     "ToolSpec",
     "Usage",
+    "as_tool",
     "check_model",
     "open_model",
     "open_tool",

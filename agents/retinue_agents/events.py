@@ -1,22 +1,18 @@
-"""What an agent takes, says while it works, and needs of whoever runs it: State, events, Journal, ToolContext."""
+"""The events that `Agent.stream` yields, in the order in which they happen."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from retinue_memory import (
-    Message,
-    ToolCall,
-    Usage,
-)
+from retinue_memory import Message, ToolCall, Usage
 
-# -- events: what `Agent.stream` yields, in the order in which things happen ---------------------------------------------
+MemoryOperation = Literal["retrieve", "update", "forget"]
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryRetrieved:
-    """The memories that the model will see, best first: before its first step, or because it searched for them."""
+    """Memories that the model will see, best first: recalled before its first step, or found by a search it asked for."""
 
     messages: tuple[Message, ...]
     kind: Literal["memory_retrieved"] = "memory_retrieved"
@@ -24,9 +20,9 @@ class MemoryRetrieved:
 
 @dataclass(frozen=True, slots=True)
 class MemoryFailed:
-    """A memory could not be read or changed. The answer goes on."""
+    """A memory could not be read or changed. The turn continues."""
 
-    operation: Literal["retrieve", "update", "forget"]
+    operation: MemoryOperation
     memory: str
     problem: str
     kind: Literal["memory_failed"] = "memory_failed"
@@ -42,13 +38,15 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolCalled:
+    """The model called a tool."""
+
     call: ToolCall
     kind: Literal["tool_called"] = "tool_called"
 
 
 @dataclass(frozen=True, slots=True)
 class ToolReturned:
-    """`failed`: the content is what went wrong; the model is told and may try otherwise."""
+    """A tool call ended. If `failed`, the content says what went wrong; the model sees it and may try something else."""
 
     call: ToolCall
     content: str
@@ -58,7 +56,7 @@ class ToolReturned:
 
 @dataclass(frozen=True, slots=True)
 class InputRequired:
-    """A tool needs to hear from the user; the turn ends here and goes on with their next message."""
+    """A tool asked the user a question. The turn ends here; their next message continues it."""
 
     content: str
     kind: Literal["input_required"] = "input_required"
@@ -66,7 +64,7 @@ class InputRequired:
 
 @dataclass(frozen=True, slots=True)
 class StepLimitReached:
-    """The model still asked for tools after `steps` LLM steps; there is no final answer."""
+    """The model called tools in its last allowed LLM step, so there is no final answer."""
 
     steps: int
     kind: Literal["step_limit_reached"] = "step_limit_reached"
@@ -74,7 +72,7 @@ class StepLimitReached:
 
 @dataclass(frozen=True, slots=True)
 class FinalAnswer:
-    """The answer. By now its memory write is under way and needs nothing more of the consumer."""
+    """The answer. Its memory write has started and completes whether or not the stream is read further."""
 
     content: str
     usage: Usage = field(default_factory=Usage)
@@ -83,7 +81,7 @@ class FinalAnswer:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUpdated:
-    """The turn, or what the model wanted to be remembered, was accepted by every memory."""
+    """Every memory accepted the turn, or a note that the model saved."""
 
     kind: Literal["memory_updated"] = "memory_updated"
 

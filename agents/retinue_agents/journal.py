@@ -1,4 +1,4 @@
-"""What an agent takes, says while it works, and needs of whoever runs it: State, events, Journal, ToolContext."""
+"""Where the results of a turn's steps are kept."""
 
 from __future__ import annotations
 
@@ -9,23 +9,20 @@ from typing import Any
 JSONObject = dict[str, Any]
 
 
-# -- what the runner of an agent provides ---------------------------------------------------------------------------------
-
-
 class Journal(ABC):
-    """Where the results of a turn's steps are kept, so that a turn that starts again repeats none of them."""
+    """Keeps the results of a turn's steps, so that a turn that is run again does not repeat them."""
 
     @abstractmethod
     async def step(self, key: str, call: Callable[[], Awaitable[JSONObject]], *, repeatable: bool = True) -> JSONObject:
-        """The recorded result of step `key`; where there is none, run `call` and record what it returns.
+        """Return the recorded result of step `key`, or run `call` and record its result.
 
-        The result is committed before this returns. What `call` raises is not recorded. Where an earlier attempt began
-        the step and did not live to record it, `call` runs again, unless `repeatable` is false: then OutcomeUnknown.
+        The result is committed before the next step starts. An exception of `call` is not recorded. A step that an
+        earlier attempt started and did not finish runs again if it is `repeatable`, and raises OutcomeUnknown otherwise.
         """
 
 
 class NullJournal(Journal):
-    """Keeps nothing: every step runs."""
+    """Records nothing: every step runs."""
 
     async def step(self, key: str, call: Callable[[], Awaitable[JSONObject]], *, repeatable: bool = True) -> JSONObject:
         return await call()

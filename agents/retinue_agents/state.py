@@ -1,18 +1,16 @@
-"""What an agent takes, says while it works, and needs of whoever runs it: State, events, Journal, ToolContext."""
+"""The conversation that an agent continues."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from retinue_memory import (
-    Message,
-)
+from retinue_memory import Message
 
 
 @dataclass(slots=True)
 class State:
-    """The conversation so far, oldest first; the last message is the one to answer."""
+    """A conversation, oldest message first; the agent answers its last user message."""
 
     messages: list[Message] = field(default_factory=list[Message])
     artefacts: list[Any] = field(default_factory=list[Any])

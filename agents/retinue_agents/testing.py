@@ -1,4 +1,4 @@
-"""Models without a network, for tests and benchmarks: honest implementations of `ChatModel`, not mocks."""
+"""Models that need no network, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from retinue_memory.errors import ModelError
 
 
 class EchoModel(ChatModel):
-    """Answers with the last user message, in `chunks` pieces, `delay` seconds before each."""
+    """Answers with the last user message, in `chunks` pieces, waiting `delay` seconds before each."""
 
     name = "echo"
 
     def __init__(self, *, delay: float = 0.0, chunks: int = 1) -> None:
         if chunks < 1:
-            raise ValueError("chunks: at least 1")
+            raise ValueError(f"chunks: expected at least 1, got {chunks}")
         self.delay = delay
         self.chunks = chunks
 
@@ -49,7 +49,7 @@ class EchoModel(ChatModel):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a model was asked."""
+    """A request that a model received."""
 
     messages: tuple[Message, ...]
     tools: tuple[ToolSpec, ...]
@@ -63,10 +63,10 @@ Line = Answer | Callable[[Sequence[Message]], Answer]
 
 
 class ScriptedModel(ChatModel):
-    """Answers one line of its script a request, and keeps what it was asked in `requests`.
+    """Answers each request with the next line of its script, and keeps the requests in `requests`.
 
-    A line is a text, a `ToolCall`, a `ModelError` to raise, a sequence of these to be streamed one after the other, or
-    a function from the messages to such a line. After the last line it raises ModelError.
+    A line is a text, a `ToolCall`, a `ModelError` to raise, a sequence of these to stream one after another, or a function
+    from the messages to one of these. Raises ModelError after the last line.
     """
 
     name = "scripted"
@@ -85,7 +85,7 @@ class ScriptedModel(ChatModel):
     ) -> AsyncIterator[ModelDelta]:
         self.requests.append(Request(tuple(messages), tuple(tools), schema, settings))
         if len(self.requests) > len(self.script):
-            raise ModelError(f"the script has {len(self.script)} lines, and this is request {len(self.requests)}")
+            raise ModelError(f"the script has {len(self.script)} lines, but this is request {len(self.requests)}")
         line = self.script[len(self.requests) - 1]
         answer = line(messages) if callable(line) else line
         finish = "stop"

@@ -1,8 +1,4 @@
-"""The contracts that every other module is written against: messages, scopes, memories, models, embedders.
-
-A memory is anything with `retrieve` and `update`. It is told for whom by an `InvocationContext`, from which the
-`Scope`, the key under which things are remembered, follows.
-"""
+"""The model contracts: `ChatModel`, which answers a conversation, and `Embedder`, which turns texts into vectors."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool as a model is told of it. `parameters` is a JSON Schema of type object."""
+    """The description of a tool for a model. `parameters` is a JSON Schema of type object."""
 
     name: str
     description: str
@@ -29,7 +25,7 @@ class ToolSpec:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that one model call used."""
+    """The number of tokens of one or more model calls."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -37,19 +33,21 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ModelDelta:
-    """A piece of a model's answer. Pieces of text add up; `tool_calls` come whole; `usage` and `finish` come last."""
+    """A piece of a model's answer: a part of its text, or whole tool calls. `usage` and `finish` come with the last one."""
 
     text: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     usage: Usage | None = None
     finish: str | None = None
-    """Why the model stopped: "stop", "length", "tool_calls", ... None: it has not."""
+    """Why the model stopped: "stop", "length", "tool_calls" or another reason. None: it has not stopped."""
 
 
 class ChatModel(ABC):
     """A model that answers a conversation."""
 
     name: str = "model"
+    calls_tools: bool = True
+    """Whether the model can call tools. If False, it ignores those it is offered; an agent warns about that."""
 
     @abstractmethod
     def stream(
@@ -60,10 +58,13 @@ class ChatModel(ABC):
         schema: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> AsyncIterator[ModelDelta]:
-        """The answer, piece by piece. `schema` asks for a JSON object of that JSON Schema. Raises ModelError only."""
+        """Answer piece by piece. `schema` asks for a JSON object that matches this JSON Schema.
+
+        Raises ModelError and nothing else.
+        """
 
     async def aclose(self) -> None:
-        """Release what the model holds. By default there is nothing to release."""
+        """Release what the model holds. Does nothing by default."""
 
 
 class Embedder(ABC):
@@ -74,12 +75,12 @@ class Embedder(ABC):
 
     @abstractmethod
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """One L2-normalised row a text: shape (len(texts), dimensions). Called from worker threads, several at a time, with up
-        to 64 texts, which may be of several users. Where it raises for several, it is asked for each user's again.
+        """Embed up to 64 texts. Returns one L2-normalised row per text: shape (len(texts), dimensions).
 
-        Raises ModelError where the texts cannot be embedded.
+        Called from several worker threads at once. One call may hold texts of several users; if it raises, it is repeated
+        with the texts of each user. Raises ModelError if the texts cannot be embedded.
         """
 
 
 EmbedderSource = Embedder | Callable[[], Embedder | None] | None
-"""An embedder, or a function that finds one, called off the event loop at the first use. What None means, each taker says."""
+"""An embedder, or a function that finds one, called off the event loop at first use. Each user of it defines None."""

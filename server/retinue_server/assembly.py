@@ -17,7 +17,7 @@ from a2a.server.agent_execution import AgentExecutor
 
 from retinue_agents import Agent
 from retinue_agents.models.open_model import check_model, open_model
-from retinue_agents.tools import open_tool
+from retinue_agents.tool_registry import open_tool
 from retinue_memory import (
     ChatModel,
     Embedder,

@@ -1,4 +1,4 @@
-"""A stand-in for Ollama on 127.0.0.1: it answers with what it was shown, in two pieces."""
+"""A fake Ollama on 127.0.0.1 that answers with the prompt it got, in two pieces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Ollama(ThreadingHTTPServer):
-    """Speaks /api/chat. `prompts` are those that came, a message a line; `models` what was asked for."""
+    """Serves /api/chat. Keeps the prompts (one message per line) and the models that were requested."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -43,7 +43,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps({"model": "any", **value}).encode() + b"\n")
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager

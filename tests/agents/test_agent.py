@@ -43,7 +43,7 @@ ALICE = InvocationContext("s1", "alice", turn_id="t1")
 
 
 class ListMemory(Memory):
-    """Keeps everything in order and finds all of it, by user."""
+    """Keeps all messages by user, in order, and returns all of them."""
 
     def __init__(self, name: str = "list") -> None:
         self.name = name
@@ -73,7 +73,7 @@ class BrokenMemory(Memory):
 
 
 class DictJournal(Journal):
-    """A journal as a runtime has it, in a dictionary."""
+    """A journal that records in a dictionary."""
 
     def __init__(self) -> None:
         self.results: dict[str, dict[str, Any]] = {}
@@ -98,7 +98,7 @@ async def events_of(agent: Agent, text: str = "hello", **kwargs: Any) -> list[An
 
 
 async def test_an_answer_is_streamed_and_then_final() -> None:
-    """Text deltas come as the model makes them and add up to the final answer."""
+    """Text deltas are yielded as the model streams them, and add up to the final answer."""
     assert await events_of(Agent(EchoModel(chunks=2)), "hello!") == [
         TextDelta("hel"),
         TextDelta("lo!"),
@@ -132,7 +132,7 @@ async def test_the_prompt_is_system_memories_history() -> None:
 
 
 async def test_the_turn_is_remembered_without_what_was_recalled() -> None:
-    """Memory gets the user's message as it is and the answer, under ids that are the same when the turn is run again."""
+    """The memory gets the user's message and the answer, with the same ids if the turn is run again."""
     memory = ListMemory()
     memory.kept["alice"] = [Message("user", "I am from Italy")]
     for _ in range(2):
@@ -147,7 +147,7 @@ async def test_the_turn_is_remembered_without_what_was_recalled() -> None:
 
 
 async def test_the_answer_never_waits_for_the_memory() -> None:
-    """FinalAnswer comes while the write is under way; a consumer that stops there loses nothing, nor does `settle`."""
+    """FinalAnswer is yielded during the write; a consumer that stops there loses nothing, and `settle` waits for it."""
     memory = ListMemory()
     memory.may_write.clear()
     agent = Agent(EchoModel(), memory=memory)
@@ -161,7 +161,7 @@ async def test_the_answer_never_waits_for_the_memory() -> None:
 
 
 async def test_what_was_said_is_found_by_the_next_turn() -> None:
-    """Also where the consumer of the last turn stopped at the answer and its write is still under way."""
+    """Even if the consumer of the last turn stopped at the answer and its write is still in flight."""
     memory = ListMemory()
     memory.may_write.clear()
     agent = Agent(EchoModel(), memory=memory)
@@ -175,7 +175,7 @@ async def test_what_was_said_is_found_by_the_next_turn() -> None:
 
 
 async def test_a_failing_memory_hurts_neither_the_answer_nor_another_memory() -> None:
-    """Both failures are events that name the memory; the other one is read and written."""
+    """Both failures are events that name the memory; the other memory is read and written."""
     good = ListMemory()
     events = await events_of(Agent(EchoModel(), memories=[BrokenMemory(), good]))
     assert [event for event in events if isinstance(event, MemoryFailed)] == [
@@ -188,7 +188,7 @@ async def test_a_failing_memory_hurts_neither_the_answer_nor_another_memory() ->
 
 
 async def test_a_memory_that_hangs_ends_in_a_failure() -> None:
-    """A write that does not end is given up after its timeout, and said."""
+    """A write that does not end is cancelled after its timeout and reported."""
     memory = ListMemory()
     memory.may_write.clear()
     events = await events_of(Agent(EchoModel(), memory=memory, write_timeout=0.02))
@@ -196,7 +196,7 @@ async def test_a_memory_that_hangs_ends_in_a_failure() -> None:
 
 
 async def test_the_users_message_is_kept_when_the_model_fails() -> None:
-    """ModelError comes out of the stream, after what the model said and after the user's message was written."""
+    """The stream raises ModelError after the model's text, when the user's message has been written."""
     memory = ListMemory()
     seen: list[Any] = []
     agent = Agent(ScriptedModel([["Ro", ModelError("dropped", retryable=True)]]), memory=memory)
@@ -213,7 +213,7 @@ async def test_the_users_message_is_kept_when_the_model_fails() -> None:
 
 
 async def test_a_model_that_breaks_its_contract_is_a_model_error() -> None:
-    """What else than ModelError a model raises becomes one."""
+    """Any other exception of a model becomes a ModelError."""
 
     def wrong(messages: Sequence[Message]) -> str:
         raise KeyError("x")
@@ -230,7 +230,7 @@ async def test_an_empty_message_is_neither_looked_up_nor_remembered() -> None:
 
 
 async def test_tools_run_in_parallel_and_their_results_go_to_the_model() -> None:
-    """Two calls of one step are under way at once; the model gets both results in the order of its calls."""
+    """Two calls of one step run at once; the model gets both results in the order of its calls."""
     both = asyncio.Barrier(2)
 
     async def capital(country: str) -> str:
@@ -260,7 +260,7 @@ async def test_tools_run_in_parallel_and_their_results_go_to_the_model() -> None
 
 
 async def test_what_goes_wrong_in_a_tool_is_told_to_the_model() -> None:
-    """Wrong arguments, an exception and a name that does not exist are results, and the model may try otherwise."""
+    """Invalid arguments, an exception and an unknown tool are results that the model sees."""
 
     def divide(a: float, b: float) -> float:
         return a / b
@@ -285,7 +285,7 @@ async def test_what_goes_wrong_in_a_tool_is_told_to_the_model() -> None:
 
 
 async def test_the_step_limit_ends_the_turn_and_keeps_the_users_message() -> None:
-    """After so many LLM steps StepLimitReached comes instead of an answer, and the tools of the last one do not run."""
+    """After the last LLM step, StepLimitReached replaces the answer, and the tools of that step do not run."""
     ran: list[int] = []
 
     def again(n: int) -> int:
@@ -317,7 +317,7 @@ async def test_a_tool_that_needs_input_ends_the_turn_with_its_question() -> None
 
 
 async def test_a_turn_that_starts_again_repeats_no_recorded_step() -> None:
-    """With the same journal neither the model nor the tool runs again, and the same events come, the text in one piece."""
+    """With the same journal neither model nor tool runs again, and the events are the same, with the text in one piece."""
     runs: list[str] = []
 
     @tool(retry="never")
@@ -338,7 +338,7 @@ async def test_a_turn_that_starts_again_repeats_no_recorded_step() -> None:
 
 
 async def test_text_is_heard_while_the_step_is_still_running() -> None:
-    """A delta reaches the consumer before the model has said the next."""
+    """A delta reaches the consumer before the model has produced the next."""
     go_on = asyncio.Event()
 
     class Slow(ChatModel):
@@ -364,7 +364,7 @@ async def test_text_is_heard_while_the_step_is_still_running() -> None:
 
 @pytest.mark.parametrize("where", ["model", "tool", "memory"])
 async def test_a_run_is_cancelled_at_once(where: str) -> None:
-    """Whatever it waits for, the run ends with CancelledError and what it waited for is cancelled with it."""
+    """Whatever it awaits, the run ends with CancelledError, and what it awaited is cancelled too."""
     reached, ended = asyncio.Event(), asyncio.Event()
 
     async def hang() -> str:
@@ -397,7 +397,7 @@ async def test_a_run_is_cancelled_at_once(where: str) -> None:
 
 
 async def test_closing_the_stream_early_stops_the_model() -> None:
-    """A consumer that leaves in the middle of the answer does not leave a model behind that talks to nobody."""
+    """A consumer that closes the stream in the middle of the answer leaves no task running."""
     agent = Agent(EchoModel(delay=0.01, chunks=1000))
     stream = agent.stream(saying("x" * 1000))
     assert await anext(stream) == TextDelta("x")
@@ -406,7 +406,7 @@ async def test_closing_the_stream_early_stops_the_model() -> None:
 
 
 async def test_run_returns_the_output_and_the_steps() -> None:
-    """`run` gives the answer and every event but the deltas; `on_step` hears all of them as they happen."""
+    """`run` returns the answer and every event except the deltas; `on_step` gets all of them as they happen."""
     memory = ListMemory()
     agent = Agent(EchoModel(), memory=memory)
     heard: list[Any] = []
@@ -437,7 +437,7 @@ async def test_tools_are_added_by_call_and_by_decorator() -> None:
         return 3 * n
 
     assert (twice(2), thrice(2)) == (4, 6)
-    assert [(t.name, t.description, t.retry) for t in agent.tools] == [
+    assert [(t.spec.name, t.spec.description, t.retry) for t in agent.tools] == [
         ("twice", "Double a number.", "always"),
         ("three_times", "", "never"),
     ]
@@ -447,7 +447,7 @@ async def test_tools_are_added_by_call_and_by_decorator() -> None:
 
 
 async def test_a_schema_reaches_the_model() -> None:
-    """`response_schema` is a JSON Schema, or a pydantic model that stands for one."""
+    """`response_schema` is a JSON Schema or a pydantic model."""
     import pydantic
 
     class City(pydantic.BaseModel):
@@ -466,7 +466,7 @@ def test_an_agent_needs_exactly_one_model() -> None:
 
 
 async def test_a_backend_in_plain_methods_is_a_memory() -> None:
-    """The shape of the seed page: synchronous methods, registered by `as_memory_module()`, agent made with instructions."""
+    """Synchronous methods, registered with `as_memory_module()`, in an agent with instructions."""
     turns: list[tuple[str, str, str]] = []
 
     class MyMemory(MemoryBackend):
@@ -494,7 +494,7 @@ async def test_a_backend_in_plain_methods_is_a_memory() -> None:
 
 
 async def test_many_turns_at_once_do_not_mix() -> None:
-    """A hundred turns of ten users through one agent: each hears its own answer and remembers its own words."""
+    """A hundred turns of ten users through one agent: each gets its own answer and remembers its own messages."""
     memory = ListMemory()
     agent = Agent(EchoModel(delay=0.001, chunks=3), memory=memory)
 

@@ -1,7 +1,6 @@
-"""Programs in the shape that users of other agent libraries bring along: each is run as it stands, in a process of its own.
+"""Programs written as for other agent libraries. Each is run unchanged, in its own process, and its output is checked.
 
-Models are the embedded one, or one of Ollama's whose endpoint is a stand-in; mem0's cloud is a stand-in too. What a program
-prints is what is looked at.
+The model is the embedded one, or one of a fake Ollama; mem0's cloud is a fake too.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def cloud() -> Iterator[Cloud]:
 
 
 def run(folder: Path, program: str, **environment: str) -> str:
-    """What the program prints. It ends well, and says nothing on stderr that an error would."""
+    """Run the program. Returns its stdout. It must exit with 0 and print no traceback."""
     (folder / "program.py").write_text(program, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "program.py"], cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False,
@@ -87,7 +86,7 @@ print(asyncio.run(agent.run("How are the tulips?")).output)
 
 @pytest.mark.parametrize("style", ["async def", "def"])
 def test_the_smallest_backend_runs(tmp_path: Path, endpoint: Ollama, style: str) -> None:
-    """Three methods that do nothing, coroutines or not, registered with an agent whose model is asked over HTTP."""
+    """Three methods that do nothing, plain or async, in an agent whose model is called over HTTP."""
     printed = run(tmp_path, STUB.replace("async def", style), OLLAMA_URL=endpoint.url)
     assert endpoint.models == ["qwen3.5:latest"]
     assert "Be kind, and brief." in printed
@@ -157,8 +156,8 @@ CONSOLIDATE = """async def consolidate(self, session_id: str) -> None:
 @pytest.mark.parametrize("style", ["async def", "def"])
 @pytest.mark.parametrize("consolidate", ["", CONSOLIDATE])
 def test_a_backend_remembers_by_session(tmp_path: Path, endpoint: Ollama, style: str, consolidate: str) -> None:
-    """What it recalls is in the prompt, for its session alone. Every turn is recall, record, consolidate where there is one,
-    flush; all the same whether plain or coroutines."""
+    """What it recalls is in the prompt of its session only. Every turn calls recall, record, consolidate if it is defined,
+    and flush, whether they are plain or async."""
     program = BACKEND.replace("# consolidate", consolidate)
     head, main = program.split("memory = Ledger()")
     printed = run(tmp_path, f"{head.replace('async def', style)}memory = Ledger(){main}", OLLAMA_URL=endpoint.url)
@@ -216,8 +215,8 @@ asyncio.run(main())
 
 
 def test_a_memory_of_ones_own_is_asked_and_told(tmp_path: Path, endpoint: Ollama) -> None:
-    """`retrieve` and `update` get the context; what is retrieved is in the prompt of that user. One that does nothing, and
-    none at all, leave the answer as it is."""
+    """`retrieve` and `update` get the context; what is retrieved is in the prompt of that user. A memory that does nothing,
+    and none at all, do not change the answer."""
     printed = run(tmp_path, INTERFACE, OLLAMA_URL=endpoint.url).splitlines()
     expected = {"NoneType": (True, False, False), "Blank": (True, False, False), "PerUser": (True, True, False)}
     assert printed == [
@@ -242,7 +241,7 @@ print(agent.name, agent.llm.name)
 
 
 def test_an_agent_is_made_before_anything_is_reached(tmp_path: Path) -> None:
-    """A model and a memory of services that are not there: nothing is asked of either before the first turn."""
+    """With a model and a memory of unreachable services: neither is called before the first turn."""
     assert run(tmp_path, CONSTRUCTED, MEM0_API_KEY="m0-unused") == "Gardener gpt-5-mini\n"
 
 
@@ -290,7 +289,7 @@ OF_OLLAMA = 'LiteLLMChat("ollama_chat/qwen3.5:latest")'
 
 
 def test_a_whole_program_on_what_is_built_in(tmp_path: Path, weights: Weights) -> None:
-    """The country is known in the next session without being told again; of another user nothing is."""
+    """The country is known in the user's next session; nothing is known of another user."""
     ada, ben = run(tmp_path, FULL.replace("LLM,", f"{SMALL},").replace("MEMORY", NATIVE)).splitlines()
     assert "Rome" in ada
     assert "Rome" not in ben
@@ -298,8 +297,8 @@ def test_a_whole_program_on_what_is_built_in(tmp_path: Path, weights: Weights) -
 
 
 def test_a_whole_program_on_mem0s_cloud(tmp_path: Path, endpoint: Ollama, cloud: Cloud) -> None:
-    """`Mem0Memory()` with the key of the environment: while the cloud has indexed nothing at all, the next session knows
-    what was said in the first. The model is one of LiteLLM's."""
+    """`Mem0Memory()` with the key from the environment: even if the cloud has indexed nothing yet, the next session knows
+    what was said in the first. The model is served through LiteLLM."""
     cloud.indexing.clear()
     program = FULL.replace("LLM,", f"{OF_OLLAMA},").replace("MEMORY", IN_THE_CLOUD)
     environment = {"MEM0_API_KEY": KEY, "CLOUD": cloud.url, "OLLAMA_URL": endpoint.url}
@@ -334,7 +333,7 @@ asyncio.run(main())
 
 
 def test_without_a_user_the_session_is_whose_memory_it_is(tmp_path: Path, endpoint: Ollama) -> None:
-    """The same session goes on; another knows nothing of it."""
+    """The same session remembers; another one does not."""
     assert run(tmp_path, SESSIONS, OLLAMA_URL=endpoint.url) == "one True\ntwo False\n"
 
 
@@ -359,5 +358,5 @@ print("all there")
 
 
 def test_every_name_can_be_imported(tmp_path: Path) -> None:
-    """What the programs of others import has the same name here, in one of three packages."""
+    """Every public name is importable from one of the three packages."""
     assert run(tmp_path, NAMES) == "all there\n"

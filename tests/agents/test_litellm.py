@@ -27,7 +27,9 @@ from retinue_memory import ToolSpec
 from retinue_memory.errors import ModelError
 from retinue_memory.weights import SMOLLM2, Weight
 
-pytestmark = pytest.mark.filterwarnings("ignore:Accessing the 'model_:DeprecationWarning")  # litellm, of its own models
+pytestmark = pytest.mark.filterwarnings(  # litellm, of its own models
+    "ignore:Accessing the 'model_:DeprecationWarning", "ignore:Item '.*' on TypedDict class:UserWarning"
+)
 
 KEY = "sk-a-key-that-must-not-be-seen"
 HELLO = [Message("user", "Hello!")]
@@ -35,7 +37,7 @@ HELLO = [Message("user", "Hello!")]
 
 @pytest.fixture(scope="session")
 def openai_endpoint(weights: Mapping[Weight, Path]) -> Iterator[str]:
-    """The embedded runtime's OpenAI-compatible endpoint on 127.0.0.1, which wants a key."""
+    """The embedded runtime's OpenAI-compatible endpoint on 127.0.0.1, which requires a key."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import xllamacpp  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs, reportMissingImports]
 
@@ -52,12 +54,12 @@ def openai_endpoint(weights: Mapping[Weight, Path]) -> Iterator[str]:
 
 
 class Endpoint:
-    """An OpenAI-compatible endpoint; the first part of the path says how it behaves."""
+    """An OpenAI-compatible endpoint; the first segment of the path selects its behaviour."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.left = asyncio.Event()
-        """Set when a client goes away while it is being answered."""
+        """Set if a client disconnects during its answer."""
         self.url = ""
         self.serving: list[asyncio.Task[None]] = []
 
@@ -138,7 +140,7 @@ class Endpoint:
         self.end_stream(writer)
 
     async def busy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Too many requests, the first time."""
+        """Refuse the first request with 429."""
         if len(self.requests) > 1:
             return await self.fine(reader, writer)
         return self.respond(writer, "429 Too Many Requests", {"error": {"message": "slow down"}}, "retry-after: 0")
@@ -157,14 +159,14 @@ class Endpoint:
         self.respond(writer, "404 Not Found", {"error": {"message": "no model m", "code": "model_not_found"}})
 
     async def drop(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Begins an answer and cuts the connection."""
+        """Start an answer and drop the connection."""
         self.start_stream(writer)
         self.event(writer, {"role": "assistant", "content": "Hel"})
         await writer.drain()
         writer.transport.abort()
 
     async def cut(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Ends the stream properly as HTTP goes, but before the answer is finished."""
+        """End the HTTP response properly, but before the answer is finished."""
         self.start_stream(writer)
         self.event(writer, {"role": "assistant", "content": "Hel"})
         writer.write(b"0\r\n\r\n")
@@ -173,7 +175,7 @@ class Endpoint:
         await reader.read()
 
     async def stall(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Begins an answer and says nothing more, until the client leaves."""
+        """Start an answer and send nothing more until the client disconnects."""
         self.start_stream(writer)
         self.event(writer, {"role": "assistant", "content": "Hel"})
         await writer.drain()
@@ -208,7 +210,7 @@ async def failure(chat: LiteLLMChat) -> ModelError:
 
 
 async def test_a_real_endpoint_answers_in_a_stream(openai_endpoint: str) -> None:
-    """The embedded runtime's endpoint: several deltas, then usage and why it stopped; the same through an agent."""
+    """Several deltas, then usage and finish reason; the same through an agent."""
     deltas = await collect(model(openai_endpoint), max_tokens=16, temperature=0)
     assert len([delta for delta in deltas if delta.text]) > 3
     assert deltas[-1].finish in ("stop", "length")
@@ -227,20 +229,20 @@ async def test_a_real_endpoint_follows_a_schema(openai_endpoint: str) -> None:
 
 
 async def test_a_real_endpoint_refuses_a_wrong_key(openai_endpoint: str) -> None:
-    """The reason says what to do; trying again would not help."""
+    """The error says what to do, and is not retryable."""
     with pytest.raises(ModelError, match=r"openai/m: the API key was refused \(401\)") as raised:
         await collect(LiteLLMChat("openai/m", api_key="wrong", api_base=openai_endpoint))
     assert not raised.value.retryable
 
 
 def test_one_model_serves_several_event_loops(openai_endpoint: str) -> None:
-    """`run_sync` starts a loop of its own each time."""
+    """`run_sync` starts a new loop each time."""
     agent = Agent(model(openai_endpoint), model_settings={"max_tokens": 4, "temperature": 0})
     assert agent.run_sync("Hello!").output == agent.run_sync("Hello!").output
 
 
 async def test_what_is_sent_is_the_openai_shape(endpoint: Endpoint) -> None:
-    """Roles, tool calls and results, tools, schema and settings reach the endpoint as its API has them."""
+    """Roles, tool calls and results, tools, schema and settings are sent as the API defines them."""
     conversation = [
         Message("system", "Be kind."),
         Message("user", "capital?", name="alice"),
@@ -290,18 +292,18 @@ async def test_tool_calls_are_put_together_from_their_pieces(endpoint: Endpoint)
 
 
 async def test_broken_arguments_of_a_tool_call_are_a_model_error(endpoint: Endpoint) -> None:
-    assert "no JSON object" in str(await failure(model(endpoint.url, "badcall")))
+    assert "not a JSON object" in str(await failure(model(endpoint.url, "badcall")))
 
 
 async def test_too_many_requests_are_tried_again(endpoint: Endpoint) -> None:
-    """A 429 before the first piece is tried again when Retry-After is over."""
+    """A 429 before the first piece is retried after Retry-After."""
     deltas = await collect(model(endpoint.url, "busy"))
     assert "".join(delta.text for delta in deltas) == "Hello"
     assert len(endpoint.requests) == 2
 
 
 async def test_a_long_retry_after_is_not_waited_for(endpoint: Endpoint) -> None:
-    """An hour is an error now, said to be worth another try; the provider's words appear without the key."""
+    """An hour is an error at once, marked as retryable; the provider's text is shown without the key."""
     error = await failure(model(endpoint.url, "full"))
     assert str(error) == "openai/m: too many requests, or no quota left (429): no quota for ***"
     assert error.retryable
@@ -323,7 +325,7 @@ async def test_a_long_retry_after_is_not_waited_for(endpoint: Endpoint) -> None:
 async def test_every_failure_is_a_model_error_with_a_reason(
     endpoint: Endpoint, how: str, said: str, retryable: bool, requests: int
 ) -> None:
-    """Tried again only where that may help, and never once a piece of the answer was delivered."""
+    """Retried only if that can help, and never after a piece of the answer was delivered."""
     timeout = 0.2 if how in ("silent", "stall") else 5
     error = await failure(model(endpoint.url, how, timeout=timeout, retries=requests - 1 or 2))
     assert said in str(error)
@@ -332,7 +334,7 @@ async def test_every_failure_is_a_model_error_with_a_reason(
 
 
 async def test_without_a_key_nothing_is_sent(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an error at once that says where a key belongs."""
+    """The error says where to set the key."""
     for name in [name for name in os.environ if name.startswith("OPENAI_")]:
         monkeypatch.delenv(name)
     error = await failure(LiteLLMChat("openai/m", api_base=f"{endpoint.url}/fine"))
@@ -356,7 +358,7 @@ async def test_nobody_listening_is_a_readable_error() -> None:
 
 
 async def test_cancelling_closes_the_stream(endpoint: Endpoint) -> None:
-    """The provider sees the connection close at once: it stops working for nobody."""
+    """The provider sees the connection close at once and can stop generating."""
     agent = Agent(model(endpoint.url, "stall"))
     begun = asyncio.Event()
 
@@ -378,7 +380,7 @@ async def test_cancelling_closes_the_stream(endpoint: Endpoint) -> None:
 async def test_nothing_is_printed_or_logged(
     endpoint: Endpoint, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """litellm's own words, which may hold the key, go nowhere."""
+    """litellm's own output, which may contain the key, is suppressed."""
     await collect(model(endpoint.url, "fine"))
     await failure(model(endpoint.url, "refused"))
     out, err = capfd.readouterr()

@@ -1,4 +1,4 @@
-"""The embedded model, for real; and the shapes of its prompt, which are pure functions."""
+"""The embedded model itself, and the shapes of its prompt."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def user(text: str) -> Message:
 
 
 def recalled(*texts: str, name: str = "user") -> list[Message]:
-    """The block that an agent puts into the prompt."""
+    """The message that an agent adds to the prompt."""
     block = render([Message("system", text, name=name) for text in texts])
     return [block] if block else []
 
@@ -47,7 +47,7 @@ async def answer(*messages: Message, **settings: Any) -> str:
 
 
 class Remembers(Memory):
-    """What the user said, newest first."""
+    """Messages of the user, newest first."""
 
     def __init__(self) -> None:
         self.said: dict[str | None, list[Message]] = {}
@@ -61,7 +61,7 @@ class Remembers(Memory):
 
 
 async def test_it_uses_what_the_user_told_and_nobody_elses() -> None:
-    """The story of the README: Alice's country is known in her next session, also when she asks twice; Bob's is not."""
+    """The README's example: Alice's country is known in her next session, even if she asks twice; Bob's is not."""
     agent = Agent("local/smollm2-135m", system_prompt="You are a helpful assistant.", memory=Remembers())
 
     async def say(who: str, text: str) -> str:
@@ -88,12 +88,12 @@ async def test_it_uses_what_the_user_told_and_nobody_elses() -> None:
     ],
 )
 async def test_a_remembered_fact_answers_a_question(fact: str, question: str, expected: str) -> None:
-    """The best memory is used also where questions and the assistant's own words were recalled above it."""
+    """The best memory is used even if questions and the assistant's messages were recalled above it."""
     assert expected in await answer(*recalled(question, fact), user(question))
 
 
 async def test_what_was_said_in_the_same_conversation_is_used() -> None:
-    """Without any memory the earlier messages of the context count; and a plain conversation goes on as such."""
+    """Without a memory, earlier messages of the conversation are used; a plain conversation continues unchanged."""
     assert "Rome" in await answer(user("I am from Italy"), Message("assistant", "Thank you."), user(QUESTION))
     assert "Madrid" in await answer(
         user("What is the capital of France?"),
@@ -103,14 +103,14 @@ async def test_what_was_said_in_the_same_conversation_is_used() -> None:
 
 
 async def test_the_same_conversation_gets_the_same_answer() -> None:
-    """Whatever was asked in between."""
+    """Whatever is asked in between."""
     first = await answer(user("How do I boil an egg?"), max_tokens=24)
     await answer(user("How do I boil an egg for my dog?"), max_tokens=8)
     assert await answer(user("How do I boil an egg?"), max_tokens=24) == first
 
 
 async def test_it_streams_and_leaves_the_event_loop_free() -> None:
-    """Deltas come one by one, with usage at the end, while other coroutines go on running."""
+    """Deltas are yielded one by one, with usage at the end, while other coroutines keep running."""
     ticks = 0
 
     async def tick() -> None:
@@ -131,7 +131,7 @@ async def test_it_streams_and_leaves_the_event_loop_free() -> None:
 
 
 async def test_cancelling_stops_the_generation() -> None:
-    """The run ends at once, and the next question does not wait for the story to end."""
+    """The run ends at once, and the next question does not wait for the cancelled generation."""
     begun = asyncio.Event()
 
     def hear(event: object) -> None:
@@ -149,7 +149,7 @@ async def test_cancelling_stops_the_generation() -> None:
 
 
 async def test_cancelling_stops_the_reading_of_a_long_prompt() -> None:
-    """A prompt of several seconds is given up between two batches."""
+    """Reading a prompt of several seconds stops between two batches."""
     chat = LocalChat()
     await chat.load()
     task = asyncio.create_task(answer(user("other words " * 250), max_tokens=1))
@@ -170,7 +170,7 @@ async def test_questions_at_the_same_time_are_all_answered() -> None:
 
 
 async def test_a_message_longer_than_the_model_reads_is_cut() -> None:
-    """Not refused: also where a text has more tokens than its length suggests, as the runtime's count tells."""
+    """It is not refused, even if it has more tokens than its length suggests."""
     assert await answer(user("私はイタリア出身です。" * 700), max_tokens=4)
 
 
@@ -180,7 +180,7 @@ async def test_a_schema_is_followed() -> None:
 
 
 def test_tools_are_ignored_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    """Once, when the agent is made."""
+    """Once, when the agent is created."""
 
     def one() -> None: ...
     def two() -> None: ...
@@ -188,7 +188,7 @@ def test_tools_are_ignored_and_that_is_said(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.WARNING):
         Agent("local/smollm2-135m", tools=[one, two])
     assert [record.message for record in caplog.records] == [
-        "agent agent: the model local/smollm2-135m calls no tools, they are ignored"
+        "agent agent: the model local/smollm2-135m calls no tools, its tools are ignored"
     ]
 
 
@@ -199,7 +199,7 @@ def test_settings_are_checked() -> None:
 
 
 def test_nobody_else_can_reach_it(weights: Mapping[Weight, Path]) -> None:
-    """In a process of its own, the loaded model listens on no port, and the process ends cleanly."""
+    """In its own process, the loaded model listens on no port, and the process exits cleanly."""
     program = """
 import asyncio, socket, os
 from retinue_agents import LocalChat
@@ -245,43 +245,43 @@ def test_the_shape_follows_what_is_said(said: str, shape: str) -> None:
 
 
 def test_facts_are_the_users_own_and_at_most_two() -> None:
-    """Questions and the assistant's words are no facts; one that shares a word with the question stands alone."""
+    """Questions and the assistant's messages are not facts; a fact that shares a word with the question is the only one."""
     told = ["Where am I from?", "I like tea.", "I am from Italy", "I have a cat"]
     block = [*recalled(*told), *recalled("You told me about Italy", name="assistant")]
     prompt = smollm2.shape([SYSTEM, *block, user(QUESTION)])
     assert prompt.shape == "recall"
-    assert prompt.turns[0][1].startswith("You are a helpful assistant. Use the facts")
-    assert prompt.turns[-1][1] == f"Earlier I told you:\n- I like tea\n- I am from Italy\n\n{QUESTION}"
-    assert "- I have a cat\n\n" in smollm2.shape([*block, user("What is the name of my cat?")]).turns[-1][1]
+    assert prompt.lines[0][1].startswith("You are a helpful assistant. Use the facts")
+    assert prompt.lines[-1][1] == f"Earlier I told you:\n- I like tea\n- I am from Italy\n\n{QUESTION}"
+    assert "- I have a cat\n\n" in smollm2.shape([*block, user("What is the name of my cat?")]).lines[-1][1]
 
 
 def test_memories_stay_out_where_they_are_not_asked_for() -> None:
     """The rendered block never reaches this model, and a general question is answered without facts."""
     prompt = smollm2.shape([SYSTEM, *recalled("I am from Italy"), user("How high is Mont Blanc?")])
-    assert prompt.turns == (("system", SYSTEM.content), ("user", "How high is Mont Blanc?"))
+    assert prompt.lines == (("system", SYSTEM.content), ("user", "How high is Mont Blanc?"))
 
 
 def test_a_long_conversation_loses_its_oldest_turns() -> None:
-    """The system prompt and the last message stay; what is left fits and begins with the user."""
+    """The system prompt and the last message stay; the rest fits and starts with the user."""
     talk = [message for n in range(200) for message in (user(f"fact number {n}"), Message("assistant", f"noted {n}"))]
     fitted = smollm2.fit(smollm2.shape([SYSTEM, *talk, user("And now?")]), 1000)
-    assert fitted.turns[0] == ("system", SYSTEM.content)
-    assert fitted.turns[1][0] == "user"
-    assert fitted.turns[-2:] == (("assistant", "noted 199"), ("user", "And now?"))
-    assert 500 < sum(len(text) for _, text in fitted.turns) <= 1000
+    assert fitted.lines[0] == ("system", SYSTEM.content)
+    assert fitted.lines[1][0] == "user"
+    assert fitted.lines[-2:] == (("assistant", "noted 199"), ("user", "And now?"))
+    assert 500 < sum(len(text) for _, text in fitted.lines) <= 1000
 
 
 def test_a_long_system_prompt_or_memory_leaves_room_for_the_question() -> None:
     long_system = Message("system", "Be kind. " * 1000)
     fitted = smollm2.fit(smollm2.shape([long_system, user("Tell me about the capital of France. " * 20)]), 2000)
-    assert len(fitted.turns[0][1]) == 1000
-    assert len(fitted.turns[1][1]) > 700
+    assert len(fitted.lines[0][1]) == 1000
+    assert len(fitted.lines[1][1]) > 700
     folded = smollm2.shape([*recalled("I am from Italy " * 1000), user(QUESTION)])
-    assert len(folded.turns[-1][1]) < 400
+    assert len(folded.lines[-1][1]) < 400
 
 
 async def test_an_agent_gives_it_the_conversation() -> None:
-    """Through the front door: history of the state, then the question."""
+    """The history of the state, then the question."""
     agent = Agent("local/smollm2-135m", model_settings={"max_tokens": 30})
     state = State([user("My name is Alice"), Message("assistant", "Hello Alice"), user("What's my name?")])
     assert "Alice" in await agent.ainvoke(state, ctx=InvocationContext("s"))

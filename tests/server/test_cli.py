@@ -147,7 +147,7 @@ line 8: agents.bad-format.model: 'parts:' is not of the form "module:attribute"
 line 9: agents.no-module.model: there is no module 'prats'
 line 10: agents.no-attribute.model: 'parts' has no attribute 'Recites'; did you mean "Recite"?
 line 11: agents.no-model.model: 'parts:Upper' is neither a ChatModel nor a class of one
-line 15: agents.bad-settings.settings.max_tokens: from 1 to
+line 15: agents.bad-settings.settings.max_tokens: expected from 1 to
 line 20: agents.bad-tools.tools[1]: 'parts' is not of the form "module:attribute"
 line 21: agents.bad-tools.tools[2]: there is no module 'prats'
 line 22: agents.bad-tools.tools[3]: 'parts' has no attribute 'sub'

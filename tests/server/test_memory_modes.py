@@ -147,7 +147,7 @@ def test_a_model_remembers_and_forgets_by_itself(server: Server, brain: Brain, u
     assert [found["id"] for found in again["metadata"]["memory"]["retrieved"]] == [id_]
     brain.script = steps(use("forget_memory", ids=[id_]), say("Done."))
     tell(server, f"{user}-neighbour", "Forget her.")
-    assert shown(brain) == f"Forgotten: 0. Not there, or not any more: {id_}."
+    assert shown(brain) == f"Forgotten: 0. Not found: {id_}."
     tell(server, user, "Forget her.")
     assert shown(brain) == "Forgotten: 1."
     assert known(server, user) == []
@@ -290,6 +290,6 @@ def test_a_model_that_calls_no_tools_is_refused_for_tools(tmp_path: Path) -> Non
     with pytest.raises(InvalidConfig) as raised:
         Assembly(config)
     assert str(raised.value) == (
-        "line 5: agents.a.memory_mode: the model local/smollm2-135m calls no tools, and would never use its memory: "
-        'take "auto"'
+        "line 5: agents.a.memory_mode: the model local/smollm2-135m calls no tools, so it would never use its memory: "
+        'set memory_mode to "auto"'
     )

