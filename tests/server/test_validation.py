@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -77,16 +78,20 @@ def with_message_metadata(levels: int) -> SendMessageRequest:
     return sent
 
 
+def with_request_metadata(levels: int) -> SendMessageRequest:
+    return request("hello", nested(levels))
+
+
 @pytest.mark.parametrize(
     ("build", "outer"),
     [
         (with_data, 0),
         (with_part_metadata, 1),
         (with_message_metadata, 1),
-        (lambda levels: request("hello", nested(levels)), 1),
+        (with_request_metadata, 1),
     ],
 )
-def test_values_are_as_deep_as_every_binding_can_read(build: Any, outer: int) -> None:
+def test_values_are_as_deep_as_every_binding_can_read(build: Callable[[int], SendMessageRequest], outer: int) -> None:
     """Wherever they are in the request; metadata is an object itself."""
     validate(build(MAX_DEPTH - 1 + outer))
     with pytest.raises(InvalidParamsError, match="deep"):
