@@ -121,6 +121,11 @@ class Memory(ABC):
         """Release what the memory holds. Using it afterwards is an error. By default there is nothing to release."""
 
     @property
+    def ready(self) -> bool:
+        """Whether the memory is constructed, so that `managed` says what it is. A wrapper that constructs it late may say no."""
+        return True
+
+    @property
     def managed(self) -> ManagedMemory | None:
         """The memory as its owner sees it; None where it offers no such thing. What wraps a memory says what that one is."""
         return None

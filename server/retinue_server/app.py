@@ -32,11 +32,12 @@ from .a2a.cards import (
     card_route,
 )
 from .a2a.executor import A2AExecutor
-from .a2a.grpc import serve_grpc
+from .a2a.grpc_port import grpc_port
 from .a2a.handler import Handler
-from .a2a.jsonrpc import jsonrpc
+from .a2a.jsonrpc import JsonRpcApp
 from .a2a.rest import rest_router
 from .assembly import Assembly
+from .auth.call_context import CallContextBuilder
 from .auth.none import NoAuth
 from .config import Config, default_config, load_config
 from .delivery.push import Pusher
@@ -60,7 +61,7 @@ def create_app(config: Config | Path | str | None = None, *, registry: Assembly 
             config = default_config() if config is None else load_config(config)
         registry = Assembly(config)
     config = registry.config
-    identity = NoAuth()
+    contexts = CallContextBuilder(NoAuth())
     store, outbox, grace = registry.store, registry.outbox, config.server.grace
     pusher = Pusher(store.push, UrlPolicy(config.push.allow), tries=config.push.tries)
     history = history_from(store.tasks)
@@ -100,14 +101,14 @@ def create_app(config: Config | Path | str | None = None, *, registry: Assembly 
         database=registry.database,
     )
 
-    posts = {name: jsonrpc(handler, identity, grace) for name, handler in handlers.items()}
+    posts = {name: JsonRpcApp(handler, contexts, grace) for name, handler in handlers.items()}
 
     def site(name: str, at: str) -> Router:
         """An agent at its base: JSON-RPC (1.0 and 0.3) on the base itself, REST and the card below."""
         return Router(
             [
-                Route("/", posts[name].handle_requests, methods=["POST"]),
-                Mount(REST, rest_router(handlers[name], identity, grace)),
+                Route("/", posts[name], methods=["POST"]),
+                Mount(REST, rest_router(handlers[name], contexts, grace)),
                 card_route(name, config, at=at),
             ],
             redirect_slashes=False,
@@ -131,7 +132,8 @@ def create_app(config: Config | Path | str | None = None, *, registry: Assembly 
         for part in (outbox, pusher, engine):
             await part.start()
         purging = asyncio.create_task(purge_forever(store.tasks, config.retention.days))
-        grpc = await serve_grpc(handlers[config.default_agent], config.server)
+        grpc = grpc_port(handlers[config.default_agent], contexts, config.server)
+        await grpc.start()
         try:
             yield
         finally:

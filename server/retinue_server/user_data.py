@@ -1,20 +1,21 @@
-"""All that the server keeps of a user: memories in every memory of the config, tasks, and what they left on the way."""
+"""UserData: erase, export and import everything that the server stores of a user."""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from a2a.types import Task
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
-from retinue_memory import ManagedMemory, Memory, Scope
+from retinue_memory import Memory, Scope
 from retinue_memory.database.base import Database
 from retinue_memory.errors import RetinueError
 
-from .delivery.isolation import IsolatedMemory
 from .delivery.memory_outbox import Outbox
 from .runtime.engine import Engine
 from .runtime.store.memory_outbox import MemoryOutboxRows
@@ -23,16 +24,32 @@ from .runtime.turn import USER
 
 log = logging.getLogger(__name__)
 
-_TASKS_AT_ONCE = 100
-_NOT_READY = "it could not be made yet"
+_TASKS_PER_READ = 100
+_NOT_READY = "it could not be created yet"
 
 
 class ImportFailed(RetinueError):
-    """A line is not what an export writes: take the file as it was exported."""
+    """A line is not one that `export` writes: import the file as it was exported."""
+
+
+@dataclass(slots=True)
+class _Erased:
+    """What an erasure did so far."""
+
+    deleted: Counter[str] = field(default_factory=Counter[str])
+    """Rows by table."""
+    left: dict[str, None] = field(default_factory=dict[str, None])
+    """What could not be erased, and why: an ordered set."""
+    failed: list[str] = field(default_factory=list[str])
+    """The memories to erase again."""
+
+    def fail(self, memory: str, reason: object) -> None:
+        self.failed.append(memory)
+        self.left[f"memory {memory}: not erased ({reason}): erase again"] = None
 
 
 class UserData:
-    """Erases, exports and imports users, each with everything of theirs."""
+    """The memories and tasks of users, and their pending memory writes."""
 
     def __init__(
         self,
@@ -52,61 +69,64 @@ class UserData:
         self._database = database
 
     async def erase(self, tenant: str, user: str, *, tasks: bool) -> dict[str, Any]:
-        """Delete the user's memories for good and, where `tasks`, their tasks with journals and artifacts.
+        """Delete the user's memories for good and, if `tasks`, also their tasks with steps and artifacts.
 
-        It wins over turns that run: what they would have remembered is dropped. The receipt says what went by table, and
-        what could not be reached; a memory that fails is in `failed` by its name, and holds up nothing else: erase again.
+        Turns that run meanwhile write no memories of the user. The receipt counts the deleted rows by table, and names
+        in `left` what was not reached; a memory that failed is in `failed`, and does not stop the others: erase again.
         """
         owner = USER + user
         await self._engine.disown(tenant, owner, cancel=tasks)
-        deleted = {"memory_outbox": await self._owners.disown_writes(tenant, owner)}
+        erased = _Erased()
+        erased.deleted["memory_outbox"] = await self._owners.disown_writes(tenant, owner)
         await self._outbox.drop(tenant, user)
-        left: dict[str, None] = {}
-        failed: list[str] = []
         for name, memory in self._memories.items():
-            if _is_unmade(memory):
-                failed.append(name)
-                left[f"memory {name}: not erased ({_NOT_READY}): erase again"] = None
-                continue
-            if not isinstance(memory, ManagedMemory):
-                left[f"memory {name}: its backend offers no way to erase"] = None
-                continue
-            try:
-                receipt = await memory.erase(Scope(tenant, name, "user", user))
-            except Exception as error:
-                unexpected = not isinstance(error, RetinueError)
-                log.warning("memory %s: a user could not be erased: %s", name, error, exc_info=unexpected)
-                failed.append(name)
-                left[f"memory {name}: not erased ({error or type(error).__name__}): erase again"] = None
-                continue
-            left |= dict.fromkeys(receipt.left)
-            for table, count in receipt.deleted.items():
-                deleted[table] = deleted.get(table, 0) + count
+            await self._erase_memory(Scope(tenant, name, "user", user), memory, erased)
         if tasks:
-            for table, count in (await self._owners.erase(tenant, owner)).items():
-                deleted[table] = deleted.get(table, 0) + count
-        problem = await self._database.scrub()
-        left |= dict.fromkeys((problem,) if problem else ())
-        at = datetime.now(UTC).isoformat()
-        of = {"user": user, "tenant": tenant, "at": at, "tasks": tasks}
-        return {**of, "deleted": deleted, "left": list(left), "failed": failed}
+            erased.deleted.update(await self._owners.erase(tenant, owner))
+        if problem := await self._database.scrub():
+            erased.left[problem] = None
+        return {
+            "user": user,
+            "tenant": tenant,
+            "at": datetime.now(UTC).isoformat(),
+            "tasks": tasks,
+            "deleted": dict(erased.deleted),
+            "left": list(erased.left),
+            "failed": erased.failed,
+        }
+
+    async def _erase_memory(self, scope: Scope, memory: Memory, erased: _Erased) -> None:
+        name = scope.space
+        if not memory.ready:
+            erased.fail(name, _NOT_READY)
+            return
+        if memory.managed is None:
+            erased.left[f"memory {name}: its backend cannot erase"] = None
+            return
+        try:
+            receipt = await memory.managed.erase(scope)
+        except Exception as error:
+            log.warning("memory %s: erasing a user failed: %s", name, error, exc_info=_is_unexpected(error))
+            erased.fail(name, error or type(error).__name__)
+            return
+        erased.left |= dict.fromkeys(receipt.left)
+        erased.deleted.update(receipt.deleted)
 
     async def remains(self, tenant: str, user: str) -> dict[str, int]:
-        """What is there of a user, by table; empty: nothing."""
-        found = await self._owners.remains(tenant, USER + user)
+        """Count the user's rows by table. Tables without any are left out."""
+        found = Counter(await self._owners.remains(tenant, USER + user))
         for name, memory in self._memories.items():
-            if isinstance(memory, ManagedMemory):
-                for table, count in (await memory.remains(Scope(tenant, name, "user", user))).items():
-                    found[table] = found.get(table, 0) + count
-        return found
+            if memory.managed is not None:
+                found.update(await memory.managed.remains(Scope(tenant, name, "user", user)))
+        return dict(found)
 
     @property
     def unmanaged(self) -> list[str]:
-        """The memories that cannot tell what they keep of a user."""
-        return [name for name, memory in self._memories.items() if not isinstance(memory, ManagedMemory)]
+        """The memories that cannot say what they store of a user."""
+        return [name for name, memory in self._memories.items() if memory.managed is None]
 
     async def failed_writes(self, limit: int) -> list[dict[str, Any]]:
-        """The memory writes that were given up, of all users, oldest first, each with its task and its last problem."""
+        """The memory writes of all users that were given up, oldest first."""
         return [
             {
                 "memory": failed.write.memory,
@@ -119,36 +139,36 @@ class UserData:
         ]
 
     async def retry_writes(self) -> int:
-        """Try again what was given up; how many writes."""
+        """Retry the memory writes that were given up. Returns their number."""
         return await self._outbox.retry()
 
     async def export(self, tenant: str, user: str) -> AsyncIterator[dict[str, Any]]:
-        """Everything of the user as JSON values: `memory` lines with their space, `task` lines with their agent.
+        """Yield everything of the user as JSON values: `memory` lines with their space, `task` lines with their agent.
 
-        A memory that fails keeps nothing else back: a `missing` line names its space, and stands for what it has not given.
+        If a memory fails, a `missing` line with its space stands for what it did not return, and the export goes on.
         """
         for name, memory in self._memories.items():
-            problem = _NOT_READY if _is_unmade(memory) else None
-            if isinstance(memory, ManagedMemory):
+            problem = None if memory.ready else _NOT_READY
+            if memory.managed is not None:
                 try:
-                    async for value in memory.export(Scope(tenant, name, "user", user)):
+                    async for value in memory.managed.export(Scope(tenant, name, "user", user)):
                         yield {"type": "memory", "space": name, "memory": value}
                 except Exception as error:
-                    unexpected = not isinstance(error, RetinueError)
-                    log.warning("memory %s: a user could not be exported: %s", name, error, exc_info=unexpected)
-                    problem = str(error) if not unexpected else "it failed; the server's log says why"
+                    unexpected = _is_unexpected(error)
+                    log.warning("memory %s: exporting a user failed: %s", name, error, exc_info=unexpected)
+                    problem = "it failed; the server's log says why" if unexpected else str(error)
             if problem is not None:
                 yield {"type": "missing", "space": name, "problem": problem}
         place = 0
-        while page := await self._owners.owned(tenant, USER + user, place, _TASKS_AT_ONCE):
+        while page := await self._owners.owned(tenant, USER + user, place, _TASKS_PER_READ):
             for owned in page:
                 place = owned.place
                 yield {"type": "task", "agent": owned.agent, "task": MessageToDict(owned.task)}
 
     async def import_(self, tenant: str, user: str, values: AsyncIterator[Mapping[str, Any]]) -> dict[str, int]:
-        """Take what `export` gave, for this user. What is there already stays. How much was new, by type.
+        """Store what `export` yielded as this user's, except what exists already. Returns the number of new rows by type.
 
-        Raises ImportFailed at the first line that is not of an export; what was taken before it stays.
+        Raises ImportFailed at the first line that is not of an export; the lines before it stay imported.
         """
         new = {"memory": 0, "task": 0}
         lines = _Lines(values)
@@ -156,42 +176,49 @@ class UserData:
             while (line := await lines.peek()) is not None:
                 match line.get("type"):
                     case "memory":
-                        space = str(line["space"])
-                        memory = self._memories.get(space)
-                        if not isinstance(memory, ManagedMemory):
-                            raise ImportFailed(f"there is no memory {space!r} here that can import")
-                        at = lines.number
-                        new["memory"] += await memory.import_(Scope(tenant, space, "user", user), lines.memories(space))
-                        if lines.number == at and await lines.peek() is line:
-                            raise ImportFailed(f"memory {space} took nothing of it")
+                        new["memory"] += await self._import_memories(tenant, user, lines, line)
                     case "task":
                         task = ParseDict(dict(line["task"]), Task())
                         new["task"] += await self._owners.restore(tenant, USER + user, str(line["agent"]), task)
                         lines.take()
-                    case "missing":  # what the export could not give either
+                    case "missing":  # the export did not get it either
                         lines.take()
                     case _:
-                        raise ImportFailed("is neither a memory nor a task of an export")
+                        raise ImportFailed("expected a memory or a task of an export")
         except (RetinueError, ParseError, KeyError, TypeError, ValueError) as error:
             raise ImportFailed(f"line {lines.number}: {error}") from error
         return new
 
+    async def _import_memories(self, tenant: str, user: str, lines: _Lines, line: Mapping[str, Any]) -> int:
+        """Import the memories of one space that follow each other from `line` on."""
+        space = str(line["space"])
+        memory = self._memories.get(space)
+        managed = memory.managed if memory is not None else None
+        if managed is None:
+            raise ImportFailed(f"there is no memory {space!r} here that can import")
+        before = lines.number
+        new: int = await managed.import_(Scope(tenant, space, "user", user), lines.memories(space))
+        if lines.number == before and await lines.peek() is line:
+            raise ImportFailed(f"memory {space} imported nothing of it")
+        return new
 
-def _is_unmade(memory: Memory) -> bool:
-    """Whether it is too early to say what a memory keeps."""
-    return isinstance(memory, IsolatedMemory) and not memory.ready
+
+def _is_unexpected(error: Exception) -> bool:
+    """Whether the log needs the traceback."""
+    return not isinstance(error, RetinueError)
 
 
 class _Lines:
-    """The lines of an export, one looked at before it is taken. `number` is that line's."""
+    """The lines of an export, with one line of lookahead."""
 
     def __init__(self, values: AsyncIterator[Mapping[str, Any]]) -> None:
         self._values = values
         self._next: Mapping[str, Any] | None = None
         self.number = 0
+        """The number of the line that `peek` returned, from 1."""
 
     async def peek(self) -> Mapping[str, Any] | None:
-        """The next line; None: there is none."""
+        """The next line. Returns None after the last one."""
         if self._next is None:
             self._next = await anext(self._values, None)
             self.number += 1
@@ -201,7 +228,7 @@ class _Lines:
         self._next = None
 
     async def memories(self, space: str) -> AsyncIterator[Mapping[str, Any]]:
-        """The memories of one space that follow each other from here on."""
+        """Take the memories of one space that follow each other from here on."""
         while (line := await self.peek()) is not None and (line.get("type"), line.get("space")) == ("memory", space):
             self.take()
             yield line["memory"]

@@ -278,7 +278,7 @@ def test_what_was_given_up_is_shown_and_can_be_tried_again(tmp_path: Path, serve
         line = retinue(server, "failed").stdout
         assert line.split()[:5] == [task["id"], "plain", "alice", "2", "tries"]
         assert "503" in line
-        assert retinue(server, "failed", "--retry").stdout == "tried again: 1\n"
+        assert retinue(server, "failed", "--retry").stdout == "retried: 1\n"
         eventually(partial(is_stored, server, "plain", task), "it is stored")
         assert retinue(server, "failed").stdout == ""
     assert vault.texts("plain", "alice") == ["I keep goats", "I keep bees"]

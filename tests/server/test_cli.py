@@ -62,7 +62,7 @@ def test_send_fails_with_the_reason(server: Server, tmp_path: Path) -> None:
     cases = [
         (("--agent", "failing"), 1, "the model is out of order"),
         (("--agent", "failing", "--stream"), 1, "the model is out of order"),
-        (("--user", ""), 1, "user_id: must be a non-empty string or a whole number, but is an empty string"),
+        (("--user", ""), 1, "user_id: expected a non-empty string or a whole number below 2^53, got an empty string"),
         (("--agent", "ecko"), 1, "there is no agent 'ecko'"),
         (("--url", "http://127.0.0.1:9"), 1, "no server answers at http://127.0.0.1:9"),
     ]

@@ -81,7 +81,7 @@ def test_a_failed_task_is_returned_with_its_reason(server: Server) -> None:
 def test_what_the_server_refuses_raises_with_its_code(server: Server) -> None:
     """A protocol error carries the A2A code and the server's words."""
     with TaskClient(server.url) as client:
-        with pytest.raises(CallError, match="user_id: must be a non-empty string") as refused:
+        with pytest.raises(CallError, match="user_id: expected a non-empty string") as refused:
             client.send_task("hello", {"user_id": ""})
         assert refused.value.code == -32602
         with pytest.raises(CallError) as unknown:

@@ -186,6 +186,8 @@ BAD_USERS: dict[str, Any] = {
     "empty": "",
     "blank": "  ",
     "fraction": 1.5,
+    "too large": 2**53,
+    "too small": -(2**53),
     "boolean": True,
     "null": None,
     "list": ["alice"],
@@ -201,7 +203,7 @@ BAD_USERS: dict[str, Any] = {
 async def test_a_bad_user_is_refused_before_anything_runs(
     http: httpx.AsyncClient, agent: str, streaming: bool, binding: str
 ) -> None:
-    """user_id is a non-empty string or a whole number: anything else is InvalidParams, and no task is stored."""
+    """user_id is a non-empty string or a whole number below 2^53: anything else is InvalidParams, and no task is stored."""
     client = await connect(http, agent, binding=binding, streaming=streaming)
     context_id = uuid.uuid4().hex
     for user in BAD_USERS.values():

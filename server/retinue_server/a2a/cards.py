@@ -17,6 +17,7 @@ from starlette.routing import Route
 from retinue_server.config import AgentConfig, Config, SkillConfig
 
 from .executor import MEMORY_EXTENSION
+from .validation import ANY_MEDIA_TYPE
 
 REST = "/rest"
 """Where the HTTP+JSON binding lives, below an agent's base."""
@@ -29,7 +30,7 @@ _MEMORY = AgentExtension(
         "a finished task's metadata.memory tells what was retrieved and what became of the update."
     ),
 )
-TEXT, JSON, ANY = "text/plain", "application/json", "*/*"
+TEXT, JSON = "text/plain", "application/json"
 
 
 def agent_card(
@@ -51,7 +52,7 @@ def agent_card(
         capabilities=AgentCapabilities(
             streaming=True, push_notifications=True, extensions=_extensions(agent, remembers)
         ),
-        default_input_modes=agent.input_modes or ([ANY] if agent.executor else [TEXT, JSON]),
+        default_input_modes=agent.input_modes or ([ANY_MEDIA_TYPE] if agent.executor else [TEXT, JSON]),
         default_output_modes=[TEXT],
         skills=[_skill(skill) for skill in agent.skills] or [_only_skill(name, agent)],
         provider=AgentProvider(organization=provider.organization, url=provider.url) if provider else None,

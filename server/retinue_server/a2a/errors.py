@@ -1,4 +1,4 @@
-"""How this project's errors look on the wire, on every binding: as A2A errors with ErrorInfo, without what is inside."""
+"""Translate the project's errors into A2A errors, which every binding sends with ErrorInfo and without internals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ P = ParamSpec("P")
 
 
 class TooManyRequestsError(A2AError):
-    """A limit was reached: HTTP 429 with Retry-After, gRPC RESOURCE_EXHAUSTED, JSON-RPC -32000."""
+    """A limit was reached: HTTP 429 with Retry-After, gRPC RESOURCE_EXHAUSTED, JSON-RPC -32000.
+
+    `retry_after` is in seconds; None: unknown.
+    """
 
     message = "Too many requests"
 
@@ -46,25 +49,25 @@ JSON_RPC_ERROR_CODE_MAP[TooManyRequestsError] = -32000
 A2A_ERROR_MAPPING[TooManyRequestsError] = ErrorMapping(429, "RESOURCE_EXHAUSTED", "TOO_MANY_REQUESTS")
 A2A_ERROR_REASONS[TooManyRequestsError] = "TOO_MANY_REQUESTS"
 EXCEPTION_MAP[TooManyRequestsError] = JSONRPCError
-EXCEPTION_MAP[JSONParseError] = JSONRPCError  # the SDK knows its code, but not how to tell it
+EXCEPTION_MAP[JSONParseError] = JSONRPCError  # the SDK has a code for it, but no JSON-RPC form
 A2A_ERROR_MAPPING[JSONParseError] = ErrorMapping(400, "INVALID_ARGUMENT", "PARSE_ERROR")
 A2A_ERROR_REASONS[JSONParseError] = "PARSE_ERROR"
 
 
-def on_the_wire(error: Exception) -> A2AError:
-    """The A2A error that a caller gets to see; what it does not say is in the log."""
+def a2a_error(error: Exception) -> A2AError:
+    """The A2A error for a caller. An unexpected one is logged, and says nothing of its cause."""
     match error:
         case LimitError():
             return TooManyRequestsError(str(error), error.retry_after)
         case IdentityError():
             return InvalidParamsError(str(error))
         case _:
-            logger.error("a request failed", exc_info=error)
-            return InternalError("the server could not do this now; its log says why")
+            logger.error("request failed; answering with an internal error", exc_info=error)
+            return InternalError("the server failed unexpectedly; its log says why")
 
 
 def translated(operation: Callable[P, Any]) -> Callable[P, Any]:
-    """Have an operation of a handler, a coroutine function or an async generator, raise nothing but A2A errors."""
+    """Make an operation of a handler (a coroutine function or an async generator function) raise A2A errors only."""
     if inspect.isasyncgenfunction(operation):
 
         @functools.wraps(operation)
@@ -76,7 +79,7 @@ def translated(operation: Callable[P, Any]) -> Callable[P, Any]:
                 except A2AError:
                     raise
                 except Exception as error:
-                    raise on_the_wire(error) from error
+                    raise a2a_error(error) from error
 
         return streaming
 
@@ -87,6 +90,6 @@ def translated(operation: Callable[P, Any]) -> Callable[P, Any]:
         except A2AError:
             raise
         except Exception as error:
-            raise on_the_wire(error) from error
+            raise a2a_error(error) from error
 
     return answering

@@ -1,74 +1,70 @@
-"""The gRPC binding: the SDK's servicer with our identity and with the version gate it leaves out."""
+"""The gRPC binding: the SDK's servicer with our authentication, and with the version check that it lacks.
+
+grpcio is an extra: import this module only if a gRPC port is configured.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import a2a.server.routes  # noqa: F401 - first: the next imports it in a circle  # pyright: ignore[reportUnusedImport]
-from a2a.server.request_handlers import RequestHandler
-from a2a.utils.constants import VERSION_HEADER
-
-from retinue_server.config import ServerConfig
-
-from .errors import TooManyRequestsError
-
-if TYPE_CHECKING:
-    import grpc.aio
-
+from typing import Any
 
 import grpc
 import grpc.aio
-from a2a.extensions.common import HTTP_EXTENSION_HEADER, get_requested_extensions
 from a2a.server.context import ServerCallContext
-from a2a.server.request_handlers import GrpcHandler
+from a2a.server.request_handlers import GrpcHandler, RequestHandler
 from a2a.server.request_handlers.grpc_handler import (
     _ERROR_CODE_MAP,  # pyright: ignore[reportPrivateUsage]
     GrpcServerCallContextBuilder,
 )
-from a2a.types.a2a_pb2_grpc import (
-    add_A2AServiceServicer_to_server,  # pyright: ignore[reportUnknownVariableType]
-)
+from a2a.types.a2a_pb2_grpc import add_A2AServiceServicer_to_server  # pyright: ignore[reportUnknownVariableType]
+from a2a.utils.constants import VERSION_HEADER
+from starlette.datastructures import Headers
 
-from retinue_server.auth.principals import LOOPBACK
-from retinue_server.http.body import LONGEST_BODY
+from retinue_server.auth.call_context import CallContextBuilder
+from retinue_server.http.body import MAX_BODY_BYTES
 
+from .errors import TooManyRequestsError
 from .validation import check_version
 
 _ERROR_CODE_MAP[TooManyRequestsError] = grpc.StatusCode.RESOURCE_EXHAUSTED
+_OPTIONS = ("grpc.max_receive_message_length", MAX_BODY_BYTES), ("grpc.so_reuseport", 0)
 
 
-async def serve(handler: RequestHandler, config: ServerConfig) -> grpc.aio.Server:
-    """Serve until it is stopped. Raises RuntimeError where the port is in use."""
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", LONGEST_BODY), ("grpc.so_reuseport", 0)])
-    add_A2AServiceServicer_to_server(GrpcHandler(handler, _Builder()), server)  # type: ignore[no-untyped-call]
-    server.add_insecure_port(f"{config.host}:{config.grpc_port}")
-    await server.start()
-    return server
+class GrpcServer:
+    """Serves a handler over gRPC."""
+
+    def __init__(self, handler: RequestHandler, builder: CallContextBuilder, *, host: str, port: int) -> None:
+        self._handler = handler
+        self._builder = builder
+        self._address = f"{host}:{port}"
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        """Raises RuntimeError if the port is in use."""
+        server = grpc.aio.server(options=_OPTIONS)
+        handler = GrpcHandler(self._handler, _GrpcCallContextBuilder(self._builder))
+        add_A2AServiceServicer_to_server(handler, server)  # type: ignore[no-untyped-call]
+        server.add_insecure_port(self._address)
+        await server.start()
+        self._server = server
+
+    async def stop(self, grace: float) -> None:
+        """Let calls go on for `grace` seconds, and accept no new ones."""
+        if self._server is not None:
+            await self._server.stop(grace)
 
 
-class _Builder(GrpcServerCallContextBuilder):
+class _GrpcCallContextBuilder(GrpcServerCallContextBuilder):
+    """Takes a call's metadata for HTTP headers."""
+
+    def __init__(self, builder: CallContextBuilder) -> None:
+        self._builder = builder
+
     def build(self, context: grpc.aio.ServicerContext[Any, Any]) -> ServerCallContext:
-        metadata = [
-            (key.lower(), value if isinstance(value, str) else value.decode("utf-8", "replace"))
-            for key, value in context.invocation_metadata() or ()
-        ]
-        versions = [value for key, value in metadata if key == VERSION_HEADER.lower()]
-        check_version(versions[-1] if versions else None)
-        extensions = [value for key, value in metadata if key == HTTP_EXTENSION_HEADER.lower()]
-        return ServerCallContext(user=LOOPBACK, requested_extensions=get_requested_extensions(extensions))
+        metadata = context.invocation_metadata() or ()
+        headers = Headers(raw=[(key.lower().encode(), _bytes(value)) for key, value in metadata])
+        check_version(headers.get(VERSION_HEADER))
+        return self._builder.from_headers(headers)
 
 
-class NoServer:
-    """gRPC where none is configured."""
-
-    async def stop(self, grace: float | None) -> None:
-        pass
-
-
-async def serve_grpc(handler: RequestHandler, config: ServerConfig) -> grpc.aio.Server | NoServer:
-    """Serve a handler over gRPC as `grpc_port` says; to be stopped. Needs the extra `grpc`, and is not imported without."""
-    if config.grpc_port is None:
-        return NoServer()
-    pass
-
-    return await serve(handler, config)
+def _bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode("latin-1", "replace")

@@ -1,10 +1,7 @@
-"""The request handler: the A2A operations over the turn runtime. What is refused here is not stored."""
+"""Handler: the A2A operations of one agent, over the engine and the store."""
 
 from __future__ import annotations
 
-import base64
-import json
-import uuid
 from collections.abc import AsyncGenerator
 
 from a2a.server.agent_execution import AgentExecutor
@@ -22,22 +19,14 @@ from a2a.types import (
     ListTasksRequest,
     ListTasksResponse,
     Message,
-    Role,
-    SendMessageConfiguration,
     SendMessageRequest,
     SubscribeToTaskRequest,
     Task,
     TaskPushNotificationConfig,
 )
-from a2a.utils.errors import (
-    ContentTypeNotSupportedError,
-    ExtendedAgentCardNotConfiguredError,
-    ExtensionSupportRequiredError,
-    InvalidParamsError,
-    TaskNotFoundError,
-)
+from a2a.utils.errors import ExtendedAgentCardNotConfiguredError, InvalidParamsError, TaskNotFoundError
 
-from retinue_server.auth.owners import caller_of, checked_id, user_of
+from retinue_server.auth.owners import caller_of
 from retinue_server.delivery.push import Pusher
 from retinue_server.runtime.engine import Engine, Submission
 from retinue_server.runtime.events import Event
@@ -45,19 +34,16 @@ from retinue_server.runtime.store.push import PushRows
 from retinue_server.runtime.store.tasks import Listing, Tasks
 from retinue_server.runtime.turn import Accepted, Caller
 
-from .cards import ANY
 from .errors import translated
 from .executor import A2AExecutor
-from .json_codec import struct_json
-from .validation import unfit, unfit_message
+from .page_token import PageToken
+from .validation import IncomingMessage, MessageValidator, complete_push_config, history_length, require, require_parts
 
-_PAGE, _LONGEST_PAGE = 50, 100
-_USER = Role.ROLE_USER  # to look a name up in a protobuf enumeration takes longer than to check it
-_LONGEST_TOKEN = 512
+_DEFAULT_PAGE_SIZE, _MAX_PAGE_SIZE = 50, 100
 
 
 class Handler(RequestHandler):
-    """Serves one agent. `card` tells what it declares: extensions it requires, media types it takes."""
+    """Serves the agent `name`. A request that is refused leaves nothing in the store."""
 
     def __init__(
         self,
@@ -71,101 +57,76 @@ class Handler(RequestHandler):
         pusher: Pusher,
     ) -> None:
         self._name = name
-        self._executor = executor
         self._engine = engine
         self._tasks = tasks
         self._push = push
         self._pusher = pusher
-        self._required = frozenset(found.uri for found in card.capabilities.extensions if found.required)
-        self._modes = frozenset(card.default_input_modes).union(*(skill.input_modes for skill in card.skills))
+        check = executor.check if isinstance(executor, A2AExecutor) else require_parts
+        self._validator = MessageValidator(card, check)
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
     @translated
     async def on_message_send(self, params: SendMessageRequest, context: ServerCallContext) -> Task | Message:
-        submission = await self._submit(params, context)
+        caller = self._caller(context)
+        incoming = await self._validated(params, context)
+        submission = await self._submit(caller, incoming)
         accepted, run = submission.accepted, submission.run
-        length = _history_length(params.configuration)
         if run is None:
-            return accepted.answer or _shortened(self._now(accepted, context), length)
+            return accepted.answer or _shortened(self._now(caller, accepted), incoming.history_length)
         if params.configuration.return_immediately and not run.vanishes:
             run.known = True
-            return _shortened(self._now(accepted, context), length)
+            return _shortened(self._now(caller, accepted), incoming.history_length)
         answer = await run.answer()
-        return _shortened(answer, length) if isinstance(answer, Task) else answer
+        return _shortened(answer, incoming.history_length) if isinstance(answer, Task) else answer
 
     @translated
     async def on_message_send_stream(
         self, params: SendMessageRequest, context: ServerCallContext
     ) -> AsyncGenerator[Event, None]:
-        submission = await self._submit(params, context)
+        caller = self._caller(context)
+        incoming = await self._validated(params, context)
+        submission = await self._submit(caller, incoming)
         accepted, run = submission.accepted, submission.run
-        length = _history_length(params.configuration)
+        length = incoming.history_length
         if run is None:
-            yield accepted.answer or _shortened(self._now(accepted, context), length)
+            yield accepted.answer or _shortened(self._now(caller, accepted), length)
             return
-        first, subscriber = self._now(accepted, context), run.subscribe()
-        begun = False
+        first, subscriber = self._now(caller, accepted), run.subscribe()
+        started = False
         if accepted.replay:
             yield _shortened(first, length)
-            begun = True
+            started = True
         try:
             async for event in subscriber:
-                if not begun and not isinstance(event, Task | Message):
-                    yield _shortened(first, length)  # a stream begins with a task or a message
-                begun = True
+                if not started and not isinstance(event, Task | Message):
+                    yield _shortened(first, length)  # a stream starts with a task or a message
+                started = True
                 yield _shortened(event, length) if isinstance(event, Task) else event
         finally:
             subscriber.close()
         if run.settled.done():
-            run.settled.result()  # says why, where the turn was stopped
+            run.settled.result()  # raises the reason if the turn was stopped
 
-    async def _submit(self, params: SendMessageRequest, context: ServerCallContext) -> Submission:
-        message = params.message
-        _need(messageId=message.message_id)
-        checked_id(message.message_id, "messageId")
-        checked_id(message.context_id, "contextId")
-        checked_id(message.task_id, "taskId")
-        if message.role != _USER:
-            raise InvalidParamsError("role: a message that is sent to an agent has the role ROLE_USER")
-        if isinstance(self._executor, A2AExecutor):
-            self._executor.check(params)
-        elif not message.parts:
-            raise InvalidParamsError("parts: the message has none")
-        problem = unfit_message(message) or (unfit(params.metadata) if params.HasField("metadata") else None)
-        if problem:
-            raise InvalidParamsError(f"message: {problem}")
-        self._check_modes(message)
-        self._check_extensions(context)
-        _history_length(params.configuration)
-        caller = self._caller(context)
-        user = user_of(struct_json(params.metadata), message.metadata)
-        if params.configuration.HasField("task_push_notification_config"):
-            await self._prepare(params.configuration.task_push_notification_config)
-        extensions = frozenset(context.requested_extensions)
-        return await self._engine.submit(caller, params, user=user, extensions=extensions)
+    async def _validated(self, params: SendMessageRequest, context: ServerCallContext) -> IncomingMessage:
+        incoming = self._validator.validate(params, context.requested_extensions)
+        if incoming.push is not None:
+            await self._pusher.check(incoming.push)
+        return incoming
 
-    def _now(self, accepted: Accepted, context: ServerCallContext) -> Task:
-        """The task as everyone sees it: a message that waits is no part of it before its turn."""
-        return self._engine.live(self._caller(context), accepted.turn.task_id) or accepted.task
+    async def _submit(self, caller: Caller, incoming: IncomingMessage) -> Submission:
+        return await self._engine.submit(caller, incoming.request, user=incoming.user, extensions=incoming.extensions)
 
-    def _check_modes(self, message: Message) -> None:
-        for part in message.parts:
-            if part.media_type and not self._modes & {part.media_type, ANY}:
-                raise ContentTypeNotSupportedError(
-                    f"mediaType {part.media_type}: this agent takes {', '.join(sorted(self._modes))}"
-                )
-
-    def _check_extensions(self, context: ServerCallContext) -> None:
-        if self._required and (missing := self._required - context.requested_extensions):
-            raise ExtensionSupportRequiredError(f"this agent requires the extensions {', '.join(sorted(missing))}")
+    def _now(self, caller: Caller, accepted: Accepted) -> Task:
+        """The task as every caller sees it: a message that waits becomes part of it when its turn starts."""
+        return self._engine.live(caller, accepted.turn.task_id) or accepted.task
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
     @translated
     async def on_get_task(self, params: GetTaskRequest, context: ServerCallContext) -> Task:
-        _need(id=params.id)
-        length = _history_length(params)
+        require(id=params.id)
+        length = history_length(params)
         caller = self._caller(context)
         task = self._engine.live(caller, params.id) or await self._tasks.get(caller, params.id)
         if task is None:
@@ -174,32 +135,31 @@ class Handler(RequestHandler):
 
     @translated
     async def on_list_tasks(self, params: ListTasksRequest, context: ServerCallContext) -> ListTasksResponse:
-        length = _history_length(params)
-        size = params.page_size if params.HasField("page_size") else _PAGE
-        if not 1 <= size <= _LONGEST_PAGE:
-            raise InvalidParamsError(f"pageSize: must be 1 to {_LONGEST_PAGE}, but is {size}")
+        length = history_length(params)
+        size = params.page_size if params.HasField("page_size") else _DEFAULT_PAGE_SIZE
+        if not 1 <= size <= _MAX_PAGE_SIZE:
+            raise InvalidParamsError(f"pageSize: expected 1 to {_MAX_PAGE_SIZE}, got {size}")
         caller = self._caller(context)
-        before, total = _read_token(params.page_token)
+        last = PageToken.decode(params.page_token)
         listing = Listing(
             context_id=params.context_id,
             state=params.status,
             after=params.status_timestamp_after.ToMicroseconds() if params.HasField("status_timestamp_after") else -1,
             size=size + 1,
-            before=before,
-            count=total is None,
+            before=(last.at_us, last.task_id) if last else None,
+            count=last is None,
         )
         at_work = self._engine.at_work()
         tasks, counted = await self._tasks.page(caller, listing)
-        more = len(tasks) > size
-        page = tasks[:size]
-        total = counted if total is None else total
-        token = _write_token(page[-1], total) if more else ""
+        page, more = tasks[:size], len(tasks) > size
+        total = last.total if last else counted
+        token = PageToken(page[-1].status.timestamp.ToMicroseconds(), page[-1].id, total).encode() if more else ""
         newest = [await self._newest(caller, task, at_work) for task in page]
         shown = [_listed(task, params.include_artifacts, length) for task in newest]
         return ListTasksResponse(tasks=shown, next_page_token=token, page_size=size, total_size=total)
 
     async def _newest(self, caller: Caller, task: Task, at_work: frozenset[str]) -> Task:
-        """A task of a page as it is by now: its turn may have ended after the page was read, and is not live any more then."""
+        """The current state of a listed task: its turn may have ended, and not be live any more, since the page was read."""
         live = self._engine.live(caller, task.id)
         if live is None and task.id in at_work:
             live = await self._tasks.get(caller, task.id)
@@ -207,14 +167,14 @@ class Handler(RequestHandler):
 
     @translated
     async def on_cancel_task(self, params: CancelTaskRequest, context: ServerCallContext) -> Task:
-        _need(id=params.id)
+        require(id=params.id)
         return await self._engine.cancel(self._caller(context), params.id)
 
     @translated
     async def on_subscribe_to_task(
         self, params: SubscribeToTaskRequest, context: ServerCallContext
     ) -> AsyncGenerator[Event, None]:
-        _need(id=params.id)
+        require(id=params.id)
         task, subscriber = await self._engine.subscribe(self._caller(context), params.id)
         try:
             yield task
@@ -229,8 +189,9 @@ class Handler(RequestHandler):
     async def on_create_task_push_notification_config(
         self, params: TaskPushNotificationConfig, context: ServerCallContext
     ) -> TaskPushNotificationConfig:
-        _need(taskId=params.task_id)
-        await self._prepare(params)
+        require(taskId=params.task_id)
+        complete_push_config(params)
+        await self._pusher.check(params)
         caller = self._caller(context)
         if not await self._push.set_push_config(caller, params):
             raise TaskNotFoundError(f"there is no task {params.task_id}")
@@ -241,7 +202,7 @@ class Handler(RequestHandler):
     async def on_get_task_push_notification_config(
         self, params: GetTaskPushNotificationConfigRequest, context: ServerCallContext
     ) -> TaskPushNotificationConfig:
-        _need(id=params.id)
+        require(id=params.id)
         for config in await self._push_configs(params.task_id, context):
             if config.id == params.id:
                 return config
@@ -257,17 +218,12 @@ class Handler(RequestHandler):
     async def on_delete_task_push_notification_config(
         self, params: DeleteTaskPushNotificationConfigRequest, context: ServerCallContext
     ) -> None:
-        _need(taskId=params.task_id, id=params.id)
+        require(taskId=params.task_id, id=params.id)
         if not await self._push.delete_push_config(self._caller(context), params.task_id, params.id):
             raise TaskNotFoundError(f"there is no task {params.task_id}")
 
-    async def _prepare(self, config: TaskPushNotificationConfig) -> None:
-        _need(url=config.url)
-        await self._pusher.check(config)
-        config.id = checked_id(config.id, "id") or str(uuid.uuid4())
-
     async def _push_configs(self, task_id: str, context: ServerCallContext) -> list[TaskPushNotificationConfig]:
-        _need(taskId=task_id)
+        require(taskId=task_id)
         found = await self._push.push_configs(self._caller(context), task_id)
         if found is None:
             raise TaskNotFoundError(f"there is no task {task_id}")
@@ -279,26 +235,10 @@ class Handler(RequestHandler):
     async def on_get_extended_agent_card(
         self, params: GetExtendedAgentCardRequest, context: ServerCallContext
     ) -> AgentCard:
-        raise ExtendedAgentCardNotConfiguredError("this agent has no card but its public one")
+        raise ExtendedAgentCardNotConfiguredError("this agent has only its public card")
 
     def _caller(self, context: ServerCallContext) -> Caller:
         return caller_of(context, self._name)
-
-
-def _need(**fields: str) -> None:
-    """Raise InvalidParamsError, which names them, for fields that are not set."""
-    missing = [{"field": name, "message": "Field is required."} for name, value in fields.items() if not value]
-    if missing:
-        raise InvalidParamsError(f"{missing[0]['field']}: is missing", {"errors": missing})
-
-
-def _history_length(params: SendMessageConfiguration | GetTaskRequest | ListTasksRequest) -> int | None:
-    """How many messages of the history are asked for; None: all. Raises InvalidParamsError for a negative number."""
-    if not params.HasField("history_length"):
-        return None
-    if params.history_length < 0:
-        raise InvalidParamsError(f"historyLength: must not be negative, but is {params.history_length}")
-    return params.history_length
 
 
 def _shortened(task: Task, length: int | None) -> Task:
@@ -314,25 +254,3 @@ def _listed(task: Task, artifacts: bool, length: int | None) -> Task:
     if not artifacts:
         task.ClearField("artifacts")
     return _shortened(task, length)
-
-
-def _write_token(last: Task, total: int) -> str:
-    place = [last.status.timestamp.ToMicroseconds(), last.id, total]
-    return base64.urlsafe_b64encode(json.dumps(place, separators=(",", ":")).encode()).decode()
-
-
-def _read_token(token: str) -> tuple[tuple[int, str] | None, int | None]:
-    """Where the page before ended, and how many tasks there were when the first page was read."""
-    if not token:
-        return None, None
-    try:
-        if len(token) > _LONGEST_TOKEN:
-            raise ValueError("it is too long")
-        at, task_id, total = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
-        if not (type(at) is int and isinstance(task_id, str) and type(total) is int):
-            raise ValueError("it holds something else")
-        if abs(at) > 2**62 or not 0 <= total < 2**31 or not task_id.isascii():
-            raise ValueError("it is out of range")
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidParamsError("pageToken: is not one that this server gave") from error
-    return (at, task_id), total

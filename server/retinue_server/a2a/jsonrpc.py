@@ -1,11 +1,11 @@
-"""The bindings of one handler: JSON-RPC (1.0 and 0.3), REST and gRPC. They refuse what is not the protocol."""
+"""The JSON-RPC binding: A2A 1.0 and 0.3 on one address, over the SDK's dispatcher."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-import a2a.server.routes  # noqa: F401 - first: the next imports it in a circle  # pyright: ignore[reportUnusedImport]
+import a2a.server.routes  # noqa: F401 - before a2a.compat, with which it forms an import circle  # pyright: ignore[reportUnusedImport]
 from a2a.compat.v0_3.jsonrpc_adapter import JSONRPC03Adapter
 from a2a.server.request_handlers import RequestHandler
 from a2a.server.request_handlers.response_helpers import build_error_response
@@ -24,99 +24,78 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from retinue_server.a2a.validation import check_version
 from retinue_server.http.body import StrictRequest
 
 from .errors import TooManyRequestsError
 from .json_codec import encode, send_request, send_response
-
-if TYPE_CHECKING:
-    pass
+from .validation import check_version
 
 
-class Dispatcher(JsonRpcDispatcher):
-    """The SDK's dispatcher behind a strict parser, with a short way for the one call that nearly all calls are.
+class JsonRpcApp(JsonRpcDispatcher):
+    """An ASGI application for POST. It answers SendMessage itself, and leaves the other methods to the SDK.
 
-    It is an ASGI application for POST.
+    Streams may go on for `grace` seconds when the server stops.
     """
 
+    def __init__(self, handler: RequestHandler, builder: ServerCallContextBuilder, grace: float) -> None:
+        super().__init__(handler, builder, enable_v0_3_compat=True, shutdown_grace_period=grace)
+        self._v03_adapter = _Adapter03(handler, builder, grace)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = await self.handle_requests(StrictRequest(scope, receive))
-        await answer(scope, receive, send)
+        response = await self.handle_requests(StrictRequest(scope, receive))
+        await response(scope, receive, send)
 
     async def handle_requests(self, request: Request) -> Response:
-        strict = request if isinstance(request, StrictRequest) else StrictRequest(request.scope, request.receive)
         try:
-            body = await strict.json()
+            body = await request.json()
         except A2AError as error:
-            return JSONResponse(build_error_response(None, error))
-        if (
-            isinstance(body, dict)
-            and body.get("method") == "SendMessage"  # pyright: ignore[reportUnknownMemberType]
-            and body.get("jsonrpc") == "2.0"  # pyright: ignore[reportUnknownMemberType]
-            and type(body.get("id")) in (str, int)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-        ):
-            return await self._send(strict, cast("dict[str, Any]", body))
-        response: Response = await super().handle_requests(strict)
-        return response
+            return _error_response(None, error)
+        match body:
+            case {"jsonrpc": "2.0", "method": "SendMessage", "id": str() | int() as id_} if not isinstance(id_, bool):
+                return await self._send_message(request, id_, body.get("params", {}))
+            case _:
+                response: Response = await super().handle_requests(request)
+                return response
 
-    def _generate_error_response(self, request_id: str | int | None, error: Any) -> JSONResponse:
-        made: JSONResponse = super()._generate_error_response(request_id, error)
-        return _throttled(made, error) if isinstance(error, TooManyRequestsError) else made
-
-    async def _send(self, request: Request, body: dict[str, Any]) -> Response:
-        request_id: str | int = body["id"]
-        given = body.get("params", {})
+    async def _send_message(self, request: Request, request_id: str | int, given: Any) -> Response:
         try:
             params = send_request(given) or ParseDict(given, SendMessageRequest(), ignore_unknown_fields=True)
         except (ParseError, AttributeError, TypeError, ValueError) as error:
-            return JSONResponse(build_error_response(request_id, InvalidParamsError(f"params: {error}")))
+            return _error_response(request_id, InvalidParamsError(f"params: {error}"))
         context = self._context_builder.build(request)
         context.tenant = params.tenant
         try:
             check_version(request.headers.get(VERSION_HEADER))
             answer = await self.request_handler.on_message_send(params, context)
         except A2AError as error:
-            return _refusal(request_id, error)
-        return _Answer(encode({"jsonrpc": "2.0", "id": request_id, "result": send_response(answer)}).encode())
+            return _error_response(request_id, error)
+        content = encode({"jsonrpc": "2.0", "id": request_id, "result": send_response(answer)})
+        return Response(content, media_type="application/json")
+
+    def _generate_error_response(self, request_id: str | int | None, error: Any) -> JSONResponse:
+        response: JSONResponse = super()._generate_error_response(request_id, error)
+        return _with_retry_after(response, error)
 
 
-class _Answer(Response):
-    """JSON that is written already, under the head that all such answers have."""
-
-    def __init__(self, content: bytes) -> None:
-        self.status_code = 200
-        self.body = content
-        self.background = None
-        self.raw_headers = [(b"content-length", b"%d" % len(content)), (b"content-type", b"application/json")]
-
-
-class _OldAdapter(JSONRPC03Adapter):
-    """The SDK's 0.3, which tells a limit as an internal error."""
+class _Adapter03(JSONRPC03Adapter):
+    """The SDK's adapter for 0.3, which sends errors that are not in its own table as internal ones."""
 
     def _generate_error_response(self, request_id: str | int | None, error: Any) -> JSONResponse:
         if not isinstance(error, TooManyRequestsError | ExtendedAgentCardNotConfiguredError):
-            made: JSONResponse = super()._generate_error_response(request_id, error)
-            return made
-        told = {"code": JSON_RPC_ERROR_CODE_MAP[type(error)], "message": error.message}
-        answer = JSONResponse({"jsonrpc": "2.0", "id": request_id, "error": told})
-        return _throttled(answer, error) if isinstance(error, TooManyRequestsError) else answer
+            response: JSONResponse = super()._generate_error_response(request_id, error)
+            return response
+        content = {"code": JSON_RPC_ERROR_CODE_MAP[type(error)], "message": error.message}
+        return _with_retry_after(JSONResponse({"jsonrpc": "2.0", "id": request_id, "error": content}), error)
 
 
-def _refusal(request_id: str | int, error: A2AError) -> Response:
-    answer = JSONResponse(build_error_response(request_id, error))
-    return _throttled(answer, error) if isinstance(error, TooManyRequestsError) else answer
+def _error_response(request_id: str | int | None, error: A2AError) -> JSONResponse:
+    return _with_retry_after(JSONResponse(build_error_response(request_id, error)), error)
 
 
-def _throttled(answer: JSONResponse, error: TooManyRequestsError) -> JSONResponse:
-    answer.status_code = 429
-    if error.retry_after is not None:
-        answer.headers["Retry-After"] = str(math.ceil(error.retry_after))
-    return answer
-
-
-def jsonrpc(handler: RequestHandler, builder: ServerCallContextBuilder, grace: float) -> Dispatcher:
-    """JSON-RPC, 1.0 and 0.3; streams may go on for `grace` seconds when the server stops."""
-    dispatcher = Dispatcher(handler, builder, enable_v0_3_compat=True, shutdown_grace_period=grace)
-    dispatcher._v03_adapter = _OldAdapter(handler, builder, grace)  # pyright: ignore[reportPrivateUsage]
-    return dispatcher
+def _with_retry_after(response: JSONResponse, error: object) -> JSONResponse:
+    """Give the response to a TooManyRequestsError its HTTP status and header."""
+    if isinstance(error, TooManyRequestsError):
+        response.status_code = 429
+        if error.retry_after is not None:
+            response.headers["Retry-After"] = str(math.ceil(error.retry_after))
+    return response

@@ -1,80 +1,195 @@
-"""Which JSON values of a message may be stored: those that every binding can write down and read again."""
+"""Validate what enters the store: SendMessage requests, in one pass, and the values that executors publish."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Generator, Iterable, Set
+from dataclasses import dataclass
 
-import a2a.server.routes  # noqa: F401 - first: the next imports it in a circle  # pyright: ignore[reportUnusedImport]
+from a2a.types import (
+    AgentCard,
+    Artifact,
+    GetTaskRequest,
+    ListTasksRequest,
+    Message,
+    Part,
+    Role,
+    SendMessageConfiguration,
+    SendMessageRequest,
+    TaskPushNotificationConfig,
+)
 from a2a.utils.constants import PROTOCOL_VERSION_1_0
 from a2a.utils.errors import (
+    ContentTypeNotSupportedError,
+    ExtensionSupportRequiredError,
+    InvalidParamsError,
     VersionNotSupportedError,
 )
-
-if TYPE_CHECKING:
-    pass
-
-import time
-from collections.abc import Iterable
-
-from a2a.types import Artifact, Message, Part
-from google.protobuf.struct_pb2 import ListValue, Struct, Value
+from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
-DEEPEST = 28
-"""How deep lists and objects may stand in each other: protobuf reads 100 levels, and an object costs three."""
+from retinue_memory.ids import new_id
+from retinue_server.auth.owners import checked_id, user_of
+
+MAX_DEPTH = 28
+"""The most levels of lists and objects in a value: protobuf parses 100 levels, and an object takes three of them."""
+ANY_MEDIA_TYPE = "*/*"
 
 
-def stamp() -> Timestamp:
-    """The time, in whole microseconds."""
-    seconds, micros = divmod(time.time_ns() // 1000, 1_000_000)
-    return Timestamp(seconds=seconds, nanos=micros * 1000)
+@dataclass(frozen=True, slots=True)
+class IncomingMessage:
+    """A valid SendMessage request."""
+
+    request: SendMessageRequest
+    user: str | None
+    """The user that the request or its message names; None: the stored task's, if it continues one."""
+    extensions: frozenset[str]
+    history_length: int | None
+    """How many messages of the history the answer may carry; None: all."""
+    push: TaskPushNotificationConfig | None
+    """Part of `request`. Whether its URL may be called is for the push module to check."""
+
+
+class MessageValidator:
+    """Validates the SendMessage requests to the agent of one card.
+
+    `check` is the part of the agent's executor: it raises InvalidParamsError for a request that it could not run.
+    """
+
+    def __init__(self, card: AgentCard, check: Callable[[SendMessageRequest], None]) -> None:
+        self._check = check
+        self._required = frozenset(found.uri for found in card.capabilities.extensions if found.required)
+        self._media_types = frozenset(card.default_input_modes).union(*(skill.input_modes for skill in card.skills))
+
+    def validate(self, request: SendMessageRequest, extensions: Set[str]) -> IncomingMessage:
+        """Check the whole request, in time linear in its size. `extensions` are those that the caller activates.
+
+        Raises InvalidParamsError, ContentTypeNotSupportedError or ExtensionSupportRequiredError.
+        """
+        message = request.message
+        require(messageId=message.message_id)
+        checked_id(message.message_id, "messageId")
+        checked_id(message.context_id, "contextId")
+        checked_id(message.task_id, "taskId")
+        if message.role != Role.ROLE_USER:
+            raise InvalidParamsError("role: expected ROLE_USER in a message to an agent")
+        self._check(request)
+        if problem := _unfit_values([*request.metadata.fields.values(), *self._values_of(message)]):
+            raise InvalidParamsError(f"message: {problem}")
+        if missing := self._required - extensions:
+            raise ExtensionSupportRequiredError(f"this agent requires the extensions {', '.join(sorted(missing))}")
+        configuration = request.configuration
+        push = None
+        if configuration.HasField("task_push_notification_config"):
+            push = configuration.task_push_notification_config
+            complete_push_config(push)
+        return IncomingMessage(
+            request,
+            user=user_of(request.metadata, message.metadata),
+            extensions=frozenset(extensions),
+            history_length=history_length(configuration),
+            push=push,
+        )
+
+    def _values_of(self, message: Message) -> Generator[Value]:
+        """The values of the message and of its parts, whose media types are checked on the way."""
+        yield from message.metadata.fields.values()
+        for part in message.parts:
+            if part.media_type and not self._media_types & {part.media_type, ANY_MEDIA_TYPE}:
+                known = ", ".join(sorted(self._media_types))
+                raise ContentTypeNotSupportedError(f"mediaType: this agent accepts {known}, got {part.media_type}")
+            yield from _values_of_part(part)
+
+
+def require_parts(request: SendMessageRequest) -> None:
+    """Raise InvalidParamsError for a message without parts: the check for executors that have none of their own."""
+    if not request.message.parts:
+        raise InvalidParamsError("parts: expected at least one")
+
+
+def require(**fields: str) -> None:
+    """Raise InvalidParamsError, naming the fields, if any of them is not set."""
+    missing = [{"field": name, "message": "Field is required."} for name, value in fields.items() if not value]
+    if missing:
+        raise InvalidParamsError(f"{missing[0]['field']}: is missing", {"errors": missing})
+
+
+def history_length(params: SendMessageConfiguration | GetTaskRequest | ListTasksRequest) -> int | None:
+    """The number of messages that the caller asks for. Returns None for all; raises InvalidParamsError if negative."""
+    if not params.HasField("history_length"):
+        return None
+    if params.history_length < 0:
+        raise InvalidParamsError(f"historyLength: expected 0 or more, got {params.history_length}")
+    return params.history_length
+
+
+def complete_push_config(config: TaskPushNotificationConfig) -> None:
+    """Check a push config's fields, and give it an id if it has none."""
+    require(url=config.url)
+    config.id = checked_id(config.id, "id") or new_id()
+
+
+def check_version(version: str | None) -> None:
+    """Raise VersionNotSupportedError unless a request speaks version 1 of the protocol. None: it says nothing, and means 0.3."""
+    if (version or "0.3").partition(".")[0] != PROTOCOL_VERSION_1_0.partition(".")[0]:
+        raise VersionNotSupportedError(f"A2A version {version or '0.3'} is not supported here: send A2A-Version: 1.0")
+
+
+# -- values: stored are those that every binding can write as JSON and read back ---------------------------------------------
 
 
 def unfit(*structs: Struct) -> str | None:
-    """Why one of these cannot be stored; None: they can."""
-    level: list[Struct | ListValue | Value] = list(structs)
-    for _ in range(DEEPEST):
-        values = [inner for outer in level for inner in _inside(outer)]
-        if any(value.HasField("number_value") and not math.isfinite(value.number_value) for value in values):
-            return "a number is not finite, which JSON cannot say"
-        level = [
-            value.struct_value if value.HasField("struct_value") else value.list_value
-            for value in values
-            if value.HasField("struct_value") or value.HasField("list_value")
-        ]
-        if not level:
-            return None
-    return f"lists and objects stand more than {DEEPEST} deep in each other"
+    """Why one of these cannot be stored. Returns None if all can."""
+    return _unfit_values([value for struct in structs for value in struct.fields.values()])
 
 
 def unfit_message(message: Message) -> str | None:
     """`unfit` for all that a message carries."""
-    return _unfit(message, message.parts)
+    return _unfit(message)
 
 
 def unfit_artifact(artifact: Artifact) -> str | None:
     """`unfit` for all that an artifact carries."""
-    return _unfit(artifact, artifact.parts)
+    return _unfit(artifact)
 
 
-def _unfit(whole: Message | Artifact, parts: Iterable[Part]) -> str | None:
-    found = [whole.metadata] if whole.HasField("metadata") else []
-    for part in parts:
-        if part.HasField("data"):
-            found.append(Struct(fields={"data": part.data}))
-        if part.HasField("metadata"):
-            found.append(part.metadata)
-    return unfit(*found) if found else None
+def _unfit(carrier: Message | Artifact) -> str | None:
+    values = [value for part in carrier.parts for value in _values_of_part(part)]
+    return _unfit_values([*carrier.metadata.fields.values(), *values])
 
 
-def _inside(outer: Struct | ListValue | Value) -> Iterable[Value]:
-    if isinstance(outer, Struct):
-        return outer.fields.values()
-    return outer.values if isinstance(outer, ListValue) else (outer,)
+def _values_of_part(part: Part) -> Generator[Value]:
+    if part.HasField("data"):
+        yield part.data
+    if part.HasField("metadata"):
+        yield from part.metadata.fields.values()
 
 
-def check_version(given: str | None) -> None:
-    """Raise VersionNotSupportedError unless a request speaks version 1 of the protocol; without a word, it speaks 0.3."""
-    if (given or "0.3").partition(".")[0] != PROTOCOL_VERSION_1_0.partition(".")[0]:
-        raise VersionNotSupportedError(f"A2A version {given or '0.3'} is not supported here: send A2A-Version: 1.0")
+def _unfit_values(values: Iterable[Value]) -> str | None:
+    for _ in range(MAX_DEPTH):
+        deeper: list[Value] = []
+        nested = False
+        for value in values:
+            match value.WhichOneof("kind"):
+                case "number_value":
+                    if not math.isfinite(value.number_value):
+                        return "a number is not finite, and JSON has no such numbers"
+                case "struct_value":
+                    nested = True
+                    deeper += value.struct_value.fields.values()
+                case "list_value":
+                    nested = True
+                    deeper += value.list_value.values
+                case _:
+                    pass
+        if not nested:
+            return None
+        values = deeper
+    return f"lists and objects are nested more than {MAX_DEPTH} levels deep"
+
+
+def stamp() -> Timestamp:
+    """The current time, in whole microseconds."""
+    seconds, micros = divmod(time.time_ns() // 1000, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=micros * 1000)

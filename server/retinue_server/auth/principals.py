@@ -1,4 +1,4 @@
-"""Who is asking, and for whom."""
+"""The principal: who authenticated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from a2a.auth.user import User
 
 
 class Principal(User):
-    """Who is asking, as far as the server could make sure."""
+    """The caller of a request, as far as its credentials prove it."""
 
     def __init__(self, name: str, *, authenticated: bool) -> None:
         self._name = name
@@ -22,4 +22,4 @@ class Principal(User):
 
 
 LOOPBACK = Principal("loopback", authenticated=False)
-"""With `auth: {mode: none}`, everyone: whoever reaches the server may act for every user."""
+"""Every caller's principal if authentication is off; it may act for every user."""

@@ -1,4 +1,4 @@
-"""/metrics: what the server counts, as text for Prometheus. Every label's values are names of the configuration."""
+"""Metrics for Prometheus. The values of every label are names of the config, so that their number is bounded."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 Outcome = Literal["stored", "retried", "failed"]
-"""What became of a try to write: written; to be tried again; given up."""
-_SECONDS = 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0
-"""The buckets of the time that a memory takes to answer."""
+"""How an attempt to write ended; after "failed" there is no other."""
+_BUCKETS_S = 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0
 
 
 class Metrics:
-    """Counters in a registry of their own, so that several servers in one process do not share them.
+    """Counters in their own registry, so that several servers in one process do not share them.
 
-    Each memory of the configuration is there from the start, with zeros.
+    Every memory of the config has its series, with zeros, from the start.
     """
 
     def __init__(self, memories: Iterable[str]) -> None:
@@ -30,26 +29,26 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         latency = Histogram(
             "retinue_memory_retrieve_seconds",
-            "How long a memory took to be searched, until it answered, failed, or was given up.",
+            "Time until a memory answered a search, failed, or was given up.",
             ["memory"],
-            buckets=_SECONDS,
+            buckets=_BUCKETS_S,
             registry=self.registry,
         )
         failures = Counter(
             "retinue_memory_failures",
-            "What a memory could not do: by an error, or unanswered when it was given up.",
+            "Failed operations of a memory: by an error, or unanswered when they were given up.",
             ["memory", "operation", "reason"],
             registry=self.registry,
         )
         writes = Counter(
             "retinue_memory_writes",
-            "Tries to write a turn to a memory: stored, to be retried, or failed for good.",
+            "Attempts to write a turn to a memory: stored, to be retried, or failed for good.",
             ["memory", "outcome"],
             registry=self.registry,
         )
         self._pending = Gauge(
             "retinue_memory_writes_pending",
-            "Writes that turns owe a memory and that have not arrived.",
+            "Writes to a memory that are not stored yet.",
             ["memory"],
             registry=self.registry,
         )
@@ -68,13 +67,13 @@ class Metrics:
         }
 
     def count_pending(self, memory: str, count: Callable[[], int]) -> None:
-        """Ask `count` at every look how many writes a memory is owed."""
+        """Call `count` at every scrape for the number of a memory's pending writes."""
         self._pending.labels(memory).set_function(count)
 
     @contextmanager
     def retrieving(self, memory: str) -> Generator[None]:
-        """Time a search; one that raises has failed, one that is cancelled was given up, by its deadline or with its turn."""
-        began = perf_counter()
+        """Time a search. An exception counts as its failure; a cancellation, by its deadline or with its turn, as unanswered."""
+        started = perf_counter()
         try:
             yield
         except asyncio.CancelledError:
@@ -84,15 +83,15 @@ class Metrics:
             self._failures[memory, "retrieve", "error"].inc()
             raise
         finally:
-            self._latency[memory].observe(perf_counter() - began)
+            self._latency[memory].observe(perf_counter() - started)
 
     def tried(self, memory: str, outcome: Outcome, error: Exception | None = None) -> None:
-        """Count a try to write, and why it failed."""
+        """Count an attempt to write, and the reason if it failed."""
         self._writes[memory, outcome].inc()
         if error is not None:
             self._failures[memory, "update", "unanswered" if isinstance(error, TimeoutError) else "error"].inc()
 
     async def show(self, request: Request) -> Response:
-        """GET /metrics, in the format that the caller prefers."""
+        """Answer GET /metrics in the format that the caller prefers."""
         encode, kind = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(self.registry), headers={"content-type": kind})
