@@ -1,7 +1,7 @@
 """JSON of SendMessage requests and responses, without protobuf's reflection.
 
 `ParseDict` and `MessageToDict` look up every field in the message's descriptor; here the fields are in the code, with the same
-results. Gain: a request is read in 4 instead of 20 µs, and a task written in 8 instead of 20 µs. In `benchmarks.server`, echo
+results. Gain: a request is read in 4 instead of 20 us, and a task written in 8 instead of 20 us. In `benchmarks.server`, echo
 without memory at 32 clients, that is 4 % (reading) and 7 % (writing) of the CPU a task.
 """
 
