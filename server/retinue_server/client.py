@@ -1,4 +1,4 @@
-"""TaskClient: send a task and wait for it, from a script. It wraps the official client, which async code uses directly."""
+"""TaskClient: a synchronous client for scripts, around the official client of the SDK."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 URL = "http://127.0.0.1:9000"
-CONNECT_SECONDS = 5.0
+_CONNECT_TIMEOUT_S = 5.0
 _FAILED = (TaskState.TASK_STATE_FAILED, TaskState.TASK_STATE_REJECTED, TaskState.TASK_STATE_CANCELED)
-_UNDER_WAY = (TaskState.TASK_STATE_SUBMITTED, TaskState.TASK_STATE_WORKING)
+_UNFINISHED = (TaskState.TASK_STATE_SUBMITTED, TaskState.TASK_STATE_WORKING)
 
 
 class CallError(RetinueError):
-    """The server refused the call, or gave no answer: check the address, the agent's name and what was sent.
+    """The server refused the call or did not answer: check the address, the agent's name and the message.
 
-    `code` is the A2A error code (-32602: invalid params); None where no answer came.
+    `code` is the A2A error code (-32602: invalid params), or None if there was no answer.
     """
 
     def __init__(self, problem: str, *, code: int | None = None) -> None:
@@ -44,7 +44,7 @@ class CallError(RetinueError):
 
 @dataclass(frozen=True, slots=True)
 class FinishedTask:
-    """What came of a task. `task` is the protocol's own; an agent that answers without one leaves only `message`."""
+    """The result of `send_task`. `task` is None if the agent answered with a `message` alone."""
 
     task: Task | None
     message: Message | None = None
@@ -55,19 +55,19 @@ class FinishedTask:
 
     @property
     def context_id(self) -> str:
-        """Names the conversation: send the next message with it to go on."""
+        """The id of the conversation: send the next message with it to continue."""
         return (self.task or self._message).context_id
 
     @property
     def state(self) -> str:
-        """ "completed", "failed", "input-required", "canceled", "rejected", ... as A2A calls them."""
+        """The A2A state: "completed", "failed", "input-required", "canceled", "rejected", ..."""
         if self.task is None:
             return "completed"
         return TaskState.Name(self.task.status.state).removeprefix("TASK_STATE_").lower().replace("_", "-")
 
     @property
     def text(self) -> str:
-        """The answer; where there is none, what the agent said with the task's state (a question, a reason)."""
+        """The answer or, if there is none, the message of the task's state (a question, a reason)."""
         if self.task is None:
             return _text(self._message.parts)
         answers = [_text(artifact.parts) for artifact in self.task.artifacts]
@@ -75,13 +75,13 @@ class FinishedTask:
 
     @property
     def error(self) -> str | None:
-        """Why the task failed, was rejected or canceled; None where it was not."""
+        """Why the task failed, was rejected or canceled. None if it did not fail."""
         if self.task is None or self.task.status.state not in _FAILED:
             return None
-        return _text(self.task.status.message.parts) or f"the task was {self.state}, without a reason"
+        return _text(self.task.status.message.parts) or f"the task is {self.state}, and gives no reason"
 
     def to_dict(self) -> dict[str, Any]:
-        """The task (or the message) as the protocol's JSON."""
+        """The task (or the message) as A2A's JSON."""
         from google.protobuf.json_format import MessageToDict
 
         answer: Protobuf = self.task or self._message
@@ -93,10 +93,10 @@ class FinishedTask:
 
 
 class TaskClient:
-    """Calls the agents of one server, synchronously, from any thread (one with a running event loop too).
+    """Calls the agents of one server synchronously, from any thread, also from one that runs an event loop.
 
-    `url` is the server's address, or one agent's own (".../agents/helper"). `key` travels as a bearer token. `timeout`
-    is how many seconds the server may be silent. Use it as a context manager, or `close()` it.
+    `url` is the address of the server or of one agent (".../agents/helper"). `key` is sent as a bearer token. `timeout`
+    is the number of seconds that the server may be silent. Use it as a context manager, or call `close()`.
     """
 
     def __init__(self, url: str = URL, key: str | None = None, *, timeout: float = 120.0) -> None:
@@ -106,7 +106,7 @@ class TaskClient:
         self._thread = threading.Thread(target=self._loop.run_forever, name="task-client", daemon=True)
         self._thread.start()
         headers = {VERSION_HEADER: PROTOCOL_VERSION_CURRENT} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self._http = httpx.AsyncClient(headers=headers, timeout=httpx.Timeout(timeout, connect=CONNECT_SECONDS))
+        self._http = httpx.AsyncClient(headers=headers, timeout=httpx.Timeout(timeout, connect=_CONNECT_TIMEOUT_S))
 
     def send_task(
         self,
@@ -118,12 +118,12 @@ class TaskClient:
         agent: str | None = None,
         stream: Callable[[str], object] | None = None,
     ) -> FinishedTask:
-        """Send a message, wait until its task is done or asks for more, and return it.
+        """Send a message, and return its task when it has ended or asks for input.
 
-        `metadata` is the request's: {"user_id": ...} says whose memory it is. `context_id` goes on with a conversation,
-        `task_id` with a task that asked for input. `agent` names one that is not the server's default. `stream` is called
-        with each piece of the answer as it comes, in another thread. A task that failed is returned like any other (see
-        `error`); raises CallError where the server refuses the message or cannot be reached.
+        `metadata` is the request's: {"user_id": ...} names the user. `context_id` continues a conversation, `task_id` a task
+        that asked for input. `agent` is a name; None: the server's default agent. `stream` is called with each piece of the
+        answer as it arrives, in another thread. A failed task is returned like any other (see `error`). Raises CallError if
+        the server refuses the message or cannot be reached.
         """
         request = SendMessageRequest(message=_message(message))
         if context_id is not None:
@@ -135,11 +135,11 @@ class TaskClient:
         return self._run(self._send(request, agent, stream))
 
     def agents(self) -> list[dict[str, Any]]:
-        """What the server serves: name, description, url, default and card of each agent. Raises CallError."""
+        """List the server's agents: name, description, url, default and card of each. Raises CallError."""
         return self._run(self._agents())
 
     def close(self) -> None:
-        """Close the connections. Closing twice is fine."""
+        """Close the connections. Idempotent."""
         if self._loop.is_closed():
             return
         self._run(self._http.aclose())
@@ -158,7 +158,7 @@ class TaskClient:
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop.is_closed():
             work.close()
-            raise CallError("this client is closed: make another one")
+            raise CallError("this client is closed: create another one")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -180,7 +180,7 @@ class TaskClient:
                     _follow(task, event)
                     if stream and event.HasField("artifact_update"):
                         stream(_text(event.artifact_update.artifact.parts))
-            if task.status.state in _UNDER_WAY:  # the stream ended before the task did
+            if task.status.state in _UNFINISHED:  # the stream ended before the task did
                 task = await client.get_task(GetTaskRequest(id=task.id))
             return FinishedTask(task)
         except A2AError as error:
@@ -211,7 +211,7 @@ class TaskClient:
         return found
 
     def _explain(self, error: Exception) -> CallError:
-        """What went wrong, for someone who does not know the protocol."""
+        """Explain an error to a reader who does not know the protocol."""
         cause = error.__cause__ if isinstance(error, A2AClientError) and error.__cause__ else error
         match cause:
             case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.UnsupportedProtocol():
@@ -225,14 +225,14 @@ class TaskClient:
             case httpx.HTTPError():
                 return CallError(f"the connection to {self._url} broke: {str(cause) or type(cause).__name__}")
             case ValueError():
-                return CallError(f"{self._url} answered with something that is not JSON: is it a Retinue server?")
+                return CallError(f"{self._url} did not answer with JSON: is it a Retinue server?")
             case _:
                 code = next((code for kind, code in JSON_RPC_ERROR_CODE_MAP.items() if type(error) is kind), None)
                 return CallError(str(error), code=code)
 
 
 def list_agents(url: str = URL, key: str | None = None) -> list[dict[str, Any]]:
-    """`TaskClient.agents` for one question."""
+    """`TaskClient.agents` with a client of its own."""
     with TaskClient(url, key) as client:
         return client.agents()
 
@@ -244,7 +244,7 @@ def _message(message: str | Message) -> Message:
 
 
 def _follow(task: Task, event: StreamResponse) -> None:
-    """Bring `task` up to what an event says."""
+    """Apply an event to `task`."""
     match event.WhichOneof("payload"):
         case "task":
             task.CopyFrom(event.task)

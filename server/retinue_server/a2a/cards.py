@@ -1,4 +1,4 @@
-"""Agent cards: what an agent is, and where it is reached."""
+"""Agent cards: the description of an agent and its addresses."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from .executor import MEMORY_EXTENSION
 from .validation import ANY_MEDIA_TYPE
 
 REST = "/rest"
-"""Where the HTTP+JSON binding lives, below an agent's base."""
-CACHE_CONTROL = "public, max-age=60"
-"""Cards change with the configuration, which people edit: a minute, then a revalidation that costs a 304."""
+"""The path of the HTTP+JSON binding below an agent's base."""
+CACHE_CONTROL = "public, max-age=60"  # a card changes with the config; after a minute, clients revalidate for a 304
 _MEMORY = AgentExtension(
     uri=MEMORY_EXTENSION,
     description=(
-        'Remembers its users. A request may carry metadata.memory = {mode: "on" | "read-only" | "off", top_k: 1..100}; '
-        "a finished task's metadata.memory tells what was retrieved and what became of the update."
+        'Remembers its users. A request may have metadata.memory = {mode: "on" | "read-only" | "off", top_k: 1..100}; '
+        "a finished task's metadata.memory has the retrieved memories and the state of the update."
     ),
 )
 TEXT, JSON = "text/plain", "application/json"
@@ -36,9 +35,11 @@ TEXT, JSON = "text/plain", "application/json"
 def agent_card(
     name: str, agent: AgentConfig, url: str, grpc: str | None = None, *, remembers: bool = False
 ) -> AgentCard:
-    """The card of an agent whose base address is `url`, which has no slash at its end, and `grpc` "host:port"."""
+    """The card of an agent. `url` is its base address, without a slash at the end; `grpc` is "host:port"."""
     provider = agent.provider
-    more = [AgentInterface(url=grpc, protocol_binding=TransportProtocol.GRPC, protocol_version="1.0")] if grpc else []
+    grpc_interfaces = (
+        [AgentInterface(url=grpc, protocol_binding=TransportProtocol.GRPC, protocol_version="1.0")] if grpc else []
+    )
     return AgentCard(
         name=name,
         description=agent.description or f"The agent {name}.",
@@ -47,7 +48,7 @@ def agent_card(
             AgentInterface(url=f"{url}/", protocol_binding=TransportProtocol.JSONRPC, protocol_version="1.0"),
             AgentInterface(url=f"{url}/", protocol_binding=TransportProtocol.JSONRPC, protocol_version="0.3"),
             AgentInterface(url=f"{url}{REST}", protocol_binding=TransportProtocol.HTTP_JSON, protocol_version="1.0"),
-            *more,
+            *grpc_interfaces,
         ],
         capabilities=AgentCapabilities(
             streaming=True, push_notifications=True, extensions=_extensions(agent, remembers)
@@ -60,10 +61,9 @@ def agent_card(
 
 
 def card_route(name: str, config: Config, *, at: str) -> Route:
-    """Serves the card of the agent whose base is the path `at` ("" or "/agents/x"), below the address callers use."""
-
+    """The route of an agent's card. `at` is the path of the agent's base: "" or "/agents/x"."""
     agent, server, remembers = config.agents[name], config.server, bool(config.memories_of(name))
-    since = formatdate(usegmt=True)  # a card changes when its server starts with another configuration
+    since = formatdate(usegmt=True)  # a card changes when the server restarts with another config
 
     @lru_cache(maxsize=32)
     def answer(base: str) -> tuple[bytes, dict[str, str]]:
@@ -74,15 +74,15 @@ def card_route(name: str, config: Config, *, at: str) -> Route:
 
     async def card(request: Request) -> Response:
         body, headers = answer(server.public_url or base_url(request))
-        if _has_it(request, headers["ETag"], since):
+        if _is_current(request, headers["ETag"], since):
             return Response(status_code=304, headers=headers)
         return Response(body, headers=headers, media_type="application/json")
 
     return Route(AGENT_CARD_WELL_KNOWN_PATH, card, methods=["GET"])
 
 
-def _has_it(request: Request, tag: str, since: str) -> bool:
-    """Whether the caller has the card already; where both conditions are there, the tag decides (RFC 9110, 13.2.2)."""
+def _is_current(request: Request, tag: str, since: str) -> bool:
+    """Whether the caller's copy is current. The tag decides if both conditions are present (RFC 9110, 13.2.2)."""
     wanted = request.headers.get("if-none-match")
     if wanted is not None:
         return tag in wanted or wanted.strip() == "*"
@@ -90,12 +90,12 @@ def _has_it(request: Request, tag: str, since: str) -> bool:
 
 
 def base_url(request: Request) -> str:
-    """The server's address as this request reached it, without a slash at its end."""
+    """The server's address as this request reached it, without a slash at the end."""
     return str(request.base_url).rstrip("/")
 
 
 def _extensions(agent: AgentConfig, remembers: bool) -> list[AgentExtension]:
-    """By their URIs; what the configuration says of one goes before what is known of it."""
+    """The agent's extensions; those of the config override the built-in ones of the same URI."""
     known = {MEMORY_EXTENSION: _MEMORY} if remembers else {}
     for one in agent.extensions:
         description = one.description or (known[one.uri].description if one.uri in known else "")
@@ -114,5 +114,5 @@ def _skill(skill: SkillConfig) -> AgentSkill:
 
 
 def _only_skill(name: str, agent: AgentConfig) -> AgentSkill:
-    """A card must list a skill: where none is configured, what the agent does is the one."""
+    """The skill of an agent without configured ones: a card must list at least one."""
     return AgentSkill(id=name, name=name, description=agent.description or f"The agent {name}.", tags=["chat"])
