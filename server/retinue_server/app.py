@@ -20,7 +20,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from a2a.server.agent_execution import AgentExecutor
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -31,7 +30,7 @@ from .a2a.cards import (
     base_url,
     card_route,
 )
-from .a2a.executor import A2AExecutor
+from .a2a.foreign import turn_executor
 from .a2a.grpc import serve_grpc
 from .a2a.handler import Handler
 from .a2a.jsonrpc import jsonrpc
@@ -64,10 +63,7 @@ def create_app(config: Config | Path | str | None = None, *, registry: Assembly 
     store, outbox, grace = registry.store, registry.outbox, config.server.grace
     pusher = Pusher(store, UrlPolicy(config.push.allow), tries=config.push.tries)
     history = history_from(store)
-    executors = {
-        name: served if isinstance(served, AgentExecutor) else A2AExecutor(served, history=history)
-        for name, served in registry.agents.items()
-    }
+    executors = {name: turn_executor(served, history) for name, served in registry.agents.items()}
 
     def committed(progress: Progress | None, owed: Sequence[DueWrite]) -> None:
         if progress is None or progress.pushes:
@@ -75,7 +71,7 @@ def create_app(config: Config | Path | str | None = None, *, registry: Assembly 
         outbox.owe(owed)
 
     limits = config.limits
-    engine = LocalEngine(store, executors, committed=committed, most=limits.turns, most_waiting=limits.waiting)
+    engine = LocalEngine(store, executors, committed=committed, max_turns=limits.turns, max_waiting=limits.waiting)
     handlers = {
         name: Handler(
             name, executor, agent_card(name, config.agents[name], ""), engine=engine, store=store, pusher=pusher

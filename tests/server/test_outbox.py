@@ -94,7 +94,7 @@ class Turns:
             state=task.status.state,
             status_at=1,
             snapshot=task.SerializeToString(),
-            seq=1,
+            generation=1,
             writes=[write],
             done=True,
         )

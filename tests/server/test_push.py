@@ -304,7 +304,7 @@ async def owe(store: SQLiteStore, url: str, *numbers: int) -> Accepted:
     state = TaskState.TASK_STATE_COMPLETED
     snapshot = found.task.SerializeToString()
     await store.record(
-        Progress(found.turn, state=state, status_at=now(), snapshot=snapshot, seq=1, pushes=pushes, done=True)
+        Progress(found.turn, state=state, status_at=now(), snapshot=snapshot, generation=1, pushes=pushes, done=True)
     )
     return found
 

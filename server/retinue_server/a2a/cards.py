@@ -17,6 +17,7 @@ from starlette.routing import Route
 from retinue_server.config import AgentConfig, Config, SkillConfig
 
 from .executor import MEMORY_EXTENSION
+from .generation import GENERATION_EXTENSION
 
 REST = "/rest"
 """Where the HTTP+JSON binding lives, below an agent's base."""
@@ -27,6 +28,13 @@ _MEMORY = AgentExtension(
     description=(
         'Remembers its users. A request may carry metadata.memory = {mode: "on" | "read-only" | "off", top_k: 1..100}; '
         "a finished task's metadata.memory tells what was retrieved and what became of the update."
+    ),
+)
+_GENERATION = AgentExtension(
+    uri=GENERATION_EXTENSION,
+    description=(
+        "Numbers the changes of a task. If a request activates it, metadata.generation of each task and streamed event is the "
+        "task's generation: it starts at 1, and every state change and artifact update raises it by one."
     ),
 )
 TEXT, JSON, ANY = "text/plain", "application/json", "*/*"
@@ -95,7 +103,7 @@ def base_url(request: Request) -> str:
 
 def _extensions(agent: AgentConfig, remembers: bool) -> list[AgentExtension]:
     """By their URIs; what the configuration says of one goes before what is known of it."""
-    known = {MEMORY_EXTENSION: _MEMORY} if remembers else {}
+    known = {one.uri: one for one in ((_MEMORY, _GENERATION) if remembers else (_GENERATION,))}
     for one in agent.extensions:
         description = one.description or (known[one.uri].description if one.uri in known else "")
         known[one.uri] = AgentExtension(uri=one.uri, required=one.required, description=description)

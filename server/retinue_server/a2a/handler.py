@@ -7,7 +7,6 @@ import json
 import uuid
 from collections.abc import AsyncGenerator
 
-from a2a.server.agent_execution import AgentExecutor
 from a2a.server.context import ServerCallContext
 from a2a.server.request_handlers import RequestHandler
 from a2a.types import (
@@ -40,13 +39,14 @@ from a2a.utils.errors import (
 from retinue_server.auth.owners import caller_of, checked_id, user_of
 from retinue_server.delivery.push import Pusher
 from retinue_server.runtime.engine import Engine, Submission
-from retinue_server.runtime.events import Event
+from retinue_server.runtime.events import Event, Numbered
+from retinue_server.runtime.executor import TurnExecutor
 from retinue_server.runtime.store.base import Listing, Store
 from retinue_server.runtime.turn import Accepted, Caller
 
 from .cards import ANY
 from .errors import translated
-from .executor import A2AExecutor
+from .generation import LATEST, shown
 from .json_codec import struct_json
 from .validation import unfit, unfit_message
 
@@ -59,7 +59,7 @@ class Handler(RequestHandler):
     """Serves one agent. `card` tells what it declares: extensions it requires, media types it takes."""
 
     def __init__(
-        self, name: str, executor: AgentExecutor, card: AgentCard, *, engine: Engine, store: Store, pusher: Pusher
+        self, name: str, executor: TurnExecutor, card: AgentCard, *, engine: Engine, store: Store, pusher: Pusher
     ) -> None:
         self._name = name
         self._executor = executor
@@ -74,41 +74,35 @@ class Handler(RequestHandler):
     @translated
     async def on_message_send(self, params: SendMessageRequest, context: ServerCallContext) -> Task | Message:
         submission = await self._submit(params, context)
-        accepted, run = submission.accepted, submission.run
+        accepted, turn = submission.accepted, submission.turn
         length = _history_length(params.configuration)
-        if run is None:
-            return accepted.answer or _shortened(self._now(accepted, context), length)
-        if params.configuration.return_immediately and not run.vanishes:
-            run.known = True
-            return _shortened(self._now(accepted, context), length)
-        answer = await run.answer()
-        return _shortened(answer, length) if isinstance(answer, Task) else answer
+        if turn is None:
+            return accepted.answer or _shortened(shown(self._now(accepted, context), context), length)
+        if params.configuration.return_immediately and turn.acknowledge():
+            return _shortened(shown(self._now(accepted, context), context), length)
+        answer = await turn.result()
+        return answer if isinstance(answer, Message) else _shortened(shown(answer, context), length)
 
     @translated
     async def on_message_send_stream(
         self, params: SendMessageRequest, context: ServerCallContext
     ) -> AsyncGenerator[Event, None]:
         submission = await self._submit(params, context)
-        accepted, run = submission.accepted, submission.run
+        accepted, turn = submission.accepted, submission.turn
         length = _history_length(params.configuration)
-        if run is None:
-            yield accepted.answer or _shortened(self._now(accepted, context), length)
+        if turn is None:
+            yield accepted.answer or _streamed(self._now(accepted, context), context, length)
             return
-        first, subscriber = self._now(accepted, context), run.subscribe()
-        begun = False
-        if accepted.replay:
-            yield _shortened(first, length)
-            begun = True
+        replayed = self._now(accepted, context) if accepted.replay and turn.acknowledge() else None
+        subscriber = turn.subscribe(after=replayed.generation if replayed else 0)
         try:
+            if replayed is not None:
+                yield _streamed(replayed, context, length)
             async for event in subscriber:
-                if not begun and not isinstance(event, Task | Message):
-                    yield _shortened(first, length)  # a stream begins with a task or a message
-                begun = True
-                yield _shortened(event, length) if isinstance(event, Task) else event
+                yield _streamed(event, context, length)
         finally:
             subscriber.close()
-        if run.settled.done():
-            run.settled.result()  # says why, where the turn was stopped
+        turn.result_now()  # raises the error if the turn was stopped
 
     async def _submit(self, params: SendMessageRequest, context: ServerCallContext) -> Submission:
         message = params.message
@@ -118,10 +112,7 @@ class Handler(RequestHandler):
         checked_id(message.task_id, "taskId")
         if message.role != _USER:
             raise InvalidParamsError("role: a message that is sent to an agent has the role ROLE_USER")
-        if isinstance(self._executor, A2AExecutor):
-            self._executor.check(params)
-        elif not message.parts:
-            raise InvalidParamsError("parts: the message has none")
+        self._executor.check(params)
         problem = unfit_message(message) or (unfit(params.metadata) if params.HasField("metadata") else None)
         if problem:
             raise InvalidParamsError(f"message: {problem}")
@@ -135,9 +126,10 @@ class Handler(RequestHandler):
         extensions = frozenset(context.requested_extensions)
         return await self._engine.submit(caller, params, user=user, extensions=extensions)
 
-    def _now(self, accepted: Accepted, context: ServerCallContext) -> Task:
+    def _now(self, accepted: Accepted, context: ServerCallContext) -> Numbered[Task]:
         """The task as everyone sees it: a message that waits is no part of it before its turn."""
-        return self._engine.live(self._caller(context), accepted.turn.task_id) or accepted.task
+        live = self._engine.live(self._caller(context), accepted.turn.task_id)
+        return live or Numbered(accepted.task, accepted.generation)
 
     def _check_modes(self, message: Message) -> None:
         for part in message.parts:
@@ -160,7 +152,7 @@ class Handler(RequestHandler):
         task = self._engine.live(caller, params.id) or await self._store.task(caller, params.id)
         if task is None:
             raise TaskNotFoundError(f"there is no task {params.id}")
-        return _shortened(task, length)
+        return _shortened(shown(task, context), length)
 
     @translated
     async def on_list_tasks(self, params: ListTasksRequest, context: ServerCallContext) -> ListTasksResponse:
@@ -178,27 +170,28 @@ class Handler(RequestHandler):
             before=before,
             count=total is None,
         )
-        at_work = self._engine.at_work()
+        at_work = self._engine.active_tasks()
         tasks, counted = await self._store.tasks(caller, listing)
         more = len(tasks) > size
         page = tasks[:size]
         total = counted if total is None else total
-        token = _write_token(page[-1], total) if more else ""
+        token = _write_token(page[-1].event, total) if more else ""
         newest = [await self._newest(caller, task, at_work) for task in page]
-        shown = [_listed(task, params.include_artifacts, length) for task in newest]
-        return ListTasksResponse(tasks=shown, next_page_token=token, page_size=size, total_size=total)
+        listed = [_listed(shown(task, context), params.include_artifacts, length) for task in newest]
+        return ListTasksResponse(tasks=listed, next_page_token=token, page_size=size, total_size=total)
 
-    async def _newest(self, caller: Caller, task: Task, at_work: frozenset[str]) -> Task:
+    async def _newest(self, caller: Caller, task: Numbered[Task], at_work: frozenset[str]) -> Numbered[Task]:
         """A task of a page as it is by now: its turn may have ended after the page was read, and is not live any more then."""
-        live = self._engine.live(caller, task.id)
-        if live is None and task.id in at_work:
-            live = await self._store.task(caller, task.id)
+        task_id = task.event.id
+        live = self._engine.live(caller, task_id)
+        if live is None and task_id in at_work:
+            live = await self._store.task(caller, task_id)
         return live or task
 
     @translated
     async def on_cancel_task(self, params: CancelTaskRequest, context: ServerCallContext) -> Task:
         _need(id=params.id)
-        return await self._engine.cancel(self._caller(context), params.id)
+        return shown(await self._engine.cancel(self._caller(context), params.id), context)
 
     @translated
     async def on_subscribe_to_task(
@@ -207,9 +200,9 @@ class Handler(RequestHandler):
         _need(id=params.id)
         task, subscriber = await self._engine.subscribe(self._caller(context), params.id)
         try:
-            yield task
+            yield _streamed(task, context)
             async for event in subscriber:
-                yield event
+                yield _streamed(event, context)
         finally:
             self._engine.unsubscribe(params.id, subscriber)
 
@@ -224,7 +217,7 @@ class Handler(RequestHandler):
         caller = self._caller(context)
         if not await self._store.set_push_config(caller, params):
             raise TaskNotFoundError(f"there is no task {params.task_id}")
-        self._engine.pushes(caller, params.task_id)
+        self._engine.start_pushing(caller, params.task_id)
         return params
 
     @translated
@@ -289,6 +282,13 @@ def _history_length(params: SendMessageConfiguration | GetTaskRequest | ListTask
     if params.history_length < 0:
         raise InvalidParamsError(f"historyLength: must not be negative, but is {params.history_length}")
     return params.history_length
+
+
+def _streamed(numbered: Numbered[Event], context: ServerCallContext, length: int | None = None) -> Event:
+    """Return the event to stream, and leave its generation to the binding."""
+    context.state[LATEST] = numbered.generation
+    event = shown(numbered, context)
+    return _shortened(event, length) if isinstance(event, Task) else event
 
 
 def _shortened(task: Task, length: int | None) -> Task:

@@ -23,10 +23,9 @@ from retinue_memory.errors import MemoryBackendError, RetinueError
 from retinue_memory.pending import overlay
 from retinue_memory.recall import sound
 from retinue_server.http.metrics import Metrics
-from retinue_server.runtime.run import CURRENT, STEP
 from retinue_server.runtime.store.base import Store
 from retinue_server.runtime.store.rows import now
-from retinue_server.runtime.turn import DueWrite, MemoryWrite
+from retinue_server.runtime.turn import WRITES, DueWrite, MemoryWrite
 
 logger = logging.getLogger(__name__)
 
@@ -363,11 +362,10 @@ class OutboxMemory(Memory):
             await self._memory.update(messages, **kwargs)
 
     def take(self, messages: list[Message], *, ctx: InvocationContext) -> bool:
-        run = CURRENT.get()
-        if run is None:
+        writes = WRITES.get()
+        if writes is None:
             return False
-        step = STEP.get()
-        (run.writes if step is None else step).append(MemoryWrite(self.name, ctx, list(messages)))
+        writes.append(MemoryWrite(self.name, ctx, list(messages)))
         return True
 
     @property

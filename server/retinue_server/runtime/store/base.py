@@ -10,6 +10,7 @@ from a2a.types import SendMessageRequest, Task, TaskPushNotificationConfig, Task
 
 from retinue_memory import Memory
 from retinue_memory.database.base import Alongside
+from retinue_server.runtime.events import Numbered
 from retinue_server.runtime.turn import (
     Accepted,
     Caller,
@@ -73,8 +74,8 @@ class Store(ABC):
         """Note that a turn runs, waits for another, or is dropped since its task has ended."""
 
     @abstractmethod
-    async def reload(self, turn: Turn) -> tuple[Task, int] | None:
-        """The task of a turn that waited, and the number of its last event; None: it is gone."""
+    async def reload(self, turn: Turn) -> Numbered[Task] | None:
+        """The task of a turn that waited; None: it is gone."""
 
     @abstractmethod
     async def recover(self) -> list[Accepted]:
@@ -88,10 +89,10 @@ class Store(ABC):
         """The journal of a turn: results as JSON by key; None: begun, and not to be repeated."""
 
     @abstractmethod
-    async def task(self, caller: Caller, task_id: str) -> Task | None: ...
+    async def task(self, caller: Caller, task_id: str) -> Numbered[Task] | None: ...
 
     @abstractmethod
-    async def tasks(self, caller: Caller, listing: Listing) -> tuple[list[Task], int]:
+    async def tasks(self, caller: Caller, listing: Listing) -> tuple[list[Numbered[Task]], int]:
         """One page, newest status first, and how many tasks there are without paging; 0 where they are not to be counted."""
 
     @abstractmethod

@@ -26,8 +26,8 @@ WHERE context_id = :context_id AND agent = :agent AND tenant = :tenant AND owner
 LIMIT 1
 
 -- name: insert_task
-INSERT INTO tasks (place, id, agent, tenant, owner, context_id, state, status_at, created_at, snapshot)
-VALUES (:place, :task_id, :agent, :tenant, :owner, :context_id, :state, :now, :now, :snapshot)
+INSERT INTO tasks (place, id, agent, tenant, owner, context_id, state, status_at, created_at, snapshot, seq)
+VALUES (:place, :task_id, :agent, :tenant, :owner, :context_id, :state, :now, :now, :snapshot, 1)
 
 -- name: insert_turn
 -- It runs at once, or waits behind another of its lane. Its id is above every place that is taken: restored tasks have one
@@ -63,9 +63,6 @@ UPDATE turns SET state = :turn_state, answer = :answer, crashes = CASE WHEN :ste
 SELECT EXISTS (SELECT 1 FROM turns WHERE id = :id AND attempt = :attempt AND state < 2), EXISTS (
     SELECT 1 FROM turns JOIN tasks ON tasks.id = turns.task_id AND tasks.context_id = turns.context_id
     WHERE tasks.id = :task_id AND turns.id <> :id AND turns.state < 2)
-
--- name: record_events
-INSERT INTO events (task_id, seq, payload) VALUES (?, ?, ?)
 
 -- name: record_step
 INSERT INTO steps (turn_id, key, result) VALUES (?, ?, ?)
@@ -108,45 +105,46 @@ WHERE turns.id = ?
 SELECT key, result FROM steps WHERE turn_id = ?
 
 -- name: task
-SELECT snapshot, memory FROM tasks
+SELECT snapshot, memory, seq FROM tasks
 WHERE id = :task_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach) AND hidden = 0
 
 -- name: reload
 SELECT snapshot, memory, seq FROM tasks WHERE id = :task_id AND owner = :owner
 
 -- name: end_task
-UPDATE tasks SET state = :state, status_at = :status_at, snapshot = :snapshot, memory = COALESCE(:memory, memory)
+UPDATE tasks SET state = :state, status_at = :status_at, snapshot = :snapshot, memory = COALESCE(:memory, memory),
+    seq = seq + 1
 WHERE id = :task_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach)
   AND state = :found AND status_at = :found_at
 RETURNING place
 
 -- name: tasks_of_owner
-SELECT snapshot, memory FROM tasks
+SELECT snapshot, memory, seq FROM tasks
 WHERE tenant = :tenant AND agent = :agent AND owner = :reach AND hidden = 0
   AND status_at > :after AND (status_at, id) < (:before_at, :before_id) AND (:state = 0 OR state = :state)
 ORDER BY status_at DESC, id DESC LIMIT :size
 
 -- name: tasks_of_agent
-SELECT snapshot, memory FROM tasks
+SELECT snapshot, memory, seq FROM tasks
 WHERE tenant = :tenant AND agent = :agent AND hidden = 0
   AND status_at > :after AND (status_at, id) < (:before_at, :before_id) AND (:state = 0 OR state = :state)
 ORDER BY status_at DESC, id DESC LIMIT :size
 
 -- name: tasks_of_owner_by_state
 -- For these states there are indexes; their condition has to be said as it is there.
-SELECT snapshot, memory FROM tasks INDEXED BY tasks_of_owner_by_state
+SELECT snapshot, memory, seq FROM tasks INDEXED BY tasks_of_owner_by_state
 WHERE tenant = :tenant AND agent = :agent AND owner = :reach AND hidden = 0 AND state NOT IN (1, 3) AND state = :state
   AND status_at > :after AND (status_at, id) < (:before_at, :before_id)
 ORDER BY status_at DESC, id DESC LIMIT :size
 
 -- name: tasks_of_agent_by_state
-SELECT snapshot, memory FROM tasks INDEXED BY tasks_of_agent_by_state
+SELECT snapshot, memory, seq FROM tasks INDEXED BY tasks_of_agent_by_state
 WHERE tenant = :tenant AND agent = :agent AND hidden = 0 AND state NOT IN (1, 3) AND state = :state
   AND status_at > :after AND (status_at, id) < (:before_at, :before_id)
 ORDER BY status_at DESC, id DESC LIMIT :size
 
 -- name: tasks_of_context
-SELECT snapshot, memory FROM tasks INDEXED BY tasks_of_context
+SELECT snapshot, memory, seq FROM tasks INDEXED BY tasks_of_context
 WHERE context_id = :context_id AND tenant = :tenant AND agent = :agent AND (:reach IS NULL OR owner = :reach)
   AND hidden = 0 AND status_at > :after AND (status_at, id) < (:before_at, :before_id)
   AND (:state = 0 OR state = :state)
@@ -330,9 +328,9 @@ WHERE tenant = :tenant AND owner = :owner AND place > :after
 ORDER BY place LIMIT :limit
 
 -- name: restore
-INSERT INTO tasks (place, id, agent, tenant, owner, context_id, state, status_at, created_at, snapshot)
+INSERT INTO tasks (place, id, agent, tenant, owner, context_id, state, status_at, created_at, seq, snapshot)
 SELECT 1 + max(COALESCE((SELECT max(id) FROM turns), 0), COALESCE((SELECT max(place) FROM tasks), 0)),
-       :task_id, :agent, :tenant, :owner, :context_id, :state, :now, :now, :snapshot
+       :task_id, :agent, :tenant, :owner, :context_id, :state, :now, :now, 1, :snapshot
 WHERE NOT EXISTS (SELECT 1 FROM tasks WHERE id = :task_id)
 
 -- name: erase_steps

@@ -16,6 +16,7 @@ from retinue_memory.database.base import Alongside, Connection, Database
 from retinue_memory.database.sqlite import named_queries
 from retinue_memory.ids import new_id
 from retinue_server.auth.owners import USER_ID
+from retinue_server.runtime.events import Numbered
 from retinue_server.runtime.turn import (
     TERMINAL,
     USER,
@@ -39,6 +40,7 @@ from .rows import (
     named,
     new_task,
     now,
+    numbered,
     scope_of,
     task_of,
     turn_of,
@@ -75,9 +77,9 @@ class SQLiteStore(Store):
     async def mark(self, turn: Turn, state: TurnState) -> None:
         await self._write("mark_turn", {"id": turn.id, "attempt": turn.attempt, "state": state})
 
-    async def reload(self, turn: Turn) -> tuple[Task, int] | None:
+    async def reload(self, turn: Turn) -> Numbered[Task] | None:
         rows = await self._rows("reload", {"task_id": turn.task_id, "owner": turn.owner})
-        return (task_of(*rows[0][:2]), rows[0][2]) if rows else None
+        return numbered(*rows[0]) if rows else None
 
     async def recover(self) -> list[Accepted]:
         return await self._db.write(_recover)
@@ -85,11 +87,11 @@ class SQLiteStore(Store):
     async def steps(self, turn: Turn) -> dict[str, str | None]:
         return dict(await self._rows("steps_of_turn", (turn.id,)))
 
-    async def task(self, caller: Caller, task_id: str) -> Task | None:
+    async def task(self, caller: Caller, task_id: str) -> Numbered[Task] | None:
         rows = await self._rows("task", scope_of(caller) | {"task_id": task_id})
-        return task_of(*rows[0]) if rows else None
+        return numbered(*rows[0]) if rows else None
 
-    async def tasks(self, caller: Caller, listing: Listing) -> tuple[list[Task], int]:
+    async def tasks(self, caller: Caller, listing: Listing) -> tuple[list[Numbered[Task]], int]:
         return await self._db.read(partial(_list, caller, listing))
 
     async def context(self, turn: Turn, limit: int) -> list[Task]:
@@ -293,7 +295,7 @@ def _accept(
         new_context=place.new_context,
         extensions=extensions,
     )
-    return Accepted(turn, place.task, seq=place.seq, pushes=pushes or place.pushes)
+    return Accepted(turn, place.task, generation=place.generation, pushes=pushes or place.pushes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +304,7 @@ class _Place:
 
     task: Task
     new_context: bool
-    seq: int = 0
+    generation: int = 1
     pushes: bool = False
 
 
@@ -315,7 +317,7 @@ class _Followed:
     state: TaskState
     snapshot: bytes
     memory: str | None
-    seq: int
+    generation: int
     pushes: bool
 
     def place(self) -> _Place:
@@ -323,7 +325,7 @@ class _Followed:
         if self.state in TERMINAL:
             name = TaskState.Name(self.state).removeprefix("TASK_STATE_").lower()
             raise UnsupportedOperationError(f"task {task.id} has ended ({name}): send a message without a taskId")
-        return _Place(task, new_context=False, seq=self.seq, pushes=bool(self.pushes))
+        return _Place(task, new_context=False, generation=self.generation, pushes=bool(self.pushes))
 
 
 def _followed_up(caller: Caller, message: Message, user: str | None, db: Connection) -> _Followed:
@@ -386,7 +388,7 @@ def _record(progress: Progress, db: Connection) -> list[DueWrite]:
         "state": progress.state,
         "status_at": progress.status_at,
         "snapshot": progress.snapshot,
-        "seq": progress.seq,
+        "seq": progress.generation,
         "hidden": progress.answer is not None,
         "memory": "pending" if progress.writes else None,
         "turn_state": TurnState.DONE if progress.done else TurnState.ASKED if progress.asked else TurnState.RUNNING,
@@ -397,8 +399,6 @@ def _record(progress: Progress, db: Connection) -> list[DueWrite]:
         raise _obstacle(progress, values, db)
     # from here on nothing may be refused
     db.execute(_SQL["record_turn"], values)
-    if progress.events:
-        db.execute(_SQL["record_events"], (turn.task_id, progress.seq, progress.events))
     for step, result in progress.steps:
         db.execute(_SQL["record_step"], (turn.id, step, result))
     at = now()
@@ -435,10 +435,10 @@ def _recover(db: Connection) -> list[Accepted]:
 def _accepted(row: Mapping[str, Any], caller: Caller) -> Accepted:
     """A turn that was accepted before."""
     turn = replace(turn_of(row, caller), new_context=False)
-    return Accepted(turn, task_of(row["snapshot"], row["memory"]), seq=row["seq"], pushes=bool(row["pushes"]))
+    return Accepted(turn, task_of(row["snapshot"], row["memory"]), generation=row["seq"], pushes=bool(row["pushes"]))
 
 
-def _list(caller: Caller, listing: Listing, db: Connection) -> tuple[list[Task], int]:
+def _list(caller: Caller, listing: Listing, db: Connection) -> tuple[list[Numbered[Task]], int]:
     kind = "context" if listing.context_id else "agent" if caller.reach is None else "owner"
     before_at, before_id = listing.before or _LAST
     values = scope_of(caller) | {
@@ -457,7 +457,7 @@ def _list(caller: Caller, listing: Listing, db: Connection) -> tuple[list[Task],
         rows = db.execute(_SQL[f"tasks_of_{found}"], values | {"size": most}).fetchall()
     finally:
         db.execute("COMMIT")
-    return [task_of(*row) for row in rows], total
+    return [numbered(*row) for row in rows], total
 
 
 def _end(
