@@ -52,6 +52,10 @@ async def run(folder: str, kills: int, seed: int, clients: int) -> list[str]:
         crowd = [
             Client(f"c{number}", f"{seed}/{number}", door, ledger, http, receiver.url) for number in range(clients)
         ]
+        await servers.start(0)
+        await servers.ready()
+        await servers.stop()
+        checks.log_pushes(place / "crash.db")
         work = [asyncio.create_task(client.run()) for client in crowd]
         for generation in range(kills):
             await servers.start(generation)

@@ -84,13 +84,12 @@ class Scheduler:
     async def stop(self) -> None:
         """Interrupt what runs, and leave it to the next start."""
         self._stopping = True
-        left = list(self._queues)
-        for run in left:
+        for run in self._queues:
             run.interrupt()
-        await asyncio.gather(*(run.wait_for_work(_STOP_TIMEOUT_S) for run in left))
+        await asyncio.gather(*(run.wait_for_work(_STOP_TIMEOUT_S) for run in self._queues))
         while self._background:
             await asyncio.gather(*self._background, return_exceptions=True)
-        await asyncio.gather(*(self._leave(run) for run in left))
+        await asyncio.gather(*(self._leave(run) for run in list(self._queues)))
 
     @property
     def stopping(self) -> bool:
