@@ -42,9 +42,7 @@ class Wreck:
         self.committed_by: dict[Step, int] = {}
         """The first generation after whose kill a step was found committed."""
         self.at_work: dict[str, tuple[int, int]] = {}
-        """Of each message whose turn kills found at the head of its lane: its committed steps, and how many kills since."""
-        self.pending_pushes: dict[str, list[list[JSONObject]]] = {}
-        """Of each push config, the events that kills found not delivered yet, a list for each kill."""
+        """By message whose turn kills found at the head of its serial queue: its committed steps, and how many kills since."""
         self._ended: dict[str, tuple[int, int]] = {}
 
     def look(self, database: Path, generation: int, acknowledged: Iterable[str]) -> None:
@@ -73,11 +71,6 @@ class Wreck:
         for message_id, steps in db.execute(_HEADS):
             before, kills = self.at_work.get(message_id, (steps, 0))
             self.at_work[message_id] = (steps, kills + 1 if steps == before else 1)
-        pending: dict[str, list[JSONObject]] = {}
-        for config, payload in db.execute("SELECT config_id, payload FROM push_outbox WHERE dead = 0 ORDER BY id"):
-            pending.setdefault(config, []).append(MessageToDict(StreamResponse.FromString(payload)))
-        for config, events in pending.items():
-            self.pending_pushes.setdefault(config, []).append(without_repeats(events))
 
 
 def committed_steps(db: sqlite3.Connection) -> set[Step]:
@@ -184,47 +177,52 @@ def memories(db: sqlite3.Connection, ledger: Ledger) -> int:
     return len(stored)
 
 
-def pushes(
-    db: sqlite3.Connection, arrived: dict[str, list[JSONObject]], wreck: Wreck, ledger: Ledger
-) -> tuple[int, int]:
-    """(deliveries, of these repeated ones): each config's events, each at least once, in their order, leave its task as it is."""
-    (owed,) = db.execute("SELECT count(*) FROM push_outbox").fetchone()
-    if owed:
-        ledger.violation(f"{owed} pushes are still owed")
+_PUSH_LOG = """
+CREATE TABLE pushed (id INTEGER PRIMARY KEY, config_id TEXT NOT NULL, payload BLOB NOT NULL);
+CREATE TRIGGER push_is_logged AFTER INSERT ON push_outbox BEGIN
+    INSERT INTO pushed (config_id, payload) VALUES (new.config_id, new.payload);
+END;
+"""
+
+
+def log_pushes(database: Path) -> None:
+    """Keep every push that is committed: its row in the outbox goes with its delivery."""
+    with closing(sqlite3.connect(database)) as db:
+        db.executescript(_PUSH_LOG)
+
+
+def pushes(db: sqlite3.Connection, arrived: dict[str, list[JSONObject]], ledger: Ledger) -> tuple[int, int]:
+    """(deliveries, of these repeated ones): each config's pushes arrive, each at least once, in their order; those of a config
+    that came with its task add up to the task."""
+    (pending,) = db.execute("SELECT count(*) FROM push_outbox").fetchone()
+    if pending:
+        ledger.violation(f"{pending} pushes are still pending")
     configs = db.execute("SELECT task_id, id FROM push_configs").fetchall()
     total = sum(map(len, arrived.values()))
     different = 0
     for task_id, config in configs:
-        got = without_repeats(arrived.get(config, []))
+        got, log = without_repeats(arrived.get(config, [])), without_repeats(_pushed(db, config))
         different += len(got)
-        for pending in wreck.pending_pushes.get(config, []):
-            if not any(got[place : place + len(pending)] == pending for place in range(len(got))):
-                ledger.violation(f"push {config}: a kill found {_brief(pending)} pending, {_brief(got)} arrived")
-        task = MessageToDict(_task(db, task_id))
-        if _last_state(got) != task["status"]["state"]:
-            ledger.violation(f"push {config}: its task is {task['status']['state']}, {_brief(got)} arrived")
+        if not got or got != log:
+            ledger.violation(f"push {config}: {len(got)} arrived of {len(log)} events: {_brief(got)} of {_brief(log)}")
         if ledger.sent[config].names is None:
-            _leaves(got, task, View(ledger, f"push {config}", task_id), ledger)
+            view, task = View(ledger, f"push {config}", task_id), MessageToDict(_task(db, task_id))
+            for event in got:
+                view.apply(event)
+            texts = {artifact["artifactId"]: text_of(artifact) for artifact in artifacts(task)}
+            if (view.state, view.texts) != (task["status"]["state"], texts):
+                ledger.violation(f"push {config}: its events add up to {view.state} {view.texts}, not to the task")
     return total, total - different
-
-
-def _leaves(got: list[JSONObject], task: JSONObject, view: View, ledger: Ledger) -> None:
-    """Check what arrived for a config that came with its task: every event since, so the artifacts of the task."""
-    for event in got:
-        view.apply(event)
-    texts = {artifact["artifactId"]: text_of(artifact) for artifact in artifacts(task)}
-    if view.texts != texts:
-        ledger.violation(f"pushes of task {task['id']}: leave it with {view.texts}, it is {texts}")
-
-
-def _last_state(events: list[JSONObject]) -> str | None:
-    states = [value["status"]["state"] for event in events for value in event.values() if "status" in value]
-    return states[-1] if states else None
 
 
 def without_repeats(events: list[JSONObject]) -> list[JSONObject]:
     """Without those that equal the one before them: a delivery whose answer was lost comes again before the next."""
     return [event for place, event in enumerate(events) if place == 0 or event != events[place - 1]]
+
+
+def _pushed(db: sqlite3.Connection, config: str) -> list[JSONObject]:
+    rows = db.execute("SELECT payload FROM pushed WHERE config_id = ? ORDER BY id", (config,))
+    return [MessageToDict(StreamResponse.FromString(payload)) for (payload,) in rows]
 
 
 def _task(db: sqlite3.Connection, task_id: str) -> Task:

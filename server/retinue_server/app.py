@@ -20,7 +20,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from a2a.server.agent_execution import AgentExecutor
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -31,7 +30,7 @@ from .a2a.cards import (
     base_url,
     card_route,
 )
-from .a2a.executor import A2AExecutor
+from .a2a.foreign import turn_executor
 from .a2a.grpc_port import grpc_port
 from .a2a.handler import Handler
 from .a2a.jsonrpc import JsonRpcApp
@@ -65,10 +64,7 @@ def create_app(config: Config | Path | str | None = None, *, registry: Assembly 
     store, outbox, grace = registry.store, registry.outbox, config.server.grace
     pusher = Pusher(store.push, UrlPolicy(config.push.allow), tries=config.push.tries)
     history = history_from(store.tasks)
-    executors = {
-        name: served if isinstance(served, AgentExecutor) else A2AExecutor(served, history=history)
-        for name, served in registry.agents.items()
-    }
+    executors = {name: turn_executor(served, history) for name, served in registry.agents.items()}
 
     def committed(progress: Progress | None, owed: Sequence[DueWrite]) -> None:
         if progress is None or progress.pushes:
@@ -77,7 +73,7 @@ def create_app(config: Config | Path | str | None = None, *, registry: Assembly 
 
     limits = config.limits
     engine = LocalEngine(
-        store.turns, store.tasks, executors, committed=committed, most=limits.turns, most_waiting=limits.waiting
+        store.turns, store.tasks, executors, committed=committed, max_turns=limits.turns, max_waiting=limits.waiting
     )
     handlers = {
         name: Handler(

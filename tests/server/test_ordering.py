@@ -36,6 +36,7 @@ from a2a.utils.errors import (
 from retinue_agents import Agent
 from retinue_agents.testing import EchoModel, ScriptedModel
 from retinue_memory import ToolCall
+from retinue_server.a2a.generation import GENERATION_EXTENSION
 
 from .actor import BIG, Actor
 from .inprocess import SECONDS, Here, ask, begin, events, eventually, message, request, rpc, running, texts, until
@@ -547,7 +548,7 @@ async def test_an_executor_that_does_not_stop_loses_its_task(client: Client, act
     await began(actor, "deaf:end say:late done")
     assert (await cancel(client, task.id)).status.state == CANCELED
     assert ignored.is_set()
-    assert (await behind).status.state == COMPLETED  # the lane is free
+    assert (await behind).status.state == COMPLETED  # the serial queue is free
     actor.gate("end").set()
     await eventually(lambda: actor.running == 0, "it gave up")
     stored = await client.get_task(GetTaskRequest(id=task.id))
@@ -634,14 +635,18 @@ async def test_a_terminal_state_stays(here: Here, client: Client, actor: Actor) 
 
 
 async def test_a_stream_says_everything_in_order(here: Here, client: Client) -> None:
-    """A task first; deltas with append from the second on and lastChunk on the last; the terminal state at the end."""
+    """A task first; deltas, coalesced after the first, with append from the second on and lastChunk on the last; the terminal
+    state at the end."""
     heard = await events(await here.client(streaming=True), request("work many:50 done"))
     kinds = [event.WhichOneof("payload") for event in heard]
-    assert kinds == ["task", "status_update", *["artifact_update"] * 50, "status_update"]
     updates = [event.artifact_update for event in heard[2:-1]]
-    assert [update.artifact.parts[0].text for update in updates] == [f"{n} " for n in range(50)]
-    assert [update.append for update in updates] == [False, *[True] * 49]
-    assert [update.last_chunk for update in updates] == [*[False] * 49, True]
+    assert kinds == ["task", "status_update", *["artifact_update"] * len(updates), "status_update"]
+    assert 2 <= len(updates) <= 50
+    pieces = [update.artifact.parts[0].text for update in updates]
+    assert pieces[0] == "0 "
+    assert "".join(pieces) == "".join(f"{n} " for n in range(50))
+    assert [update.append for update in updates] == [False, *[True] * (len(updates) - 1)]
+    assert [update.last_chunk for update in updates] == [*[False] * (len(updates) - 1), True]
     assert state_of(heard[-1]) == COMPLETED
     stored = await client.get_task(GetTaskRequest(id=heard[0].task.id))
     assert texts(stored) == ["".join(f"{n} " for n in range(50))]
@@ -652,9 +657,11 @@ async def test_the_deltas_of_an_agent_are_flagged_too(tmp_path: Path) -> None:
     async with running(tmp_path, {"echo": Agent(EchoModel(chunks=4), name="echo")}) as here:
         heard = await events(await here.client(streaming=True), request("abcdefgh"))
         updates = [event.artifact_update for event in heard if event.HasField("artifact_update")]
-        assert [update.artifact.parts[0].text for update in updates] == ["ab", "cd", "ef", "gh"]
-        assert [update.append for update in updates] == [False, True, True, True]
-        assert [update.last_chunk for update in updates] == [False, False, False, True]
+        pieces = [update.artifact.parts[0].text for update in updates]
+        assert pieces[0] == "ab"
+        assert "".join(pieces) == "abcdefgh"
+        assert [update.append for update in updates] == [False, *[True] * (len(updates) - 1)]
+        assert [update.last_chunk for update in updates] == [*[False] * (len(updates) - 1), True]
         assert len({update.artifact.artifact_id for update in updates}) == 1
 
 
@@ -709,7 +716,8 @@ async def test_subscribe_to_a_parked_task_hears_what_follows(here: Here, client:
 
 
 async def test_a_subscriber_that_never_reads_harms_nobody(here: Here, client: Client, actor: Actor) -> None:
-    """Thousands of deltas go past it; others hear them all, and it gets the task as it ended when it reads again."""
+    """Thousands of deltas go past it; others hear them all, and it gets the task as it ended, with its generation, when it
+    reads again."""
     heard = asyncio.create_task(events(await here.client(streaming=True), request("wait:go big:6000 done")))
     await began(actor, "wait:go big:6000 done")
     task_id = (await client.list_tasks(ListTasksRequest())).tasks[0].id
@@ -726,6 +734,9 @@ async def test_a_subscriber_that_never_reads_harms_nobody(here: Here, client: Cl
     said = [json.loads(line[5:])["result"] for line in late.decode().splitlines() if line.startswith("data:")]
     assert len(said) < 6000  # what it missed was not kept for it
     assert said[-1]["task"]["status"]["state"] == "TASK_STATE_COMPLETED"
+    body = rpc("GetTask", id=task_id)
+    current = (await here.http.post("/", json=body, headers={"A2A-Extensions": GENERATION_EXTENSION})).json()["result"]
+    assert said[-1]["task"]["metadata"]["generation"] == current["metadata"]["generation"] > len(said)
     assert len(said[-1]["task"]["artifacts"][0]["parts"][0]["text"]) == 6000 * BIG
 
 
@@ -740,7 +751,8 @@ async def silent_subscriber(here: Here, task_id: str) -> AsyncGenerator[asyncio.
     await asyncio.get_running_loop().sock_connect(raw, ("127.0.0.1", port))
     reader, writer = await asyncio.open_connection(sock=raw, limit=4096)
     head = (
-        f"POST / HTTP/1.0\r\nA2A-Version: 1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"POST / HTTP/1.0\r\nA2A-Version: 1.0\r\nA2A-Extensions: {GENERATION_EXTENSION}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     writer.write(head.encode() + body)
     await reader.readuntil(b"data:")

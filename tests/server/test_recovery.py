@@ -127,16 +127,20 @@ def stored(server: Server, task_id: str) -> Task:
     return Task.FromString(snapshot)
 
 
+@pytest.mark.parametrize("pushed", [False, True])
 def test_a_killed_turn_goes_on_by_itself_and_repeats_nothing_that_is_committed(
-    tmp_path: Path, serve: Serve, brain: Brain
+    tmp_path: Path, serve: Serve, brain: Brain, pushed: bool
 ) -> None:
     """After kill -9 the turn goes on without a word from its caller: the committed model and tool steps are not made again,
-    the model is asked the same as before, and a subscriber sees the answer begin anew (append=false).
+    the model is asked the same as before, and a subscriber sees the answer begin anew (append=false). A part of the answer is
+    on disk only where it is pushed.
     """
     go_on = threading.Event()
 
     def script(call: Call) -> Iterable[Line]:
-        if call.what == "look":
+        if call.what == "push":
+            yield {}
+        elif call.what == "look":
             yield {"seen": "a cat"}
         elif call.body["step"] == 1:
             yield {"tool": "look"}
@@ -150,18 +154,24 @@ def test_a_killed_turn_goes_on_by_itself_and_repeats_nothing_that_is_committed(
 
     brain.script = script
     with serve(tmp_path, CONFIG) as server:
-        task_id = Caller(server).send("What do you see?", wait=False, contextId="c")["id"]
-        eventually(lambda: [a.parts[0].text for a in stored(server, task_id).artifacts] == ["It "], "a part on disk")
+        caller = Caller(server)
+        push = {"url": f"{brain.url}/push"} if pushed else None
+        task_id = caller.send("What do you see?", wait=False, push=push, contextId="c")["id"]
+        eventually(lambda: answers(caller.task(task_id)) == ["It "], "a part of the answer")
+        if pushed:
+            eventually(
+                lambda: [a.parts[0].text for a in stored(server, task_id).artifacts] == ["It "], "a part on disk"
+            )
         kill(server)
     with serve(tmp_path, CONFIG) as server:
         events = Caller(server).stream("SubscribeToTask", id=task_id)
-        assert answers(next(events)["task"]) == ["It "]
+        assert answers(next(events)["task"]) == (["It "] if pushed else [])
         brain.wait_for("ask", 3)
         go_on.set()
         heard = list(events)
         task = Caller(server).ended(task_id)
     assert answers(task) == ["It is a cat."]
-    assert [(call.what, call.body.get("step")) for call in brain.calls] == [
+    assert [(call.what, call.body.get("step")) for call in brain.calls if call.what != "push"] == [
         ("ask", 1),
         ("look", None),
         ("ask", 2),
@@ -169,9 +179,10 @@ def test_a_killed_turn_goes_on_by_itself_and_repeats_nothing_that_is_committed(
     ]
     assert brain.of("ask")[1].body["prompt"] == brain.of("ask")[2].body["prompt"]
     updates = [event["artifactUpdate"] for event in heard if "artifactUpdate" in event]
-    assert [said(update["artifact"]) for update in updates] == ["It ", "is ", "a cat."]
-    assert [update.get("append", False) for update in updates] == [False, True, True]
-    assert [update.get("lastChunk", False) for update in updates] == [False, False, True]
+    pieces = [said(update["artifact"]) for update in updates]
+    assert (pieces[0], "".join(pieces)) == ("It ", "It is a cat.")
+    assert [update.get("append", False) for update in updates] == [False, *[True] * (len(updates) - 1)]
+    assert [update.get("lastChunk", False) for update in updates] == [*[False] * (len(updates) - 1), True]
     assert heard[-1]["statusUpdate"]["status"]["state"] == "TASK_STATE_COMPLETED"
 
 

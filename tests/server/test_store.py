@@ -135,13 +135,13 @@ async def end(store: Store, accepted: Accepted, state: TaskState = COMPLETED, **
 async def status_of(store: Store, accepted: Accepted) -> TaskStatus:
     task = await store.tasks.get(accepted.turn.caller, accepted.task.id)
     assert task is not None
-    return task.status
+    return task.event.status
 
 
 async def state_of(store: Store, accepted: Accepted) -> TaskState:
     task = await store.tasks.get(accepted.turn.caller, accepted.task.id)
     assert task is not None
-    return task.status.state
+    return task.event.status.state
 
 
 def push_config(task_id: str, config_id: str = "c", **fields: Any) -> TaskPushNotificationConfig:
@@ -174,7 +174,7 @@ async def test_a_first_message_makes_a_task(store: Store) -> None:
     assert turn.request.message == task.history[0]
     assert task.history[0].task_id == task.id
     assert (task.status.state, task.metadata["user_id"]) == (SUBMITTED, "alice")
-    assert await store.tasks.get(ANYONE, task.id) == task
+    assert await store.tasks.get(ANYONE, task.id) == (task, 1)
 
 
 async def test_a_client_keeps_its_ids(store: Store) -> None:
@@ -318,7 +318,7 @@ async def test_a_caller_for_all_reaches_every_user_of_its_tenant(store: Store) -
     """`visible_owner` None: every owner's tasks of the agent and the tenant."""
     tasks = {(await accept(store, user=user)).task.id for user in ("alice", "bob", None)}
     listed, total = await store.tasks.page(ANYONE, Listing())
-    assert ({task.id for task in listed}, total) == (tasks, 3)
+    assert ({task.event.id for task in listed}, total) == (tasks, 3)
     assert all([await store.tasks.get(ANYONE, task_id) for task_id in tasks])
 
 
@@ -329,8 +329,8 @@ async def test_odd_ids_are_ids(store: Store) -> None:
     assert len(set(ids)) == len(users)
     for user, task_id in zip(users, ids, strict=True):
         caller = Caller("agent", "", "x", f"user/{user}")
-        assert [task.id for task in (await store.tasks.page(caller, Listing()))[0]] == [task_id]
-        assert [task.id for task in (await store.tasks.page(ANYONE, Listing(context_id=user)))[0]] == [task_id]
+        assert [task.event.id for task in (await store.tasks.page(caller, Listing()))[0]] == [task_id]
+        assert [task.event.id for task in (await store.tasks.page(ANYONE, Listing(context_id=user)))[0]] == [task_id]
 
 
 # -- what a turn writes ----------------------------------------------------------------------------------------------------
@@ -531,7 +531,7 @@ async def test_a_list_is_filtered(store: Store) -> None:
                     ]
                     listing = Listing(context_id=context, state=wanted, after=after, size=100)
                     tasks, total = await store.tasks.page(caller, listing)
-                    assert [task.id for task in tasks] == expected
+                    assert [task.event.id for task in tasks] == expected
                     assert total == len(expected)
                     assert await store.tasks.page(caller, replace(listing, count=False)) == (tasks, 0)
 
@@ -621,10 +621,10 @@ async def test_pages_are_stable_under_writes(
         before: tuple[int, str] | None = None
         for other in [*others, *[Meanwhile([], [])] * 60]:
             page, _ = await store.tasks.page(caller, Listing(size=size, before=before, state=state))
-            seen += [task.id for task in page]
+            seen += [task.event.id for task in page]
             if len(page) < size:
                 break
-            before = (page[-1].status.timestamp.ToMicroseconds(), page[-1].id)
+            before = (page[-1].event.status.timestamp.ToMicroseconds(), page[-1].event.id)
             for at in other.new:
                 new = await accept(store)
                 await end(store, new, at=at)
@@ -711,7 +711,7 @@ async def test_a_scopes_memory_writes_wait_for_each_other(store: Store) -> None:
 async def update(store: Store, accepted: Accepted) -> str:
     task = await store.tasks.get(ANYONE, accepted.task.id)
     assert task is not None
-    return str(MessageToDict(task.metadata)["memory"]["update"])
+    return str(MessageToDict(task.event.metadata)["memory"]["update"])
 
 
 async def test_pushes_leave_in_order_for_each_config(store: Store) -> None:
@@ -814,7 +814,7 @@ async def test_purge_leaves_nothing_behind(opened: Opened) -> None:
     (due,) = await store.memory_outbox.due_writes("default", 10)
     await store.memory_outbox.write_failed(due, "never", None)
     assert await store.tasks.purge(200, 3) == 1
-    left = {task.id for task in (await store.tasks.page(ANYONE, Listing()))[0]}
+    left = {task.event.id for task in (await store.tasks.page(ANYONE, Listing()))[0]}
     assert left == {young.task.id, parked.task.id, running.task.id}
     await end(store, parked_again := await accept(store, task_id=parked.task.id), at=100)
     await end(store, running, at=100)
@@ -859,4 +859,4 @@ async def test_what_is_stored_is_there_after_a_restart(open_store: Open, tmp_pat
 def test_a_lane_is_agent_tenant_owner_and_context() -> None:
     """What runs one after the other."""
     turn = Turn(1, 1, Caller("agent", "red", "p", None), "user/a", "t", "c", SendMessageRequest())
-    assert turn.lane == ("agent", "red", "user/a", "c")
+    assert turn.queue_key == ("agent", "red", "user/a", "c")

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from retinue_server.config import AgentConfig, Config, SkillConfig
 
 from .executor import MEMORY_EXTENSION
+from .generation import GENERATION_EXTENSION
 from .validation import ANY_MEDIA_TYPE
 
 REST = "/rest"
@@ -27,6 +28,13 @@ _MEMORY = AgentExtension(
     description=(
         'Remembers its users. A request may have metadata.memory = {mode: "on" | "read-only" | "off", top_k: 1..100}; '
         "a finished task's metadata.memory has the retrieved memories and the state of the update."
+    ),
+)
+_GENERATION = AgentExtension(
+    uri=GENERATION_EXTENSION,
+    description=(
+        "Numbers the changes of a task. If a request activates it, metadata.generation of each task and streamed event is the "
+        "task's generation: it starts at 1, and every state change and artifact update raises it by one."
     ),
 )
 TEXT, JSON = "text/plain", "application/json"
@@ -96,7 +104,7 @@ def base_url(request: Request) -> str:
 
 def _extensions(agent: AgentConfig, remembers: bool) -> list[AgentExtension]:
     """The agent's extensions; those of the config override the built-in ones of the same URI."""
-    known = {MEMORY_EXTENSION: _MEMORY} if remembers else {}
+    known = {one.uri: one for one in ((_MEMORY, _GENERATION) if remembers else (_GENERATION,))}
     for one in agent.extensions:
         description = one.description or (known[one.uri].description if one.uri in known else "")
         known[one.uri] = AgentExtension(uri=one.uri, required=one.required, description=description)

@@ -1,4 +1,4 @@
-"""A2AExecutor: a request becomes an InvocationContext, and an agent's events become A2A events.
+"""A2AExecutor: translate a request into an InvocationContext, and an agent's events into A2A events.
 
 It is a plain a2a-sdk `AgentExecutor`: it runs under the SDK's `DefaultRequestHandler` as well as under ours.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self, cast
 
-from a2a.server.agent_execution import AgentExecutor, RequestContext
+from a2a.server.agent_execution import RequestContext
 from a2a.server.events import EventQueue
 from a2a.types import (
     Artifact,
@@ -52,29 +52,31 @@ from retinue_memory import InvocationContext, Message, provenance
 from retinue_memory.errors import RetinueError
 from retinue_memory.recall import NO_ANSWER
 from retinue_server.auth.owners import user_of
+from retinue_server.runtime.executor import TurnExecutor
+from retinue_server.runtime.turn import WRITES, MemoryWrite
 
 from .validation import stamp
 
 logger = logging.getLogger(__name__)
 
 History = Callable[[RequestContext], Awaitable[list[Message]]]
-"""What was said in the request's context before its message, oldest first, in a window that fits a prompt."""
+"""Loads the messages of the request's context before its own, oldest first, in a window that fits a prompt."""
 
 JOURNAL = "retinue.journal"
-"""Where the runtime puts a turn's `Journal` into `call_context.state`."""
+"""The key of the turn's `Journal` in `call_context.state`; the runtime sets it."""
+TURN = "retinue.turn"
+"""The key of the `Turn` itself. The runtime also publishes the task of a new turn, which it has created."""
 MEMORY = "memory"
 """The metadata key of the memory extension, in requests and in finished tasks."""
 MEMORY_EXTENSION = "urn:retinue:a2a:memory:v1"
-_MOST_MEMORIES = 100
-# A name of a protobuf enumeration takes longer to look up than what is done with it: once is enough.
+_MAX_TOP_K = 100
+# looked up once: a name of a protobuf enumeration takes longer to look up than to use
 _SUBMITTED, _WORKING = TaskState.TASK_STATE_SUBMITTED, TaskState.TASK_STATE_WORKING
 _COMPLETED, _AGENT = TaskState.TASK_STATE_COMPLETED, Role.ROLE_AGENT
-TURN = "retinue.turn"
-"""Where it puts the turn itself. A new task's first event, the task, is said by the runtime, which made it."""
 
 
 def text_of(message: A2AMessage) -> str:
-    """The words of a message: its text parts, and its data parts as JSON, a line each."""
+    """Return the text parts of a message and its data parts as JSON, a line each."""
     return "\n".join(
         part.text if part.HasField("text") else json.dumps(MessageToDict(part.data), ensure_ascii=False)
         for part in message.parts
@@ -83,43 +85,45 @@ def text_of(message: A2AMessage) -> str:
 
 
 def refuse_without_text(message: A2AMessage) -> None:
-    """Raise InvalidParamsError where a message gives a model nothing to read."""
+    """Raise InvalidParamsError if a message has no text for a model."""
     if not any(part.text.strip() for part in message.parts):
         reason = "has no parts" if not message.parts else "has no text"
         raise InvalidParamsError(f"the message {reason}: this agent reads text, so send at least one part with text")
 
 
 def answer_to(message_id: str) -> str:
-    """The id of the artifact that answers a message."""
+    """Return the id of the artifact that answers a message."""
     return f"answer-{message_id}"
 
 
 def conversation(task: Task) -> list[Message]:
-    """A stored task as the messages of a prompt: its history, then its artifacts as what the agent answered."""
-    said = [_message(entry) for entry in task.history if entry.parts]
+    """Return a stored task as the messages of a prompt: its history, then its artifacts as the agent's answers."""
+    history = [_message(entry) for entry in task.history if entry.parts]
     answers = [
         Message("assistant", "".join(part.text for part in artifact.parts), id=f"{task.id}/{artifact.artifact_id}")
         for artifact in task.artifacts
     ]
-    return [message for message in (*said, *answers) if message.content]
+    return [message for message in (*history, *answers) if message.content]
 
 
 def asked_back(task: Task | None) -> list[Message]:
-    """What the user said in a task that the agent answered with a question: it is remembered when the task has an answer, or
-    ends without one. What was asked not to be remembered is left out, and so is what stands before a message with an answer.
+    """Return the user's latest messages in a task that the agent answered with a question.
+
+    They are remembered when the task has an answer, or ends without one. Messages that must not be remembered are left out,
+    and so are those before a message that got an answer.
     """
     found: list[Message] = []
-    for said, reply in reversed(list(pairwise(task.history if task is not None else ()))):
-        if said.role == Role.ROLE_USER and reply.role == Role.ROLE_USER:
+    for message, reply in reversed(list(pairwise(task.history if task is not None else ()))):
+        if message.role == Role.ROLE_USER and reply.role == Role.ROLE_USER:
             break
-        if said.role == Role.ROLE_USER and MEMORY not in reply.metadata:
-            found.append(_message(said))
+        if message.role == Role.ROLE_USER and MEMORY not in reply.metadata:
+            found.append(_message(message))
     return found[::-1]
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """What a request asks of memory, by the extension `urn:retinue:a2a:memory:v1`: `memory: {mode, top_k}`."""
+    """The memory settings of a request, by the extension `urn:retinue:a2a:memory:v1`: `memory: {mode, top_k}`."""
 
     recall: bool = True
     remember: bool = True
@@ -127,18 +131,18 @@ class MemoryUse:
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Self:
-        """As a request's metadata have it. Raises InvalidParamsError for what the extension does not know."""
-        asked = metadata.get(MEMORY)
-        if asked is None:
+        """Read them from a request's metadata. Raises InvalidParamsError for a value that the extension does not know."""
+        given = metadata.get(MEMORY)
+        if given is None:
             return cls()
-        if not isinstance(asked, dict):
+        if not isinstance(given, dict):
             raise InvalidParamsError("memory: must be an object with mode and top_k")
-        given = cast("dict[str, Any]", asked)
-        mode, top_k = given.get("mode", "on"), given.get("top_k")
+        settings = cast("dict[str, Any]", given)
+        mode, top_k = settings.get("mode", "on"), settings.get("top_k")
         if mode not in ("on", "read-only", "off"):
             raise InvalidParamsError('memory.mode: must be "on", "read-only" or "off"')
-        if top_k is not None and not (isinstance(top_k, float | int) and top_k in range(1, _MOST_MEMORIES + 1)):
-            raise InvalidParamsError(f"memory.top_k: must be a whole number from 1 to {_MOST_MEMORIES}")
+        if top_k is not None and not (isinstance(top_k, float | int) and top_k in range(1, _MAX_TOP_K + 1)):
+            raise InvalidParamsError(f"memory.top_k: must be a whole number from 1 to {_MAX_TOP_K}")
         return cls(recall=mode != "off", remember=mode == "on", top_k=None if top_k is None else int(top_k))
 
     @property
@@ -146,15 +150,17 @@ class MemoryUse:
         return "on" if self.remember else "read-only" if self.recall else "off"
 
 
-class A2AExecutor(AgentExecutor):
-    """Runs one agent for each request. `history` tells what was said before; without it, only the task's own messages."""
+class A2AExecutor(TurnExecutor):
+    """Runs an agent for each request."""
+
+    events_need_checks = False  # they hold text and JSON of ours
 
     def __init__(self, agent: Agent, *, history: History | None = None) -> None:
+        """Without `history`, the agent gets the messages of the request's own task only."""
         self.agent = agent
         self._history = history or _of_task
 
     def check(self, request: SendMessageRequest) -> None:
-        """Raise InvalidParamsError for a request that `execute` could not run; a handler asks before it stores anything."""
         refuse_without_text(request.message)
         if MEMORY in request.metadata:
             MemoryUse.of(MessageToDict(request.metadata))
@@ -164,7 +170,7 @@ class A2AExecutor(AgentExecutor):
         if message is None:
             raise InvalidParamsError("the request carries no message")
         refuse_without_text(message)
-        metadata = context.metadata  # made anew at every look
+        metadata = context.metadata  # a property that builds a new dictionary
         use = MemoryUse.of(metadata)
         task = context.current_task
         user = user_of(metadata, message.metadata, task.metadata if task else None)
@@ -200,7 +206,7 @@ class A2AExecutor(AgentExecutor):
                     if publish.ended and JOURNAL not in context.call_context.state:
                         if use.remember and self.agent.remembers:
                             await publish.event(MemoryUpdated())
-                        break  # its memory write is under way and must not delay the answer
+                        break  # the memory write is running and must not delay the answer
         except RetinueError as error:
             logger.warning("task %s failed: %s", message.task_id, error)
             await publish.failure(str(error))
@@ -210,42 +216,48 @@ class A2AExecutor(AgentExecutor):
         else:
             await publish.end()
 
-    def unremembered(self, task: Task, tenant: str) -> tuple[InvocationContext, list[Message]] | None:
-        """What an ended task leaves that was to be remembered with an answer, and the turn it is of; None: nothing."""
-        said = asked_back(task) if self.agent.remembers else []
-        if not said:
-            return None
-        return InvocationContext(
+    def pending_writes(self, task: Task, tenant: str, written: Sequence[MemoryWrite]) -> list[MemoryWrite]:
+        messages = asked_back(task) if self.agent.remembers else []
+        if not messages:
+            return []
+        context = InvocationContext(
             session_id=task.context_id,
             user_id=user_of({}, None, task.metadata),
             tenant=tenant,
             agent=self.agent.name,
             task_id=task.id,
-            turn_id=f"{task.id}/{said[-1].id}",
-        ), said
+            turn_id=f"{task.id}/{messages[-1].id}",
+        )
+        found: list[MemoryWrite] = []
+        outer = WRITES.set(found)
+        try:
+            for memory in self.agent.memories:
+                memory.take(messages, ctx=context)
+        finally:
+            WRITES.reset(outer)
+        return [write for one in found if (write := _without(one, written)) is not None]
 
     async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
         await _Publisher(context, event_queue).status(TaskState.TASK_STATE_CANCELED)
 
 
 class _Publisher:
-    """Says in A2A what an agent does. A text delta waits for the next one, so that the last can be marked as such."""
+    """Publishes an agent's events as A2A events. A text delta is held until the next one, so that the last can be marked."""
 
     def __init__(self, context: RequestContext, queue: EventQueue, use: MemoryUse | None = None) -> None:
         self._task_id = context.task_id or ""
         self._context_id = context.context_id or ""
         self._artifact_id = answer_to(context.message.message_id) if context.message else "answer"
-        self._say: Callable[[Any], Awaitable[None]] = getattr(queue, "say", queue.enqueue_event)
-        """The runtime need not go over what is made here: it can be stored."""
+        self._enqueue: Callable[[Any], Awaitable[None]] = queue.enqueue_event
         self._use = use or MemoryUse()
         self._held: str | None = None
-        self._begun = False
+        self._appends = False
         self._memory: dict[str, Any] = {}
         self._end: tuple[TaskState, str | None] | None = None
 
     @property
     def ended(self) -> bool:
-        """Whether the answer, or the reason why there is none, is known."""
+        """Whether the agent's last event was seen."""
         return self._end is not None
 
     async def event(self, event: Event) -> None:
@@ -255,7 +267,7 @@ class _Publisher:
                 self._held = text
             case ToolCalled():
                 await self._flush()
-                self._begun = False  # what the model says next is another text, and takes the place of this one
+                self._appends = False  # the model's next text replaces this one
             case MemoryRetrieved(messages):
                 retrieved: list[Any] = self._memory.setdefault("retrieved", [])
                 known = {one["id"] for one in retrieved}
@@ -264,11 +276,11 @@ class _Publisher:
                 self._memory["update"] = "pending"
             case MemoryFailed(operation, memory, problem):
                 failures: list[Any] = self._memory.setdefault("failed", [])
-                late = problem.startswith(NO_ANSWER)  # what else went wrong is the log's: it may tell of the inside
-                told = problem if late else "it failed; the server's log says why"
-                failures.append({"operation": operation, "memory": memory, "problem": told})
+                public = problem.startswith(NO_ANSWER)  # other problems may reveal internals
+                shown = problem if public else "it failed; the server's log says why"
+                failures.append({"operation": operation, "memory": memory, "problem": shown})
             case FinalAnswer(content):
-                if self._held is None and not self._begun:
+                if self._held is None and not self._appends:
                     self._held = content
                 await self._flush(last=True)
                 self._end = (_COMPLETED, None)
@@ -285,7 +297,7 @@ class _Publisher:
                 pass
 
     async def end(self) -> None:
-        """Publish how the turn ended, with what its memory did."""
+        """Publish the end of the turn, with its use of memory."""
         state, text = self._end or (TaskState.TASK_STATE_FAILED, "the agent ended without an answer")
         await self.status(state, text, self._metadata())
 
@@ -298,7 +310,7 @@ class _Publisher:
         task.status.CopyFrom(TaskStatus(state=_SUBMITTED, timestamp=stamp()))
         if user is not None:
             task.metadata["user_id"] = user
-        await self._say(task)
+        await self._enqueue(task)
 
     async def status(self, state: TaskState, text: str | None = None, metadata: Struct | None = None) -> None:
         event = TaskStatusUpdateEvent(task_id=self._task_id, context_id=self._context_id, metadata=metadata)
@@ -316,22 +328,22 @@ class _Publisher:
             )
             if state == TaskState.TASK_STATE_INPUT_REQUIRED and not self._use.remember:
                 event.status.message.metadata.update({MEMORY: {"mode": self._use.mode}})  # for when the task ends
-        await self._say(event)
+        await self._enqueue(event)
 
     async def _flush(self, *, last: bool = False) -> None:
         if self._held is None:
             return
         text, self._held = self._held, None
-        await self._say(
+        await self._enqueue(
             TaskArtifactUpdateEvent(
                 task_id=self._task_id,
                 context_id=self._context_id,
                 artifact=Artifact(artifact_id=self._artifact_id, name="answer", parts=[Part(text=text)]),
-                append=self._begun,
+                append=self._appends,
                 last_chunk=last,
             )
         )
-        self._begun = True
+        self._appends = True
 
     def _metadata(self) -> Struct | None:
         if not self._memory:
@@ -350,6 +362,13 @@ async def _of_task(context: RequestContext) -> list[Message]:
 
 def _message(message: A2AMessage) -> Message:
     return Message("assistant" if message.role == _AGENT else "user", text_of(message), id=message.message_id)
+
+
+def _without(write: MemoryWrite, written: Sequence[MemoryWrite]) -> MemoryWrite | None:
+    """Return the write without the messages that its memory gets with others. Returns None if it gets all of them."""
+    known = {message.id for other in written if other.memory == write.memory for message in other.messages}
+    left = [message for message in write.messages if message.id not in known]
+    return MemoryWrite(write.memory, write.context, left) if left else None
 
 
 def _provenance(message: Message) -> Mapping[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from a2a.server.agent_execution import AgentExecutor
 from a2a.server.context import ServerCallContext
 from a2a.server.request_handlers import RequestHandler
 from a2a.types import (
@@ -29,15 +28,16 @@ from a2a.utils.errors import ExtendedAgentCardNotConfiguredError, InvalidParamsE
 from retinue_server.auth.owners import caller_of
 from retinue_server.delivery.push import Pusher
 from retinue_server.runtime.engine import Engine, Submission
-from retinue_server.runtime.events import Event
+from retinue_server.runtime.events import Event, Numbered
+from retinue_server.runtime.executor import TurnExecutor
 from retinue_server.runtime.store.push import PushRows
 from retinue_server.runtime.store.tasks import Listing, Tasks
 from retinue_server.runtime.turn import Accepted, Caller
 
 from .errors import translated
-from .executor import A2AExecutor
+from .generation import LATEST, shown
 from .page_token import PageToken
-from .validation import IncomingMessage, MessageValidator, complete_push_config, history_length, require, require_parts
+from .validation import IncomingMessage, MessageValidator, complete_push_config, history_length, require
 
 _DEFAULT_PAGE_SIZE, _MAX_PAGE_SIZE = 50, 100
 
@@ -48,7 +48,7 @@ class Handler(RequestHandler):
     def __init__(
         self,
         name: str,
-        executor: AgentExecutor,
+        executor: TurnExecutor,
         card: AgentCard,
         *,
         engine: Engine,
@@ -61,8 +61,7 @@ class Handler(RequestHandler):
         self._tasks = tasks
         self._push = push
         self._pusher = pusher
-        check = executor.check if isinstance(executor, A2AExecutor) else require_parts
-        self._validator = MessageValidator(card, check)
+        self._validator = MessageValidator(card, executor.check)
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
@@ -71,14 +70,13 @@ class Handler(RequestHandler):
         caller = self._caller(context)
         incoming = await self._validated(params, context)
         submission = await self._submit(caller, incoming)
-        accepted, run = submission.accepted, submission.run
-        if run is None:
-            return accepted.answer or _shortened(self._now(caller, accepted), incoming.history_length)
-        if params.configuration.return_immediately and not run.vanishes:
-            run.known = True
-            return _shortened(self._now(caller, accepted), incoming.history_length)
-        answer = await run.answer()
-        return _shortened(answer, incoming.history_length) if isinstance(answer, Task) else answer
+        accepted, turn, length = submission.accepted, submission.turn, incoming.history_length
+        if turn is None:
+            return accepted.answer or _shortened(shown(self._now(caller, accepted), context), length)
+        if params.configuration.return_immediately and turn.acknowledge():
+            return _shortened(shown(self._now(caller, accepted), context), length)
+        answer = await turn.result()
+        return answer if isinstance(answer, Message) else _shortened(shown(answer, context), length)
 
     @translated
     async def on_message_send_stream(
@@ -87,26 +85,20 @@ class Handler(RequestHandler):
         caller = self._caller(context)
         incoming = await self._validated(params, context)
         submission = await self._submit(caller, incoming)
-        accepted, run = submission.accepted, submission.run
-        length = incoming.history_length
-        if run is None:
-            yield accepted.answer or _shortened(self._now(caller, accepted), length)
+        accepted, turn, length = submission.accepted, submission.turn, incoming.history_length
+        if turn is None:
+            yield accepted.answer or _streamed(self._now(caller, accepted), context, length)
             return
-        first, subscriber = self._now(caller, accepted), run.subscribe()
-        started = False
-        if accepted.replay:
-            yield _shortened(first, length)
-            started = True
+        replayed = self._now(caller, accepted) if accepted.replay and turn.acknowledge() else None
+        subscriber = turn.subscribe(after=replayed.generation if replayed else 0)
         try:
+            if replayed is not None:
+                yield _streamed(replayed, context, length)
             async for event in subscriber:
-                if not started and not isinstance(event, Task | Message):
-                    yield _shortened(first, length)  # a stream starts with a task or a message
-                started = True
-                yield _shortened(event, length) if isinstance(event, Task) else event
+                yield _streamed(event, context, length)
         finally:
             subscriber.close()
-        if run.settled.done():
-            run.settled.result()  # raises the reason if the turn was stopped
+        turn.result_now()  # raises the error if the turn was stopped
 
     async def _validated(self, params: SendMessageRequest, context: ServerCallContext) -> IncomingMessage:
         incoming = self._validator.validate(params, context.requested_extensions)
@@ -117,9 +109,10 @@ class Handler(RequestHandler):
     async def _submit(self, caller: Caller, incoming: IncomingMessage) -> Submission:
         return await self._engine.submit(caller, incoming.request, user=incoming.user, extensions=incoming.extensions)
 
-    def _now(self, caller: Caller, accepted: Accepted) -> Task:
+    def _now(self, caller: Caller, accepted: Accepted) -> Numbered[Task]:
         """The task as every caller sees it: a message that waits becomes part of it when its turn starts."""
-        return self._engine.live(caller, accepted.turn.task_id) or accepted.task
+        live = self._engine.live(caller, accepted.turn.task_id)
+        return live or Numbered(accepted.task, accepted.generation)
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
@@ -131,7 +124,7 @@ class Handler(RequestHandler):
         task = self._engine.live(caller, params.id) or await self._tasks.get(caller, params.id)
         if task is None:
             raise TaskNotFoundError(f"there is no task {params.id}")
-        return _shortened(task, length)
+        return _shortened(shown(task, context), length)
 
     @translated
     async def on_list_tasks(self, params: ListTasksRequest, context: ServerCallContext) -> ListTasksResponse:
@@ -149,26 +142,27 @@ class Handler(RequestHandler):
             before=(last.at_us, last.task_id) if last else None,
             count=last is None,
         )
-        at_work = self._engine.at_work()
+        at_work = self._engine.active_tasks()
         tasks, counted = await self._tasks.page(caller, listing)
         page, more = tasks[:size], len(tasks) > size
         total = last.total if last else counted
-        token = PageToken(page[-1].status.timestamp.ToMicroseconds(), page[-1].id, total).encode() if more else ""
+        token = PageToken.after(page[-1].event, total).encode() if more else ""
         newest = [await self._newest(caller, task, at_work) for task in page]
-        shown = [_listed(task, params.include_artifacts, length) for task in newest]
-        return ListTasksResponse(tasks=shown, next_page_token=token, page_size=size, total_size=total)
+        listed = [_listed(shown(task, context), params.include_artifacts, length) for task in newest]
+        return ListTasksResponse(tasks=listed, next_page_token=token, page_size=size, total_size=total)
 
-    async def _newest(self, caller: Caller, task: Task, at_work: frozenset[str]) -> Task:
+    async def _newest(self, caller: Caller, task: Numbered[Task], at_work: frozenset[str]) -> Numbered[Task]:
         """The current state of a listed task: its turn may have ended, and not be live any more, since the page was read."""
-        live = self._engine.live(caller, task.id)
-        if live is None and task.id in at_work:
-            live = await self._tasks.get(caller, task.id)
+        task_id = task.event.id
+        live = self._engine.live(caller, task_id)
+        if live is None and task_id in at_work:
+            live = await self._tasks.get(caller, task_id)
         return live or task
 
     @translated
     async def on_cancel_task(self, params: CancelTaskRequest, context: ServerCallContext) -> Task:
         require(id=params.id)
-        return await self._engine.cancel(self._caller(context), params.id)
+        return shown(await self._engine.cancel(self._caller(context), params.id), context)
 
     @translated
     async def on_subscribe_to_task(
@@ -177,9 +171,9 @@ class Handler(RequestHandler):
         require(id=params.id)
         task, subscriber = await self._engine.subscribe(self._caller(context), params.id)
         try:
-            yield task
+            yield _streamed(task, context)
             async for event in subscriber:
-                yield event
+                yield _streamed(event, context)
         finally:
             self._engine.unsubscribe(params.id, subscriber)
 
@@ -195,7 +189,7 @@ class Handler(RequestHandler):
         caller = self._caller(context)
         if not await self._push.set_push_config(caller, params):
             raise TaskNotFoundError(f"there is no task {params.task_id}")
-        self._engine.pushes(caller, params.task_id)
+        self._engine.start_pushing(caller, params.task_id)
         return params
 
     @translated
@@ -239,6 +233,13 @@ class Handler(RequestHandler):
 
     def _caller(self, context: ServerCallContext) -> Caller:
         return caller_of(context, self._name)
+
+
+def _streamed(numbered: Numbered[Event], context: ServerCallContext, length: int | None = None) -> Event:
+    """Return the event to stream, and leave its generation to the binding."""
+    context.state[LATEST] = numbered.generation
+    event = shown(numbered, context)
+    return _shortened(event, length) if isinstance(event, Task) else event
 
 
 def _shortened(task: Task, length: int | None) -> Task:

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Self
 
+from a2a.types import Task
 from a2a.utils.errors import InvalidParamsError
 
 _MAX_LENGTH = 512
@@ -20,6 +21,10 @@ class PageToken:
     """When the task's status was set: microseconds since the epoch."""
     task_id: str
     total: int
+
+    @classmethod
+    def after(cls, task: Task, total: int) -> Self:
+        return cls(task.status.timestamp.ToMicroseconds(), task.id, total)
 
     def encode(self) -> str:
         values = [self.at_us, self.task_id, self.total]

@@ -24,10 +24,9 @@ from retinue_memory.errors import MemoryBackendError, RetinueError
 from retinue_memory.pending import overlay
 from retinue_memory.recall import sound
 from retinue_server.http.metrics import Metrics
-from retinue_server.runtime.run import CURRENT, STEP
 from retinue_server.runtime.store.memory_outbox import MemoryOutboxRows, write_done
 from retinue_server.runtime.store.rows import now
-from retinue_server.runtime.turn import DueWrite, MemoryWrite
+from retinue_server.runtime.turn import WRITES, DueWrite, MemoryWrite
 
 logger = logging.getLogger(__name__)
 
@@ -364,11 +363,10 @@ class OutboxMemory(Memory):
             await self._memory.update(messages, **kwargs)
 
     def take(self, messages: list[Message], *, ctx: InvocationContext) -> bool:
-        run = CURRENT.get()
-        if run is None:
+        writes = WRITES.get()
+        if writes is None:
             return False
-        step = STEP.get()
-        (run.writes if step is None else step).append(MemoryWrite(self.name, ctx, list(messages)))
+        writes.append(MemoryWrite(self.name, ctx, list(messages)))
         return True
 
     @property

@@ -1,75 +1,105 @@
-"""The contract of an engine: it runs accepted turns, each lane's one after the other, and survives what stops it."""
+"""The contract of an engine: it runs accepted turns, those of a serial queue one at a time, and resumes them after a restart."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable
 from dataclasses import dataclass
 
-from a2a.types import SendMessageRequest, Task
+from a2a.types import Message, SendMessageRequest, Task
 
-from .run import Run
+from .events import Numbered
 from .subscribers import Subscriber
 from .turn import Accepted, Caller
 
 
+class TurnHandle(ABC):
+    """A turn that waits or runs, as its caller sees it."""
+
+    @abstractmethod
+    def result(self) -> Awaitable[Numbered[Task] | Message]:
+        """Wait for the task, once it has ended or was interrupted, or for the agent's direct message.
+
+        Raises A2AError or RetinueError if the turn was stopped. The task is shared: copy it before changing it.
+        """
+
+    @abstractmethod
+    def result_now(self) -> Numbered[Task] | Message | None:
+        """Return the result, or None if it is not known yet. Raises like `result`."""
+
+    @abstractmethod
+    def subscribe(self, *, after: int = 0) -> Subscriber:
+        """Subscribe to the task as the turn finds it and to the events of the turn, without generations up to `after`.
+
+        The only event of a turn that ends with a direct message is that message. Close the subscriber in the end.
+        """
+
+    @abstractmethod
+    def acknowledge(self) -> bool:
+        """Note that a caller was given the task's id. From then on a direct message becomes the end of the task.
+
+        Returns False if it is too late: a direct message is being committed, and nobody will find the task.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A stored message: what was accepted, and the run of its turn. No run: a replay of a turn that is done."""
+    """An accepted message and its turn. `turn` is None for a replay of a turn that is done."""
 
     accepted: Accepted
-    run: Run | None
+    turn: TurnHandle | None
 
 
 class Engine(ABC):
     @abstractmethod
     async def start(self) -> None:
-        """Go on with every turn that was not done when the last process ended."""
+        """Resume every turn that was not done when the last process ended."""
 
     @abstractmethod
     async def stop(self, grace: float) -> None:
-        """Accept no more, and let turns finish for `grace` seconds; what is not done by then goes on at the next start.
+        """Accept no more, and let turns finish for `grace` seconds; the others go on at the next start.
 
-        Whoever waits for one of those is told so. Further calls wait for the first one's end.
+        Whoever waits for one of those gets an error. Further calls wait for the first one.
         """
 
     @abstractmethod
     def hurry(self) -> None:
-        """The grace of a stop is over now."""
+        """End the grace of a stop now."""
 
     @abstractmethod
     async def submit(
         self, caller: Caller, request: SendMessageRequest, *, user: str | None, extensions: frozenset[str] = frozenset()
     ) -> Submission:
-        """Accept the message, as `Turns.accept` describes, and run its turn when its lane is free.
+        """Accept the message, as `Turns.accept` describes, and run its turn once its serial queue is free.
 
-        Raises LimitError where one more turn would be too many, and nothing is stored.
+        Raises LimitError, and stores nothing, if there are too many turns already.
         """
 
     @abstractmethod
-    def live(self, caller: Caller, task_id: str) -> Task | None:
-        """A copy of a task that a turn is changing now; None: the store knows it best."""
+    def live(self, caller: Caller, task_id: str) -> Numbered[Task] | None:
+        """Return a copy of a task that a turn is working on. Returns None if the stored one is current."""
 
     @abstractmethod
-    def at_work(self) -> frozenset[str]:
-        """The ids of the tasks that turns are changing now, or are about to."""
+    def active_tasks(self) -> frozenset[str]:
+        """Return the ids of the tasks that turns work on or wait for."""
 
     @abstractmethod
-    def pushes(self, caller: Caller, task_id: str) -> None:
-        """A push config was added to the task: push what its turn says from now on."""
+    def start_pushing(self, caller: Caller, task_id: str) -> None:
+        """Push the events of the task's turns from now on: a push config was added to it."""
 
     @abstractmethod
     async def disown(self, tenant: str, owner: str, *, cancel: bool) -> None:
-        """The owner is being erased: no turn of theirs that runs or waits writes a memory; `cancel` ends their tasks too."""
+        """Drop the memory writes of the owner's turns, because the owner is being erased; `cancel` also cancels their tasks."""
 
     @abstractmethod
-    async def cancel(self, caller: Caller, task_id: str) -> Task:
-        """End the task as CANCELED, now. Raises TaskNotFoundError, or TaskNotCancelableError where it has ended."""
+    async def cancel(self, caller: Caller, task_id: str) -> Numbered[Task]:
+        """Cancel the task now. Raises TaskNotFoundError, or TaskNotCancelableError if it has ended."""
 
     @abstractmethod
-    async def subscribe(self, caller: Caller, task_id: str) -> tuple[Task, Subscriber]:
-        """The task as it is, and what happens to it from then on, over all its turns, until it ends or is interrupted.
+    async def subscribe(self, caller: Caller, task_id: str) -> tuple[Numbered[Task], Subscriber]:
+        """Return the current task and a subscriber to what follows, over all its turns, until it ends or is interrupted.
 
-        Raises TaskNotFoundError, or UnsupportedOperationError where it has ended. Hand the subscriber to `unsubscribe`.
+        Raises TaskNotFoundError, or UnsupportedOperationError if it has ended. Hand the subscriber to `unsubscribe`.
         """
 
     @abstractmethod

@@ -1,32 +1,49 @@
-"""A2A events: how each changes its task (spec 1.0, section 4.2), how many become few, and who listens."""
+"""A2A events: how each changes its task (spec 1.0, section 4.2), and the generation that it leads to."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from typing import Generic, NamedTuple, TypeGuard, TypeVar
 
 from a2a.types import (
     Message,
-    Part,
     StreamResponse,
     Task,
     TaskArtifactUpdateEvent,
+    TaskState,
+    TaskStatus,
     TaskStatusUpdateEvent,
 )
 from a2a.utils.errors import InvalidAgentResponseError
+from google.protobuf.message import Message as ProtobufMessage
 
-from retinue_server.a2a.validation import stamp
+from retinue_server.a2a.validation import stamp, unfit, unfit_artifact, unfit_message
+
+from .pieces import is_plain_text
 
 Event = Task | Message | TaskStatusUpdateEvent | TaskArtifactUpdateEvent
+EventT_co = TypeVar("EventT_co", bound=Event, covariant=True)
+
+
+class Numbered(NamedTuple, Generic[EventT_co]):
+    """An event with the generation that its task has after it, or a task with its own."""
+
+    event: EventT_co
+    generation: int
 
 
 class Snapshot:
-    """A task as its events leave it. Text that is appended bit by bit is kept as one part, joined when it is read."""
+    """A task as its events leave it. Text that is appended piece by piece is joined only when the task is read."""
 
-    def __init__(self, task: Task, seq: int = 0) -> None:
+    def __init__(self, task: Task, generation: int) -> None:
+        self.load(task, generation)
+
+    def load(self, task: Task, generation: int) -> None:
+        """Start again from a task as it is stored or as another turn left it."""
         self._task = task
         self._tail: list[str] = []
         self._tail_id = ""
-        self.seq = seq
+        self.generation = generation
 
     @property
     def task(self) -> Task:
@@ -36,13 +53,13 @@ class Snapshot:
             self._tail.clear()
         return self._task
 
-    def copy(self) -> Task:
+    def copy(self) -> Numbered[Task]:
         copied = Task()
         copied.CopyFrom(self.task)
-        return copied
+        return Numbered(copied, self.generation)
 
-    def hear(self, message: Message) -> None:
-        """Add what the user says next to the history, behind the question that it answers; once, however often it is told."""
+    def add_message(self, message: Message) -> None:
+        """Append a user's message to the history, after the question that it answers; does nothing if it is there already."""
         task = self.task
         if any(known.message_id == message.message_id for known in task.history):
             return
@@ -51,18 +68,22 @@ class Snapshot:
             task.status.ClearField("message")
         task.history.append(message)
 
+    def describe(self, event: Task) -> None:
+        """Take over an executor's description of the task that was just accepted. The task does not change by it, so its
+        generation stays."""
+        self._check_ids(event)
+        self._replace(event)
+
     def apply(self, event: Task | TaskStatusUpdateEvent | TaskArtifactUpdateEvent) -> None:
-        """Change the task as `event` says. Raises InvalidAgentResponseError for one that it cannot follow."""
+        """Change the task as `event` says, which raises its generation by one.
+
+        Raises InvalidAgentResponseError if the event is of another task, or appends to an artifact that is not there.
+        """
         task = self._task
-        named = event.id if isinstance(event, Task) else event.task_id
-        if named != task.id or event.context_id != task.context_id:
-            raise InvalidAgentResponseError(
-                f"the agent spoke of task {named!r} in context {event.context_id!r}, but its task is {task.id!r} in "
-                f"{task.context_id!r}"
-            )
+        self._check_ids(event)
         match event:
             case TaskArtifactUpdateEvent():
-                self._artifact(event)
+                self._update_artifact(event)
             case TaskStatusUpdateEvent():
                 if task.status.HasField("message"):
                     task.history.append(task.status.message)
@@ -73,11 +94,20 @@ class Snapshot:
                     task.metadata.MergeFrom(event.metadata)
             case _:
                 self._replace(event)
-        self.seq += 1
+        self.generation += 1
 
-    def _artifact(self, event: TaskArtifactUpdateEvent) -> None:
+    def _check_ids(self, event: Task | TaskStatusUpdateEvent | TaskArtifactUpdateEvent) -> None:
+        task = self._task
+        task_id = event.id if isinstance(event, Task) else event.task_id
+        if task_id != task.id or event.context_id != task.context_id:
+            raise InvalidAgentResponseError(
+                f"expected an event of task {task.id!r} in context {task.context_id!r}, got one of task {task_id!r} in "
+                f"context {event.context_id!r}"
+            )
+
+    def _update_artifact(self, event: TaskArtifactUpdateEvent) -> None:
         artifact, artifacts = event.artifact, self._task.artifacts
-        if event.append and self._tail_id == artifact.artifact_id and _is_plain_text(artifact.parts):
+        if event.append and self._tail_id == artifact.artifact_id and is_plain_text(artifact.parts):
             self._tail.append(artifact.parts[0].text)
             return
         existing = next((known for known in self.task.artifacts if known.artifact_id == artifact.artifact_id), None)
@@ -92,16 +122,16 @@ class Snapshot:
             )
         else:
             existing.metadata.MergeFrom(artifact.metadata)
-            if _is_plain_text(artifact.parts) and existing.parts and _is_plain_text(existing.parts[-1:]):
+            if is_plain_text(artifact.parts) and existing.parts and is_plain_text(existing.parts[-1:]):
                 existing.parts[-1].text += artifact.parts[0].text
             else:
                 existing.parts.extend(artifact.parts)
         last = artifacts[-1]
-        streams = last.artifact_id == artifact.artifact_id and len(last.parts) > 0 and _is_plain_text(last.parts[-1:])
+        streams = last.artifact_id == artifact.artifact_id and len(last.parts) > 0 and is_plain_text(last.parts[-1:])
         self._tail_id = artifact.artifact_id if streams else ""
 
     def _replace(self, event: Task) -> None:
-        """An executor's own Task: its state, artifacts and metadata are taken; what was said is only ever added to."""
+        """Take the state, artifacts and metadata of an executor's own Task; its history only adds to ours."""
         task = self.task
         if not event.status.HasField("timestamp"):
             event.status.timestamp.CopyFrom(task.status.timestamp)
@@ -111,13 +141,46 @@ class Snapshot:
         known = {message.message_id for message in task.history}
         task.history.extend(message for message in event.history if message.message_id not in known)
         for artifact in event.artifacts:
-            self._artifact(TaskArtifactUpdateEvent(artifact=artifact))
+            self._update_artifact(TaskArtifactUpdateEvent(artifact=artifact))
+
+
+def only_describes(event: Event) -> TypeGuard[Task]:
+    """Whether an executor's first event describes the task as it was accepted, and changes nothing."""
+    return (
+        isinstance(event, Task)
+        and event.status.state in (TaskState.TASK_STATE_UNSPECIFIED, TaskState.TASK_STATE_SUBMITTED)
+        and not event.artifacts
+    )
+
+
+def unfit_event(event: Event) -> str | None:
+    """Why an event cannot be stored. Returns None if it can."""
+    return next((problem for problem in _problems(event) if problem), None)
+
+
+def _problems(event: Event) -> Iterator[str | None]:
+    if isinstance(event, Message):
+        yield unfit_message(event)
+        return
+    if event.HasField("metadata"):
+        yield unfit(event.metadata)
+    if isinstance(event, TaskArtifactUpdateEvent):
+        yield unfit_artifact(event.artifact)
+        return
+    yield _unfit_status(event.status)
+    if isinstance(event, Task):
+        yield from map(unfit_message, event.history)
+        yield from map(unfit_artifact, event.artifacts)
+
+
+def _unfit_status(status: TaskStatus) -> str | None:
+    return unfit_message(status.message) if status.HasField("message") else None
 
 
 def payload_of(event: Event) -> bytes:
-    """The StreamResponse that carries the event, serialised: as it is streamed, pushed and logged.
+    """The serialised StreamResponse that carries the event, as it is pushed.
 
-    Put together from its parts, since a message that is set into another is copied.
+    Composed of its parts, because setting one message into another copies it.
     """
     content = event.SerializeToString()
     return _FIELDS[type(event)] + _varint(len(content)) + content
@@ -132,8 +195,9 @@ def _varint(number: int) -> bytes:
     return bytes(found)
 
 
-_FIELDS: dict[type[Event], bytes] = {
-    kind: _varint(StreamResponse.DESCRIPTOR.fields_by_name[name].number << 3 | 2)  # 2: a message, behind its length
+_LENGTH_DELIMITED = 2  # the wire type of a message field
+_FIELDS: dict[type[ProtobufMessage], bytes] = {
+    kind: _varint(StreamResponse.DESCRIPTOR.fields_by_name[name].number << 3 | _LENGTH_DELIMITED)
     for kind, name in {
         Task: "task",
         Message: "message",
@@ -141,46 +205,3 @@ _FIELDS: dict[type[Event], bytes] = {
         TaskArtifactUpdateEvent: "artifact_update",
     }.items()
 }
-
-
-def coalesce(events: Sequence[Event]) -> list[Event]:
-    """The same events in fewer: text appended to one artifact in a row becomes one event. The given ones stay as they are."""
-    found: list[Event] = []
-    texts: list[str] = []
-    for event in events:
-        last = found[-1] if found else None
-        if (
-            isinstance(event, TaskArtifactUpdateEvent)
-            and event.append
-            and isinstance(last, TaskArtifactUpdateEvent)
-            and last.artifact.artifact_id == event.artifact.artifact_id
-            and _is_plain_text(event.artifact.parts)
-            and _is_plain_text(last.artifact.parts)
-        ):
-            if not texts:
-                copied = TaskArtifactUpdateEvent()
-                copied.CopyFrom(last)
-                last = found[-1] = copied
-                texts.append(last.artifact.parts[0].text)
-            texts.append(event.artifact.parts[0].text)
-            last.last_chunk = event.last_chunk
-        else:
-            _join(found, texts)
-            found.append(event)
-    _join(found, texts)
-    return found
-
-
-def _join(events: list[Event], texts: list[str]) -> None:
-    if texts:
-        last = events[-1]
-        assert isinstance(last, TaskArtifactUpdateEvent)  # noqa: S101 - for the type checkers: texts come from one
-        last.artifact.parts[0].text = "".join(texts)
-        texts.clear()
-
-
-def _is_plain_text(parts: Sequence[Part]) -> bool:
-    if len(parts) != 1:
-        return False
-    part = parts[0]
-    return part.HasField("text") and not (part.HasField("metadata") or part.filename or part.media_type)

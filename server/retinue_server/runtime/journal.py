@@ -1,4 +1,4 @@
-"""A run: one attempt at a turn, from its start to its finishing commit. It is the event queue its executor speaks into."""
+"""The journal of a turn: the results of its steps, so that an attempt after a crash repeats none of them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import Any
 from retinue_agents import Journal
 from retinue_agents.journal import JSONObject
 from retinue_memory.errors import OutcomeUnknown
-from retinue_server.runtime.run import STEP, Run
 
-from .turn import (
-    MemoryWrite,
-)
+from .recorder import Recorder
+from .turn import WRITES, MemoryWrite
 
 
 class TurnJournal(Journal):
     """The steps of one turn. A result is committed before the next step starts, or with the end of the turn."""
 
-    def __init__(self, run: Run, recorded: dict[str, str | None]) -> None:
-        self._run = run
+    def __init__(self, recorder: Recorder, recorded: dict[str, str | None]) -> None:
+        """`recorded` holds the committed results as JSON, by key; None for a step that started and must not be repeated."""
+        self._recorder = recorder
         self._recorded = recorded
 
     async def step(self, key: str, call: Callable[[], Awaitable[JSONObject]], *, repeatable: bool = True) -> JSONObject:
@@ -30,19 +29,16 @@ class TurnJournal(Journal):
                 replayed: dict[str, Any] = json.loads(known)
                 return replayed
             if not repeatable:
-                raise OutcomeUnknown(
-                    f"outcome unknown: {key} was under way when the server stopped, and is not repeated"
-                )
+                raise OutcomeUnknown(f"outcome unknown: {key} was running when the server stopped, and is not repeated")
         if not repeatable:
-            self._run.add_step(key, None)
-        await self._run.commit_steps()
+            self._recorder.add_step(key, None)
+        await self._recorder.commit_steps()
         writes: list[MemoryWrite] = []
-        outer = STEP.set(writes)
+        outer = WRITES.set(writes)
         try:
             result = await call()
         finally:
-            STEP.reset(outer)
+            WRITES.reset(outer)
         self._recorded[key] = text = json.dumps(result)
-        self._run.add_step(key, text, writes)
-        self._run.log_soon()
+        self._recorder.add_step(key, text, writes)
         return result

@@ -1,4 +1,4 @@
-"""Retention: what has ended long ago goes, a little at a time."""
+"""Retention: delete tasks that ended long ago, in small batches."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from .store.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
-_EVERY = 60.0
+_INTERVAL_S = 60.0
 _BATCH = 100
-_PAUSE = 0.05
-"""Seconds between two batches: others want to write too."""
-_DAY = 86_400_000_000
+_PAUSE_S = 0.05  # between batches, so that other writes get through
+_DAY_US = 86_400_000_000
 
 
 async def purge_forever(tasks: Tasks, days: float | None) -> None:
-    """Delete tasks that ended more than `days` ago, with all that belongs to them; None: keep everything."""
+    """Delete tasks that ended more than `days` ago, with everything of theirs. Returns at once if `days` is None."""
     while days is not None:
         try:
-            purged = await tasks.purge(now() - int(days * _DAY), _BATCH)
+            purged = await tasks.purge(now() - int(days * _DAY_US), _BATCH)
         except StoreError:
-            logger.exception("old tasks could not be purged")
+            logger.exception("old tasks could not be purged, trying again in %g s", _INTERVAL_S)
             purged = 0
-        await asyncio.sleep(_PAUSE if purged == _BATCH else _EVERY)
+        await asyncio.sleep(_PAUSE_S if purged == _BATCH else _INTERVAL_S)

@@ -1,369 +1,254 @@
-"""A run: one attempt at a turn, from its start to its finishing commit. It is the event queue its executor speaks into."""
+"""A run: one attempt at a turn, from its acceptance to its final commit. It is the event queue of the turn's executor."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from a2a.server.events import EventQueue
-from a2a.types import Message, Role, Task, TaskArtifactUpdateEvent, TaskState, TaskStatus, TaskStatusUpdateEvent
-from a2a.utils.errors import InvalidAgentResponseError
+from a2a.types import Message, Role, Task, TaskArtifactUpdateEvent, TaskState, TaskStatusUpdateEvent
+from a2a.utils.errors import InternalError, InvalidAgentResponseError
 
-from retinue_memory.errors import RetinueError
-from retinue_server.a2a.validation import (
-    stamp,
-    unfit,
-    unfit_artifact,
-    unfit_message,
-)
+from retinue_server.a2a.validation import stamp
 
-from .events import (
-    Event,
-    Snapshot,
-    coalesce,
-    payload_of,
-)
-from .store.turns import Turns
-from .subscribers import Subscriber
+from .events import Event, Numbered, Snapshot, only_describes, unfit_event
+from .executor import TurnExecutor
+from .outcome import Outcome, PendingOutcome
+from .publication import Publication
+from .recorder import Commits, Recorder
+from .run_state import TRANSITIONS, RunState
 from .timer import CoalescingTimer
-from .turn import (
-    RESTING,
-    TERMINAL,
-    Accepted,
-    Continues,
-    DueWrite,
-    MemoryWrite,
-    Progress,
-)
+from .turn import RESTING, TERMINAL, Accepted, Continues, MemoryWrite
 
 logger = logging.getLogger(__name__)
 
-CURRENT: ContextVar[Run | None] = ContextVar("retinue_run", default=None)
-"""The run that the code at hand works for; a memory write finds its turn by it."""
-STEP: ContextVar[list[MemoryWrite] | None] = ContextVar("retinue_step", default=None)
-"""Where the step at hand puts the memory writes that are committed with its result; None: no step is at hand."""
-
 
 class Run(EventQueue):
-    """One attempt at a turn.
-
-    `settled` becomes the answer to whoever waits: the task once it has ended or is interrupted, or the agent's message.
-    """
+    """One attempt at a turn. Its lifecycle is `state`, its answer `outcome`, the task and its events `publication`, its
+    commits `recorder`."""
 
     def __init__(
         self,
         accepted: Accepted,
-        turns: Turns,
-        watchers: Callable[[Event], None],
-        committed: Callable[[Progress, Sequence[DueWrite]], None],
-        reminder: CoalescingTimer,
-        owed_at_end: Callable[[Task, Sequence[MemoryWrite]], list[MemoryWrite]],
+        executor: TurnExecutor,
+        commits: Commits,
+        pieces_timer: CoalescingTimer,
+        publish: Callable[[Numbered[Event]], None],
     ) -> None:
-        self.turn = accepted.turn
-        self.snapshot = Snapshot(accepted.task, accepted.generation)
-        self.snapshot.hear(self.turn.request.message)
-        self.pushes = accepted.pushes
-        self.settled: asyncio.Future[Task | Message] = asyncio.get_running_loop().create_future()
-        self.subscribers: list[Subscriber] = []
+        """`publish` is called with every event that changes the task."""
+        self.turn = turn = accepted.turn
         self.writes: list[MemoryWrite] = []
-        """What the turn owes from its end on; `_owed` is what its steps do, from the commit of each."""
-        self._owed: list[MemoryWrite] = []
-        self.key: tuple[str, ...] | None = None
-        """What the engine counts this run under."""
-        self.work: asyncio.Task[None] | None = None
-        self.remembers = True
-        """Whether its memory writes are kept; not those of an owner who was erased meanwhile."""
-        self.known = (
-            not self.turn.new_task or self.turn.attempt > 1 or self.turn.request.configuration.return_immediately
-        )
-        """Whether somebody may know the task, and look for the answer there: a direct message becomes its end then."""
-        self.canceling = False
-        self.finishing = False
-        """Whether the finishing commit has begun: from then on the run cannot be stopped."""
-        self.ended = False
-        """Whether the finishing commit is done."""
-        self.asked = False
-        """Whether it interrupted its task, and did not go on since."""
-        self.over = asyncio.Event()
-        """Set when the engine is done with the run."""
-        self.continues = False
-        """Whether the task goes on with another message that waits, although this turn is done."""
-        self._turns = turns
-        self._watchers = watchers
-        self._committed = committed
-        self._owed_at_end = owed_at_end
+        """The memory writes that come due with the end of the turn."""
+        self.outcome = PendingOutcome()
+        self.closed = asyncio.Event()
+        """Set once the engine is done with the run."""
+        # a database of an earlier version may count from 0
+        self._snapshot = Snapshot(accepted.task, max(accepted.generation, 1))
+        self._snapshot.add_message(turn.request.message)
+        self.recorder = Recorder(turn, self._snapshot, commits, pushes=accepted.pushes, failed=self._stop_unrecorded)
+        new_task = turn.new_task and turn.attempt == 1
+        self.publication = Publication(self._snapshot, self.recorder, pieces_timer, publish, new_task=new_task)
+        self._executor = executor
+        self._state = RunState.WAITING
+        self._acknowledged = not new_task or turn.request.configuration.return_immediately
+        self._work: asyncio.Task[None] | None = None
         self._answer: Message | None = None
-        self._status_before: TaskStatus | None = None
-        self._spoke = False
-        self._events: list[Event] = []
-        self._steps: list[tuple[str, str | None]] = []
-        self._reminder = reminder
-        self._waiters: list[asyncio.Future[None]] = []
-        self._recording: asyncio.Task[None] | None = None
+        self._last_event: Task | TaskStatusUpdateEvent | None = None
 
-    # -- what the executor says ----------------------------------------------------------------------------------------
+    @property
+    def state(self) -> RunState:
+        return self._state
+
+    @property
+    def task_ended(self) -> bool:
+        """Whether the final commit is done and ended the task."""
+        return self._state.committed and self._snapshot.task.status.state in TERMINAL
+
+    def acknowledge(self) -> bool:
+        """Note that somebody was given the task's id and may look for the answer there: a direct message becomes the end of
+        the task then. Returns False if it is too late: a direct message is being committed, and nobody will find the task.
+        """
+        if self._answer is not None and not self._state.stoppable:
+            return False
+        self._acknowledged = True
+        return True
+
+    # -- transitions ---------------------------------------------------------------------------------------------------------
+
+    def _move(self, state: RunState) -> None:
+        if state not in TRANSITIONS[self._state]:
+            raise RuntimeError(f"task {self.turn.task_id}: a run cannot go from {self._state.name} to {state.name}")
+        self._state = state
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work`, which ends the run, in an asyncio task."""
+        self._move(RunState.RUNNING)
+        self._work = asyncio.create_task(work)
+
+    def resume(self, task: Numbered[Task]) -> None:
+        """Take over the task as the turns before this one left it."""
+        self._snapshot.load(task.event, task.generation)
+        self._snapshot.add_message(self.turn.request.message)
+
+    def request_cancel(self) -> bool:
+        """Tell the run to stop. Returns False if it was told before, or cannot be stopped any more."""
+        if not self._state.stoppable or self._state is RunState.CANCELING:
+            return False
+        self._move(RunState.CANCELING)
+        self.interrupt()
+        return True
+
+    def interrupt(self) -> None:
+        """Cancel the asyncio task, unless the final commit has started."""
+        if self._work is not None and self._state.stoppable:
+            self._work.cancel()
+
+    async def wait_for_work(self, timeout_s: float) -> bool:
+        """Wait for the end of the asyncio task. Returns False if it is still running."""
+        if self._work is None:
+            return True
+        await asyncio.wait((self._work,), timeout=timeout_s)
+        return self._work.done()
+
+    def give_up(self, state: RunState, error: Exception) -> None:
+        """Stop without a final commit: STALE, FAILED or ABANDONED. `error` is the outcome, unless there is one.
+
+        Does nothing if the run is in a final state.
+        """
+        if not self._state.final:
+            self._move(state)
+            self.outcome.resolve(Outcome(error=error))
+            self.recorder.close()
+            self.publication.close()
+
+    def close(self) -> None:
+        """Finish the run after everything else. The subscribers of one that CONTINUES stay, for its successor."""
+        if not self._state.final:
+            self.give_up(RunState.FAILED, InternalError("the task stopped"))
+        self.recorder.close()
+        if self._state is not RunState.CONTINUES:
+            self.publication.close()
+        self.closed.set()
+
+    def continue_with(self, successor: Run) -> None:
+        """Hand whoever waits or subscribes over to the run that continues the task."""
+        self.publication.continue_with(successor.publication)
+        self.outcome.follow(successor.outcome)
+
+    def _stop_unrecorded(self, error: BaseException) -> None:
+        logger.error("task %s: its progress could not be stored, stopping: %s", self.turn.task_id, error)
+        if self._work is not None:
+            self._work.cancel()
+
+    # -- the executor's events -----------------------------------------------------------------------------------------------
 
     async def enqueue_event(self, event: Event) -> None:
-        """`say` an event, if it can be stored."""
-        if problem := _unfit(event):
-            raise InvalidAgentResponseError(f"what the agent said cannot be stored: {problem}")
-        await self.say(event)
+        """Apply, number and publish an event. A state that ends or interrupts the task is published after its commit.
 
-    async def say(self, event: Event) -> None:
-        """Apply, publish and log an event. One that ends or interrupts the task is published after it is committed."""
-        if self.finishing:
-            raise InvalidAgentResponseError("the agent went on speaking after its task had ended")
-        if self._answer is not None or (self._spoke and isinstance(event, Message)):
-            raise InvalidAgentResponseError("a message is an agent's only event, or none")
+        Raises InvalidAgentResponseError if the event does not fit the task, cannot be stored, or comes after the end.
+        """
+        if self._executor.events_need_checks and (problem := unfit_event(event)):
+            raise InvalidAgentResponseError(f"the agent's event cannot be stored: {problem}")
+        if not self._state.publishing:
+            raise InvalidAgentResponseError("the agent published an event after the end of its turn")
+        if self._answer is not None:
+            raise InvalidAgentResponseError(
+                "the agent published an event after its message, which must be the only one"
+            )
         if isinstance(event, Message):
+            if self.publication.started:
+                raise InvalidAgentResponseError(
+                    "the agent published a message after another event; it must be the only one"
+                )
             event.context_id = self.turn.context_id
             self._answer = event
             return
-        self._spoke = True
-        if not isinstance(event, TaskArtifactUpdateEvent):
-            self.asked = event.status.state in RESTING
-        if isinstance(event, TaskArtifactUpdateEvent) or event.status.state not in RESTING:
-            self.snapshot.apply(event)
-            if isinstance(event, Task):
-                event = self.snapshot.copy()
-            self._events.append(event)
-            self._publish(event)
-            self.log_soon()
+        if not self.publication.started:
+            described = event if only_describes(event) else None
+            self.publication.announce(described)
+            if described is not None:
+                return
+        if isinstance(event, TaskArtifactUpdateEvent):
+            self.publication.publish_artifact(event)
+        else:
+            await self._publish_status(event)
+
+    async def _publish_status(self, event: Task | TaskStatusUpdateEvent) -> None:
+        self.publication.publish_held()
+        asked = event.status.state in RESTING
+        self.recorder.set_asked(asked)
+        if not asked:
+            self.publication.publish(event)
+            if self._state is RunState.ASKED:
+                self._move(RunState.RUNNING)
             return
-        before = TaskStatus()
-        before.CopyFrom(self.snapshot.task.status)
-        self.snapshot.apply(event)
-        self._status_before = before
-        if isinstance(event, Task):
-            event = self.snapshot.copy()
+        event = self.publication.apply_uncommitted(event)
         if event.status.state in TERMINAL:
             await self._finish(event)
-        else:
-            self._events.append(event)
-            await self.flush()
-            self._status_before = None
-            self._publish(event)
-            self.settle(self.snapshot.copy())
+            return
+        if self._state is RunState.RUNNING:
+            self._move(RunState.ASKED)
+        self.recorder.add_event(event)
+        await self.recorder.flush()
+        self.publication.publish_committed(event)
+        self.outcome.resolve(Outcome(task=self._snapshot.copy()))
 
-    @property
-    def vanishes(self) -> bool:
-        """Whether its end is being committed, and it is a direct message: nobody will find the task then."""
-        return self.finishing and self._answer is not None
+    # -- the end of the turn -------------------------------------------------------------------------------------------------
 
-    def announce(self) -> None:
-        """Say what a new task's first event is: the task as it was accepted."""
-        self._spoke = True
-        self.snapshot.seq += 1
-        task = self.snapshot.copy()
-        self._events.append(task)
-        self._publish(task)
-        self.log_soon()
-
-    def shown(self) -> Task:
-        """A copy of the task for whoever asks: a state that ends or interrupts it is not shown before it is committed."""
-        task = self.snapshot.copy()
-        if self._status_before is not None:
-            task.status.CopyFrom(self._status_before)
-        return task
-
-    def resume(self, task: Task, seq: int) -> None:
-        """Go on from the task as it became while this run waited."""
-        self.snapshot = Snapshot(task, seq)
-        self.snapshot.hear(self.turn.request.message)
-        for subscriber in self.subscribers:
-            if subscriber.fresh:
-                subscriber.put(self.snapshot.copy())
-
-    async def fail(self, reason: str) -> None:
-        """End the task as FAILED, with a reason for its owner."""
-        said = Message(message_id=f"{self.turn.task_id}/{self.turn.id}/status", role=Role.ROLE_AGENT)
-        said.parts.add(text=reason)
-        await self._status(TaskState.TASK_STATE_FAILED, said)
-
-    async def cancel(self) -> None:
-        await self._status(TaskState.TASK_STATE_CANCELED)
+    async def end_task(self, state: TaskState, reason: str = "") -> None:
+        """End the task in a terminal state, with a reason for its owner if there is one."""
+        message = None
+        if reason:
+            message = Message(message_id=f"{self.turn.task_id}/{self.turn.id}/status", role=Role.ROLE_AGENT)
+            message.parts.add(text=reason)
+        await self._end_task(state, message)
 
     async def finish(self) -> None:
-        """Commit the end of the turn, if its last event has not done so. The task stays as it is."""
-        if self._answer is not None and self.known:
-            await self._status(TaskState.TASK_STATE_COMPLETED, self._answer)
-        elif not self.ended:
+        """Commit the end of the turn, unless its last event did. The task keeps its state, but a direct message becomes the
+        end of a task whose id somebody knows."""
+        if self._state.final:
+            return
+        if self._answer is not None and self._acknowledged:
+            await self._end_task(TaskState.TASK_STATE_COMPLETED, self._answer)
+        else:
             await self._finish(None)
 
-    async def _finish(self, event: Task | TaskStatusUpdateEvent | None) -> None:
-        if event is not None:
-            self._events.append(event)
-            if event.status.state in TERMINAL and len(self.snapshot.task.history) > 1:  # more than what is answered now
-                self.writes += self._owed_at_end(self.snapshot.task, self.writes)
-        self.finishing = True
-        await self._recorded()
-        before = self._events, self._steps, self._owed
-        try:
-            await self._record(self._progress(done=True))
-        except Continues:
-            # the task goes on with the next message: what would have completed it leaves it working
-            self.continues = True
-            self.snapshot.task.status.state = TaskState.TASK_STATE_WORKING
-            if event is not None:
-                event.status.CopyFrom(self.snapshot.task.status)
-            self._events, self._steps, self._owed = before
-            await self._record(self._progress(done=True))
-        except RetinueError:
-            self._events, self._steps, self._owed = before  # whoever tries again must lose nothing of it
-            raise
-        self.ended = True
-        self._status_before = None
-        if event is not None:
-            self._publish(event)
-        if self._answer is not None:
-            self._publish(self._answer)
-        if not self.continues:
-            self.settle(self._answer or self.snapshot.task)
-
-    async def _status(self, state: TaskState, said: Message | None = None) -> None:
-        event = TaskStatusUpdateEvent(task_id=self.turn.task_id, context_id=self.turn.context_id)
+    async def _end_task(self, state: TaskState, message: Message | None) -> None:
+        turn = self.turn
+        event = TaskStatusUpdateEvent(task_id=turn.task_id, context_id=turn.context_id)
         event.status.state = state
         event.status.timestamp.CopyFrom(stamp())
-        if said is not None:
-            event.status.message.CopyFrom(said)
-            event.status.message.task_id, event.status.message.context_id = self.turn.task_id, self.turn.context_id
+        if message is not None:
+            event.status.message.CopyFrom(message)
+            event.status.message.task_id, event.status.message.context_id = turn.task_id, turn.context_id
         self._answer = None
-        await self.say(event)
+        await self.enqueue_event(event)
 
-    # -- who listens ---------------------------------------------------------------------------------------------------
-
-    def subscribe(self) -> Subscriber:
-        """The events of this run from now on."""
-        subscriber = Subscriber(self._caught_up)
-        self.subscribers.append(subscriber)
-        return subscriber
-
-    async def _caught_up(self) -> Task:
-        return self.shown()
-
-    def close(self) -> None:
-        """Tell everyone who listens that this run says no more."""
-        self._reminder.forget(self._log)
-        for subscriber in self.subscribers:
-            subscriber.close()
-
-    def _publish(self, event: Event) -> None:
-        for subscriber in self.subscribers:
-            subscriber.put(event)
-        self._watchers(event)
-
-    async def answer(self) -> Task | Message:
-        """Wait until `settled` is; a caller who is cancelled leaves it to whoever else waits.
-
-        As `asyncio.shield` does, with one turn of the event loop less.
-        """
-        if not self.settled.done():
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await waiter
-        return self.settled.result()
-
-    def settle(self, answer: Task | Message | Exception) -> None:
-        """Answer whoever waits, unless they were answered before."""
-        if self.settled.done():
-            return
-        if isinstance(answer, Exception):
-            self.settled.set_exception(answer)
-            self.settled.exception()  # nobody may be waiting
-        else:
-            self.settled.set_result(answer)
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    # -- what is committed on the way ----------------------------------------------------------------------------------
-
-    def add_step(self, key: str, result: str | None, writes: Sequence[MemoryWrite] = ()) -> None:
-        self._steps.append((key, result))
-        self._owed += writes
-
-    def log_soon(self) -> None:
-        self._reminder.ask(self._log)
-
-    async def flush(self) -> None:
-        """Commit what happened so far."""
-        await self._recorded()
-        if self._events or self._steps:
-            self._recording = asyncio.create_task(self._record(self._progress()))
-            await asyncio.shield(self._recording)
-
-    async def commit_steps(self) -> None:
-        """Commit the steps that were taken so far, if any are not. Raises if they could not be, whoever tried."""
-        await self._recorded()
-        if self._steps:
-            await self.flush()
-        elif self._recording is not None and self._recording.done():
-            self._recording.result()
-
-    async def _recorded(self) -> None:
-        """Wait for the commit that is under way; whoever began it hears of its failure."""
-        self._reminder.forget(self._log)
-        while self._recording is not None and not self._recording.done():
-            await asyncio.wait((self._recording,))
-
-    def _log(self) -> None:
-        if self._recording is not None and not self._recording.done():
-            self.log_soon()
-        elif not self.finishing and (self._events or self._steps):
-            self._recording = asyncio.create_task(self._record(self._progress()))
-            self._recording.add_done_callback(self._stop_if_it_failed)
-
-    async def _record(self, progress: Progress) -> None:
-        owed = await self._turns.record(progress)
-        if progress.pushes or owed:
-            self._committed(progress, owed)
-
-    def _stop_if_it_failed(self, recording: asyncio.Task[None]) -> None:
-        error = None if recording.cancelled() else recording.exception()
-        if error is not None and self.work is not None:
-            logger.error("task %s stops: its progress could not be stored: %s", self.turn.task_id, error)
-            self.work.cancel()
-
-    def _progress(self, *, done: bool = False) -> Progress:
-        """What happened since the last commit, taken off the lists: a record that fails ends the run."""
-        task = self.snapshot.task
-        progress = Progress(
-            self.turn,
-            state=task.status.state,
-            status_at=task.status.timestamp.ToMicroseconds(),
-            snapshot=task.SerializeToString(),
-            generation=self.snapshot.seq,
-            pushes=[payload_of(event) for event in coalesce(self._events)] if self.pushes else [],
-            steps=self._steps,
-            writes=[*self._owed, *(self.writes if done else ())] if self.remembers else (),
-            done=done,
-            asked=self.asked,
-            answer=self._answer,
-        )
-        self._events, self._steps, self._owed = [], [], []
-        return progress
-
-
-def _unfit(event: Event) -> str | None:
-    match event:
-        case TaskArtifactUpdateEvent():
-            return unfit_artifact(event.artifact) or _unfit_metadata(event)
-        case TaskStatusUpdateEvent():
-            return _unfit_status(event.status) or _unfit_metadata(event)
-        case Message():
-            return unfit_message(event)
-        case _:
-            said = [unfit_message(message) for message in event.history]
-            made = [unfit_artifact(artifact) for artifact in event.artifacts]
-            found = (_unfit_status(event.status), _unfit_metadata(event), *said, *made)
-            return next((problem for problem in found if problem), None)
-
-
-def _unfit_status(status: TaskStatus) -> str | None:
-    return unfit_message(status.message) if status.HasField("message") else None
-
-
-def _unfit_metadata(event: Task | TaskStatusUpdateEvent | TaskArtifactUpdateEvent) -> str | None:
-    return unfit(event.metadata) if event.HasField("metadata") else None
+    async def _finish(self, event: Task | TaskStatusUpdateEvent | None) -> None:
+        if self._state is not RunState.FINISHING:  # else a commit failed, and is tried again
+            self.publication.publish_held()
+            self._move(RunState.FINISHING)
+        if event is not None:
+            self._last_event = event
+            self.recorder.add_event(event)
+            task = self._snapshot.task
+            if len(task.history) > 1:  # more than the message that is answered now
+                self.writes += self._executor.pending_writes(task, self.turn.caller.tenant, self.writes)
+        try:
+            await self.recorder.finish(self._answer, self.writes)
+            self._move(RunState.ENDED)
+        except Continues:
+            # the task goes on with the next message: what would have completed it leaves it working
+            self._snapshot.task.status.state = TaskState.TASK_STATE_WORKING
+            if self._last_event is not None:
+                self._last_event.status.CopyFrom(self._snapshot.task.status)
+            await self.recorder.finish(self._answer, self.writes)
+            self._move(RunState.CONTINUES)
+        self.publication.publish_committed(self._last_event, self._answer)
+        if self._state is RunState.ENDED:
+            if self._answer is not None:
+                self.outcome.resolve(Outcome(message=self._answer))
+            else:
+                self.outcome.resolve(Outcome(task=Numbered(self._snapshot.task, self._snapshot.generation)))

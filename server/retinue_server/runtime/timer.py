@@ -1,42 +1,45 @@
-"""Being called back a moment later, for many at the price of one timer."""
+"""Coalesce many delayed callbacks onto one timer of the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 
+_CLOCK_RESOLUTION_S = 0.001
+
 
 class CoalescingTimer:
-    """Calls everyone who asked for it after `delay` seconds, with one timer of the event loop at a time.
+    """Call callbacks `delay_s` after they are asked for, with one event-loop timer at a time.
 
-    A timer of one's own costs more than most of those who ask: they are done, and forgotten, before it would ring.
+    Most callbacks are forgotten before they are due, so a timer for each would cost more than what they do.
     """
 
-    def __init__(self, delay: float) -> None:
-        self._delay = delay
-        self._asked: dict[Callable[[], None], float] = {}
+    def __init__(self, delay_s: float) -> None:
+        self._delay_s = delay_s
+        self._due_at: dict[Callable[[], None], float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def ask(self, call: Callable[[], None]) -> None:
-        """Call `call` after the delay, once; who asked before keeps the earlier time."""
-        if call in self._asked:
+        """Call `call` once after the delay. If it is pending already, its earlier time counts."""
+        if call in self._due_at:
             return
         loop = asyncio.get_running_loop()
-        self._asked[call] = loop.time() + self._delay
+        self._due_at[call] = loop.time() + self._delay_s
         if self._timer is None:
-            self._timer = loop.call_later(self._delay, self._ring)
+            self._timer = loop.call_later(self._delay_s, self._ring)
 
     def forget(self, call: Callable[[], None]) -> None:
-        self._asked.pop(call, None)
+        """Drop a pending callback. Does nothing if it is not pending."""
+        self._due_at.pop(call, None)
 
     def _ring(self) -> None:
         loop = asyncio.get_running_loop()
         self._timer = None
-        soon = loop.time() + 0.001  # the clock of a timer is coarse
-        due = [call for call, at in self._asked.items() if at <= soon]
+        soon = loop.time() + _CLOCK_RESOLUTION_S
+        due = [call for call, at in self._due_at.items() if at <= soon]
         for call in due:
-            del self._asked[call]
-        if self._asked and self._timer is None:
-            self._timer = loop.call_at(next(iter(self._asked.values())), self._ring)
+            del self._due_at[call]
+        if self._due_at:
+            self._timer = loop.call_at(next(iter(self._due_at.values())), self._ring)
         for call in due:
             call()

@@ -1,8 +1,9 @@
-"""A turn: one message accepted for one task, and the values that travel between handler, store and engine."""
+"""A turn (one message accepted for one task), and the values that handler, engine, store and outboxes exchange about it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -19,13 +20,16 @@ TERMINAL = frozenset(
         TaskState.TASK_STATE_REJECTED,
     )
 )
-RESTING = TERMINAL | {TaskState.TASK_STATE_INPUT_REQUIRED, TaskState.TASK_STATE_AUTH_REQUIRED}
-"""The states of a task that nobody works on: it has ended, or is interrupted."""
+INTERRUPTED = frozenset((TaskState.TASK_STATE_INPUT_REQUIRED, TaskState.TASK_STATE_AUTH_REQUIRED))
+RESTING = TERMINAL | INTERRUPTED
+"""The states in which no turn works on a task."""
 
 
 class TurnState(IntEnum):
+    """The stored state of a turn."""
+
     ASKED = -1
-    """It interrupted its task, though its executor has not returned: a crash leaves the task to the next message."""
+    """The turn interrupted its task, but its executor has not returned; after a crash the next message continues the task."""
     WAITING = 0
     RUNNING = 1
     DONE = 2
@@ -37,7 +41,10 @@ PRINCIPAL = "principal/"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, of which agent. `visible_owner` is the owner whose tasks they may see; None: every owner's of the tenant."""
+    """Who sends a request, and to which agent.
+
+    `visible_owner` is the owner whose tasks the caller may see; None means every owner of the tenant.
+    """
 
     agent: str
     tenant: str
@@ -50,7 +57,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """An accepted turn. `request` has its ids filled in, and its metadata name the user, where there is one."""
+    """An accepted turn. `request` has its ids filled in, and its metadata names the user if there is one."""
 
     id: int
     attempt: int
@@ -60,67 +67,72 @@ class Turn:
     context_id: str
     request: SendMessageRequest
     new_task: bool = True
-    """Whether the task began with this turn."""
+    """Whether this turn created its task."""
     new_context: bool = True
-    """Whether nothing was said in the context before."""
+    """Whether this is the first turn of its context."""
     extensions: frozenset[str] = frozenset()
     crashes: int = 0
 
     @property
-    def lane(self) -> tuple[str, str, str, str]:
-        """Turns of one lane run one after the other."""
+    def queue_key(self) -> tuple[str, str, str, str]:
+        """The key of the turn's serial queue: turns of one queue run one at a time, in the order of acceptance."""
         return (self.caller.agent, self.caller.tenant, self.owner, self.context_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What `Turns.accept` did: stored a new turn, or, where `replay`, found the turn that the same message began before."""
+    """The result of `Turns.accept`: a new turn, or, if `replay`, the turn that the same message started before."""
 
     turn: Turn
     task: Task
     replay: bool = False
     over: bool = False
-    """Whether the turn that was found is done."""
+    """Whether the replayed turn is done."""
     answer: Message | None = None
-    """The direct message that a replayed turn ended with."""
-    generation: int = 0
-    """The task's stored generation."""
+    """The direct message that the replayed turn ended with."""
+    generation: int = 1
+    """The task's stored generation; a task is created with 1."""
     pushes: bool = False
     """Whether the task has push configs."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryWrite:
-    """A memory update that a turn owes. Raises IdentityError where `context` names no scope."""
+    """A pending memory update of a turn. Raises IdentityError if `context` names no scope."""
 
     memory: str
     context: InvocationContext
     messages: Sequence[Remembered]
     key: tuple[str, str] = field(init=False, compare=False)
-    """The memory and the scope: writes of one key are made in their order."""
+    """The memory and the scope: writes of one key are delivered in order."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", (self.memory, Scope.of(self.context).key))
 
 
+WRITES: ContextVar[list[MemoryWrite] | None] = ContextVar("retinue_writes", default=None)
+"""Collects the memory writes of the current step, or of the current turn if no step runs; None outside of a turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a turn did since its last commit; `Turns.record` writes it all in one transaction, or nothing."""
+    """What a turn did since its last commit; `Turns.record` writes all of it in one transaction, or nothing."""
 
     turn: Turn
     state: TaskState
     status_at: int
     """Microseconds since the epoch."""
     snapshot: bytes
-    """The task as it is now, serialised."""
+    """The current task, serialised."""
     generation: int
+    """The task's generation with this snapshot."""
     pushes: Sequence[bytes] = ()
-    """The events as serialised StreamResponse messages, for a task that has push configs."""
+    """The events as serialised StreamResponse messages, if the task has push configs."""
     steps: Sequence[tuple[str, str | None]] = ()
     writes: Sequence[MemoryWrite] = ()
     done: bool = False
     asked: bool = False
-    """Whether the turn interrupted its task, and did not go on since."""
+    """Whether the turn interrupted its task and has not resumed it since."""
     answer: Message | None = None
 
 
@@ -155,7 +167,7 @@ class DuePush:
 
 
 class StaleAttempt(Exception):
-    """Another attempt has this turn now, or it has ended: stop, nothing was written."""
+    """A newer attempt owns the turn, or its task has ended; nothing was written. Stop."""
 
 
 class Continues(Exception):

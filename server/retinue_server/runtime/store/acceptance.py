@@ -70,7 +70,7 @@ class _Target:
 
     task: Task
     new_context: bool
-    generation: int = 0
+    generation: int = 1
     pushes: bool = False
 
 

@@ -43,8 +43,8 @@ VALUES (
 RETURNING id
 
 -- name: insert_task
-INSERT INTO tasks (place, id, agent, tenant, owner, context_id, state, status_at, created_at, snapshot)
-VALUES (:place, :task_id, :agent, :tenant, :owner, :context_id, :state, :now, :now, :snapshot)
+INSERT INTO tasks (place, id, agent, tenant, owner, context_id, state, status_at, created_at, generation, snapshot)
+VALUES (:place, :task_id, :agent, :tenant, :owner, :context_id, :state, :now, :now, 1, :snapshot)
 
 -- name: turn_by_id
 SELECT turns.*, tasks.snapshot, tasks.memory, tasks.generation,

@@ -7,9 +7,9 @@ ORDER BY place LIMIT :limit
 
 -- name: restore
 -- At a place of its own, unless the id is taken.
-INSERT INTO tasks (place, id, agent, tenant, owner, context_id, state, status_at, created_at, snapshot)
+INSERT INTO tasks (place, id, agent, tenant, owner, context_id, state, status_at, created_at, generation, snapshot)
 SELECT 1 + max(COALESCE((SELECT max(id) FROM turns), 0), COALESCE((SELECT max(place) FROM tasks), 0)),
-       :task_id, :agent, :tenant, :owner, :context_id, :state, :now, :now, :snapshot
+       :task_id, :agent, :tenant, :owner, :context_id, :state, :now, :now, 1, :snapshot
 WHERE NOT EXISTS (SELECT 1 FROM tasks WHERE id = :task_id)
 
 -- name: erase_steps

@@ -33,7 +33,8 @@ ON CONFLICT (turn_id, key) DO UPDATE SET result = excluded.result
 
 -- name: end_task
 -- No effect unless the task still has the status that the caller found.
-UPDATE tasks SET state = :state, status_at = :status_at, snapshot = :snapshot, memory = COALESCE(:memory, memory)
+UPDATE tasks SET state = :state, status_at = :status_at, snapshot = :snapshot, memory = COALESCE(:memory, memory),
+                 generation = generation + 1
 WHERE id = :task_id AND tenant = :tenant AND agent = :agent AND (:visible_owner IS NULL OR owner = :visible_owner)
   AND state = :found AND status_at = :found_at
 RETURNING place

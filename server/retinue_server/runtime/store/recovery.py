@@ -6,9 +6,10 @@ from a2a.types import Task
 
 from retinue_memory.database.base import Connection
 from retinue_memory.database.migrations import load_queries
+from retinue_server.runtime.events import Numbered
 from retinue_server.runtime.turn import Accepted, Caller, Turn
 
-from .rows import FOLDER, accepted_of, named, task_of
+from .rows import FOLDER, accepted_of, named, numbered
 
 _SQL = load_queries(FOLDER, "recovery.sql")
 
@@ -22,13 +23,10 @@ def recover(db: Connection) -> list[Accepted]:
     return [accepted_of(row, Caller(row["agent"], row["tenant"], row["owner"], row["owner"])) for row in rows]
 
 
-def reload(turn: Turn, db: Connection) -> tuple[Task, int] | None:
-    """The task of a turn that waited, and its generation. Returns None if it was deleted."""
+def reload(turn: Turn, db: Connection) -> Numbered[Task] | None:
+    """The task of a turn that waited. Returns None if it was deleted."""
     row = db.execute(_SQL["reload"], {"task_id": turn.task_id, "owner": turn.owner}).fetchone()
-    if row is None:
-        return None
-    snapshot, memory, generation = row
-    return task_of(snapshot, memory), generation
+    return numbered(*row) if row else None
 
 
 def steps(turn: Turn, db: Connection) -> dict[str, str | None]:

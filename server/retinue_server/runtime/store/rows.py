@@ -15,6 +15,7 @@ from a2a.types import Message, SendMessageRequest, Task, TaskPushNotificationCon
 from retinue_memory import InvocationContext
 from retinue_memory.database.base import Cursor
 from retinue_memory.messages import message_json, message_of
+from retinue_server.runtime.events import Numbered
 from retinue_server.runtime.turn import Accepted, Caller, MemoryWrite, Turn
 
 FOLDER = files("retinue_server.runtime.store")
@@ -44,6 +45,10 @@ def task_of(snapshot: bytes, memory: str | None) -> Task:
     if memory is not None:
         task.metadata.get_or_create_struct("memory")["update"] = memory
     return task
+
+
+def numbered(snapshot: bytes, memory: str | None, generation: int) -> Numbered[Task]:
+    return Numbered(task_of(snapshot, memory), generation)
 
 
 def named(cursor: Cursor, row: tuple[Any, ...]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from a2a.types import Task, TaskState
 
 from retinue_memory.database.base import Connection, Database
 from retinue_memory.database.migrations import load_queries
+from retinue_server.runtime.events import Numbered
 from retinue_server.runtime.turn import Caller, Turn
 
-from .rows import FOLDER, scope_of, task_of
+from .rows import FOLDER, numbered, scope_of, task_of
 
 _SQL = load_queries(FOLDER, "tasks.sql")
 TABLES = ("steps", "turns", "memory_outbox", "push_outbox", "push_configs", "tasks")
@@ -39,12 +40,12 @@ class Listing:
     """Whether to count the tasks."""
 
 
-def get(caller: Caller, task_id: str, db: Connection) -> Task | None:
+def get(caller: Caller, task_id: str, db: Connection) -> Numbered[Task] | None:
     row = db.execute(_SQL["task"], scope_of(caller) | {"task_id": task_id}).fetchone()
-    return task_of(*row) if row else None
+    return numbered(*row) if row else None
 
 
-def page(caller: Caller, listing: Listing, db: Connection) -> tuple[list[Task], int]:
+def page(caller: Caller, listing: Listing, db: Connection) -> tuple[list[Numbered[Task]], int]:
     """The tasks of a page, newest status first, and the number of tasks on all pages; 0 if it is not to be counted."""
     rows_from, total_from = _statements(caller, listing)
     before_at, before_id = listing.before or _START
@@ -58,7 +59,7 @@ def page(caller: Caller, listing: Listing, db: Connection) -> tuple[list[Task], 
     total = db.execute(_SQL[total_from], values).fetchone()[0] if listing.count else 0
     size = min(listing.size, total) if listing.count else listing.size  # stops the search for rows that do not exist
     rows = db.execute(_SQL[rows_from], values | {"size": size}).fetchall()
-    return [task_of(*row) for row in rows], total
+    return [numbered(*row) for row in rows], total
 
 
 def _statements(caller: Caller, listing: Listing) -> tuple[str, str]:
@@ -95,10 +96,10 @@ class Tasks:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    async def get(self, caller: Caller, task_id: str) -> Task | None:
+    async def get(self, caller: Caller, task_id: str) -> Numbered[Task] | None:
         return await self._db.read(partial(get, caller, task_id))
 
-    async def page(self, caller: Caller, listing: Listing) -> tuple[list[Task], int]:
+    async def page(self, caller: Caller, listing: Listing) -> tuple[list[Numbered[Task]], int]:
         """The tasks of a page, newest status first, and the number of tasks on all pages; 0 if it is not to be counted."""
         return await self._db.read(partial(page, caller, listing))
 

@@ -1,37 +1,37 @@
 -- Reading tasks, one, a page or a context, and purging old ones.
 
 -- name: task
-SELECT snapshot, memory FROM tasks
+SELECT snapshot, memory, generation FROM tasks
 WHERE id = :task_id AND tenant = :tenant AND agent = :agent AND hidden = 0
   AND (:visible_owner IS NULL OR owner = :visible_owner)
 
 -- name: tasks_of_owner
-SELECT snapshot, memory FROM tasks
+SELECT snapshot, memory, generation FROM tasks
 WHERE tenant = :tenant AND agent = :agent AND owner = :visible_owner AND hidden = 0
   AND status_at > :after AND (status_at, id) < (:before_at, :before_id) AND (:state = 0 OR state = :state)
 ORDER BY status_at DESC, id DESC LIMIT :size
 
 -- name: tasks_of_agent
-SELECT snapshot, memory FROM tasks
+SELECT snapshot, memory, generation FROM tasks
 WHERE tenant = :tenant AND agent = :agent AND hidden = 0
   AND status_at > :after AND (status_at, id) < (:before_at, :before_id) AND (:state = 0 OR state = :state)
 ORDER BY status_at DESC, id DESC LIMIT :size
 
 -- name: tasks_of_owner_by_state
 -- These states have indexes of their own; the indexes' condition must be repeated.
-SELECT snapshot, memory FROM tasks INDEXED BY tasks_of_owner_by_state
+SELECT snapshot, memory, generation FROM tasks INDEXED BY tasks_of_owner_by_state
 WHERE tenant = :tenant AND agent = :agent AND owner = :visible_owner AND hidden = 0
   AND state NOT IN (1, 3) AND state = :state AND status_at > :after AND (status_at, id) < (:before_at, :before_id)
 ORDER BY status_at DESC, id DESC LIMIT :size
 
 -- name: tasks_of_agent_by_state
-SELECT snapshot, memory FROM tasks INDEXED BY tasks_of_agent_by_state
+SELECT snapshot, memory, generation FROM tasks INDEXED BY tasks_of_agent_by_state
 WHERE tenant = :tenant AND agent = :agent AND hidden = 0
   AND state NOT IN (1, 3) AND state = :state AND status_at > :after AND (status_at, id) < (:before_at, :before_id)
 ORDER BY status_at DESC, id DESC LIMIT :size
 
 -- name: tasks_of_context
-SELECT snapshot, memory FROM tasks INDEXED BY tasks_of_context
+SELECT snapshot, memory, generation FROM tasks INDEXED BY tasks_of_context
 WHERE context_id = :context_id AND tenant = :tenant AND agent = :agent
   AND (:visible_owner IS NULL OR owner = :visible_owner) AND hidden = 0
   AND status_at > :after AND (status_at, id) < (:before_at, :before_id) AND (:state = 0 OR state = :state)

@@ -8,6 +8,7 @@ from functools import partial
 from a2a.types import SendMessageRequest, Task, TaskStatus
 
 from retinue_memory.database.base import Database
+from retinue_server.runtime.events import Numbered
 from retinue_server.runtime.turn import Accepted, Caller, DueWrite, MemoryWrite, Progress, Turn, TurnState
 
 from . import acceptance, recording, recovery
@@ -60,8 +61,8 @@ class Turns:
         """
         return await self._db.write(recovery.recover)
 
-    async def reload(self, turn: Turn) -> tuple[Task, int] | None:
-        """The task of a turn that waited, and its generation. Returns None if it was deleted."""
+    async def reload(self, turn: Turn) -> Numbered[Task] | None:
+        """The task of a turn that waited. Returns None if it was deleted."""
         return await self._db.read(partial(recovery.reload, turn))
 
     async def steps(self, turn: Turn) -> dict[str, str | None]:
