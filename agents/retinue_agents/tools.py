@@ -195,7 +195,7 @@ def tool(function: F | None = None, /, **settings: Any) -> F | Callable[[F], F]:
 
 def open_tool(spec: str) -> Tool:
     """The tool that a config names as "module:function". Raises ConfigError, one kind each for what can be wrong."""
-    from retinue_memory.registry import import_from_string
+    from retinue_memory.importer import import_from_string
 
     return Tool.of(import_from_string(spec))
 

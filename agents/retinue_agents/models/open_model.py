@@ -1,13 +1,13 @@
-"""From a model's name to a `ChatModel`. Nothing is imported or loaded before the first request.
+"""From a model's name to a `ChatModel`. Weights and LiteLLM are loaded at the first request.
 
     local/smollm2-135m            the embedded model
-    echo                          repeats what it hears: for trying things out
+    echo                          repeats the message: for trying things out
     openai/gpt-5-mini, gpt-5-mini a LiteLLM name
     ollama::qwen3.5:latest        provider and model, split at the first "::"
-    my_package.models:MyModel     a `ChatModel`: an instance, or a class that is called without arguments
+    my_package.models:MyModel     a `ChatModel`: an instance, or a class, created with the settings
 
-A single ":" is also part of many model names. What has a "/" before it, or a "::" in it, is a model's name; the rest is
-"module:attr". So an Ollama tag needs its provider: "ollama_chat/qwen3.5:latest".
+Many model names have a ":" too. A spec with "::", or with "/" before its first ":", is a model's name; any other spec with
+":" is "module:attribute". So an Ollama tag needs its provider: "ollama_chat/qwen3.5:latest".
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from typing import Any
 
 from retinue_memory import ChatModel
 from retinue_memory.errors import ConfigError
+from retinue_memory.importer import import_chat_model
 
 _PROVIDERS = {"azure-openai": "azure", "x.ai": "xai", "google": "gemini", "ollama": "ollama_chat"}
-"""Names of providers that LiteLLM calls differently. (Its "ollama" makes one text of a conversation, and has no tools.)"""
+"""Providers that have another name in LiteLLM. (Its "ollama" flattens a conversation into one text, and has no tools.)"""
 _PROVIDER = re.compile(r"[\w.-]+")
 
 
 def open_model(spec: str | ChatModel, **settings: Any) -> ChatModel:
     """The model that `spec` names; a `ChatModel` is returned as it is.
 
-    `settings` go to its constructor, which raises TypeError for one that it does not have. Raises ConfigError for an
-    unknown local model, for a name that cannot be one, and one kind each for the three ways in which "module:attr" can be
-    wrong. Whether a LiteLLM name exists shows at the first request, or in `check_model`.
+    `settings` are passed to its constructor, which raises TypeError for an unknown one. Raises ConfigError for an unknown
+    local model or a malformed name, and for a "module:attribute" as `import_from_string` does. Whether a LiteLLM name
+    exists is known at the first request; see `check_model`.
     """
     if isinstance(spec, ChatModel):
         return spec
@@ -43,14 +44,14 @@ def open_model(spec: str | ChatModel, **settings: Any) -> ChatModel:
 
         return LocalChat(spec.removeprefix("local/"), **settings)
     if _is_import(spec):
-        return _from_import(spec, settings)
+        return import_chat_model(spec, **settings)
     from .litellm import LiteLLMChat
 
     return LiteLLMChat(_litellm_name(spec), **settings)
 
 
 def check_model(spec: str | ChatModel) -> None:
-    """`open_model`, and for a LiteLLM name whether its provider exists, which imports litellm. Raises ConfigError."""
+    """Check a model's name, and import LiteLLM to check that it knows the provider. Raises ConfigError."""
     model = open_model(spec)
     if isinstance(spec, str) and spec != "echo" and not spec.startswith("local/") and not _is_import(spec):
         from .litellm import check_provider
@@ -70,23 +71,3 @@ def _litellm_name(spec: str) -> str:
     if not _PROVIDER.fullmatch(provider) or not model:
         raise ConfigError(f'{spec!r} is not of the form "provider::model"', key="model", value=spec)
     return f"{_PROVIDERS.get(provider, provider)}/{model}"
-
-
-def _from_import(spec: str, settings: dict[str, Any]) -> ChatModel:
-    from retinue_memory.registry import import_from_string
-
-    try:
-        found = import_from_string(spec)
-    except ConfigError as error:
-        error.key = error.key or "model"
-        raise
-    if isinstance(found, type) and issubclass(found, ChatModel):
-        try:
-            return found(**settings)
-        except TypeError as error:
-            raise ConfigError(f"{spec!r} cannot be made: {error}", key="model", value=spec) from error
-    if not isinstance(found, ChatModel):
-        raise ConfigError(f"{spec!r} is neither a ChatModel nor a class of one", key="model", value=spec)
-    if settings:
-        raise ConfigError(f"{spec!r} is an instance and takes no settings", key="model", value=spec)
-    return found
