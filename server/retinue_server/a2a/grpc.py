@@ -38,7 +38,7 @@ _ERROR_CODE_MAP[TooManyRequestsError] = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def serve(handler: RequestHandler, config: ServerConfig) -> grpc.aio.Server:
-    """Serve until it is stopped. Raises RuntimeError where the port is in use."""
+    """Start a gRPC server for the handler at `grpc_port`. Raises RuntimeError if the port is in use."""
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", LONGEST_BODY), ("grpc.so_reuseport", 0)])
     add_A2AServiceServicer_to_server(GrpcHandler(handler, _Builder()), server)  # type: ignore[no-untyped-call]
     server.add_insecure_port(f"{config.host}:{config.grpc_port}")
@@ -56,19 +56,3 @@ class _Builder(GrpcServerCallContextBuilder):
         check_version(versions[-1] if versions else None)
         extensions = [value for key, value in metadata if key == HTTP_EXTENSION_HEADER.lower()]
         return ServerCallContext(user=LOOPBACK, requested_extensions=get_requested_extensions(extensions))
-
-
-class NoServer:
-    """gRPC where none is configured."""
-
-    async def stop(self, grace: float | None) -> None:
-        pass
-
-
-async def serve_grpc(handler: RequestHandler, config: ServerConfig) -> grpc.aio.Server | NoServer:
-    """Serve a handler over gRPC as `grpc_port` says; to be stopped. Needs the extra `grpc`, and is not imported without."""
-    if config.grpc_port is None:
-        return NoServer()
-    pass
-
-    return await serve(handler, config)
