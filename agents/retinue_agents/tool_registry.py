@@ -17,6 +17,6 @@ def open_tool(spec: str) -> Tool:
     Raises ImportFormatError, ImportModuleError or ImportAttributeError if it cannot be imported, and ConfigError if it is
     not a tool.
     """
-    from retinue_memory.registry import import_from_string
+    from retinue_memory.importer import import_from_string
 
     return as_tool(import_from_string(spec))

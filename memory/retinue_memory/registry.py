@@ -1,37 +1,30 @@
-"""From a name to a memory: `open_memory`, and the one importer of "module:attr" names.
+"""From names to memories: `open_memory`.
 
-A short name stands for a "module:attr". The built-in ones do as those that installed distributions offer as entry points
-of the group `retinue.memory` do, and are made in the same way; their table is here, so that they are found where no
-metadata tell of them (a checkout on the path, an older install), and without a look at every distribution that there is.
+A short name stands for a "module:attribute". Installed distributions offer short names as entry points of the group
+`retinue.memory`. The built-in names are a table here: they work without installed metadata (a checkout on the path), and
+without looking at every installed distribution.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .callbacks import MemoryBackend, MemoryModule, as_memory
 from .chat import EmbedderSource
-from .errors import (
-    ConfigError,
-    ImportAttributeError,
-    ImportFormatError,
-    ImportModuleError,
-    RetinueError,
-)
+from .errors import ConfigError, RetinueError
+from .importer import import_from_string, nearest
 from .memory import Memory
 
 if TYPE_CHECKING:
     from .database.base import Database
 
 GROUP = "retinue.memory"
-"""The group of entry points by which a distribution offers memories, each a short name for a "module:attr"."""
+"""The entry point group: each entry point is a short name for a "module:attribute"."""
 BUILT_IN: Mapping[str, str] = {
     "native": "retinue_memory.native.memory:NativeMemory",
     "mem0": "retinue_memory.mem0.cloud:Mem0Memory",
@@ -41,7 +34,7 @@ BUILT_IN: Mapping[str, str] = {
 
 
 class FromConfig(Protocol):
-    """What a backend may offer that wants more than its own keys: a class with this method (the native memory is one).
+    """The hook of a backend class that needs more than the keys of its entry.
 
     A class or function without it is called with the entry's keys as keyword arguments.
     """
@@ -54,57 +47,57 @@ class FromConfig(Protocol):
         database: Database | None,
         embedder: EmbedderSource,
     ) -> Memory | MemoryBackend | MemoryModule:
-        """The memory of a config entry; a `classmethod`.
+        """Create the memory of a config entry; a `classmethod`.
 
-        `entry` holds the entry's keys but `backend`. `name` is the memory's name in the config, and so the space of its
-        scopes. `database` is the server's own, shared: use it and leave it open; None where a program opens the memory
-        without one. `embedder` is one, or a function that finds one and may block (call it off the event loop, at the
-        first use); None: find your own, or do without. Connect at the first use, not here. Raises ConfigError, its `key`
-        relative to the entry.
+        `entry` holds the entry's keys without `backend`. `name` is the memory's name in the config and the space of its
+        scopes. `database` is the server's, shared: use it and leave it open; None in a program without a server.
+        `embedder` is an embedder or a function that finds one and may block: call it at the first use, off the event loop.
+        If it is None, find your own or do without. Connect at the first use, not here. Raises ConfigError with a `key` of
+        the entry.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A short name that a config may give as `backend`, the "module:attr" it stands for, and who offers it."""
+    """A short name for `backend` in a config, and the "module:attribute" that it stands for."""
 
     name: str
     target: str
     distribution: str | None = None
-    """The distribution whose entry point it is; None: built in."""
+    """The distribution that offers it. None if it is built in."""
 
 
 def backends() -> dict[str, Backend]:
-    """All short names, the built-in ones first. Raises ConfigError where two distributions offer the same one."""
+    """All short names, the built-in ones first. Raises ConfigError if two distributions offer the same one."""
     return {name: Backend(name, target) for name, target in BUILT_IN.items()} | {
-        name: _one_of(offers) for name, offers in sorted(_offered(tuple(sys.path)).items()) if name not in BUILT_IN
+        name: _only(offers) for name, offers in sorted(_offered(tuple(sys.path)).items()) if name not in BUILT_IN
     }
 
 
 def shadows() -> list[Backend]:
-    """What distributions offer under the name of a built-in memory, and is not used."""
-    return [one for name, offers in sorted(_offered(tuple(sys.path)).items()) if name in BUILT_IN for one in offers]
+    """Offers of distributions that are unused, because a built-in backend has their name."""
+    return [offer for name, offers in sorted(_offered(tuple(sys.path)).items()) if name in BUILT_IN for offer in offers]
 
 
 @lru_cache(maxsize=1)  # a few milliseconds for a hundred distributions; the path changes with the config's folder
 def _offered(path: tuple[str, ...]) -> Mapping[str, tuple[Backend, ...]]:
-    """What installed distributions offer, by name; several: more than one target or distribution."""
+    """The offers of installed distributions by name; several if their targets or distributions differ."""
     from importlib.metadata import entry_points
 
     offered: dict[str, dict[Backend, None]] = {}
     for point in entry_points(group=GROUP):
-        owner = (point.dist.name if point.dist is not None else None) or "an unknown distribution"
+        distribution = (point.dist.name if point.dist is not None else None) or "an unknown distribution"
         target = point.value.partition("[")[0].strip()
-        offered.setdefault(point.name, {})[Backend(point.name, target, owner)] = None
+        offered.setdefault(point.name, {})[Backend(point.name, target, distribution)] = None
     return {name: tuple(offers) for name, offers in offered.items()}
 
 
-def _one_of(offers: tuple[Backend, ...]) -> Backend:
+def _only(offers: tuple[Backend, ...]) -> Backend:
     if len(offers) == 1:
         return offers[0]
     name = offers[0].name
-    several = " and ".join(sorted(f"{one.distribution} ({one.target})" for one in offers))
+    several = " and ".join(sorted(f"{offer.distribution} ({offer.target})" for offer in offers))
     problem = (
         f'several distributions offer a memory {name!r}: {several}: uninstall all but one, or name a "module:attribute"'
     )
@@ -112,49 +105,17 @@ def _one_of(offers: tuple[Backend, ...]) -> Backend:
 
 
 def _backend(name: str) -> Backend:
-    """The backend of that name. Raises ConfigError where there is none, or more than one."""
+    """The backend of a name. Raises ConfigError if there is none or more than one."""
     if ":" in name:
         return Backend(name, name)
     if name in BUILT_IN:
         return Backend(name, BUILT_IN[name])
     offered = _offered(tuple(sys.path))
     if name in offered:
-        return _one_of(offered[name])
+        return _only(offered[name])
     known = [*BUILT_IN, *sorted(offered.keys() - BUILT_IN.keys())]
     listed = f'known: {", ".join(known)}, or "module:attribute"'
     raise ConfigError(f"there is no memory {name!r}{nearest(name, known)} ({listed})", key="backend", value=name)
-
-
-def import_from_string(spec: str) -> Any:
-    """The object that "module:attribute" names; the attribute may be dotted.
-
-    Raises ImportFormatError where `spec` is not of that form, ImportModuleError where there is no such module,
-    ImportAttributeError where the module has no such attribute, and ConfigError with the cause where the module is
-    there and fails while it is imported.
-    """
-    module_name, _, attribute = spec.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
-        raise ImportFormatError(f'{spec!r} is not of the form "module:attribute"', value=spec)
-    try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
-            raise ImportModuleError(f"there is no module {error.name!r} (needed for {spec!r})", value=spec) from None
-        problem = f"the module {module_name!r} cannot be imported: {type(error).__name__}: {error}"
-        raise ConfigError(problem, value=spec) from error
-    for name in attribute.split("."):
-        try:
-            found = getattr(found, name)
-        except AttributeError:
-            near = nearest(name, dir(found))
-            raise ImportAttributeError(f"{module_name!r} has no attribute {attribute!r}{near}", value=spec) from None
-    return found
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """The end of a sentence about an unknown name: '; did you mean "x"?', or nothing where none is near."""
-    close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f'; did you mean "{close[0]}"?' if close else ""
 
 
 def open_memory(
@@ -164,16 +125,17 @@ def open_memory(
     database: Database | None = None,
     embedder: EmbedderSource = None,
 ) -> Memory:
-    """The memory that a config entry names: `{"backend": "native", "database": "sqlite:///x.db"}`, or just "native".
+    """Open the memory of a config entry: `{"backend": "native", "database": "sqlite:///x.db"}`, or just "native".
 
-    `backend` is a short name (see `backends`), or the "module:attr" of a `Memory`, a `MemoryBackend` or a `MemoryModule`: an
-    instance, or a class or function that makes one, called with the entry's other keys, or with more where it offers
-    `FromConfig`. Nothing is connected before the first use; the memory may be used from any event loop, and
-    `await memory.aclose()` ends it.
+    `backend` is a short name (see `backends`) or the "module:attribute" of a `Memory`, a `MemoryBackend` or a
+    `MemoryModule`: an instance, or a class or function that returns one. It is called with the entry's other keys, or
+    through `FromConfig`. If it has a pydantic model as its attribute `Settings`, the keys are validated by that first.
+    Nothing is connected before the first use; the memory may be used from any event loop; close it with
+    `await memory.aclose()`.
 
-    `name` is the memory's name in the config, and so the space of its scopes. `database` is one that the caller shares
-    and closes; without it, a memory that needs one opens its own. `embedder` is used in place of the one that the config
-    names. Raises ConfigError, whose `key` is relative to the entry.
+    `name` is the memory's name in the config and the space of its scopes. `database` is shared and closed by the caller;
+    without one, a memory that needs a database opens its own. `embedder` replaces the built-in one. Raises ConfigError with
+    a `key` of the entry.
     """
     entry = {"backend": config} if isinstance(config, str) else dict(config)
     backend = entry.pop("backend", "native")
@@ -187,37 +149,42 @@ def open_memory(
         if chosen.distribution is not None:
             error.problem += f" (the memory {backend!r} of the distribution {chosen.distribution})"
         raise
+    if (model := getattr(found, "Settings", None)) is not None:
+        from .settings import check
+
+        entry = dict(check(model, entry))
     if callable(getattr(found, "from_config", None)):
         more = {"name": name, "database": database, "embedder": embedder}
-        made = _called(backend, {}, found.from_config, entry, **more)
+        memory = _call(backend, {}, found.from_config, entry, **more)
     else:
-        made = _made(found, entry, backend)
-    if not isinstance(made, Memory | MemoryBackend | MemoryModule):
-        problem = f"{backend!r} is a {type(made).__name__}, not a Memory, a MemoryBackend or a MemoryModule"
+        memory = _instance(found, entry, backend)
+    if not isinstance(memory, Memory | MemoryBackend | MemoryModule):
+        problem = f"{backend!r} is a {type(memory).__name__}, not a Memory, a MemoryBackend or a MemoryModule"
         raise ConfigError(problem, key="backend", value=backend)
-    return as_memory(made, space=name)
+    return as_memory(memory, space=name)
 
 
-def _made(found: Any, options: Mapping[str, Any], backend: str) -> Any:
+def _instance(found: Any, options: Mapping[str, Any], backend: str) -> Any:
     if isinstance(found, Memory | MemoryBackend | MemoryModule):
         if options:
             key = next(iter(options))
-            raise ConfigError(f"{backend!r} is a ready instance and takes no settings", key=key, value=options[key])
+            raise ConfigError(f"{backend!r} is an instance and takes no settings", key=key, value=options[key])
         return found
-    return _called(backend, options, found, **options) if callable(found) else found
+    return _call(backend, options, found, **options) if callable(found) else found
 
 
-def _called(backend: str, options: Mapping[str, Any], make: Callable[..., Any], *args: Any, **settings: Any) -> Any:
-    """What `make` gives; a call that it does not take, and whatever it raises, as a ConfigError."""
+def _call(backend: str, options: Mapping[str, Any], create: Callable[..., Any], *args: Any, **settings: Any) -> Any:
+    """Call `create`. Raises ConfigError if it does not take these arguments, or raises anything itself."""
     try:
-        inspect.signature(make).bind(*args, **settings)
+        inspect.signature(create).bind(*args, **settings)
     except (TypeError, ValueError) as error:
         key = next(iter(options), "backend")
-        raise ConfigError(f"{backend!r} cannot be made from these settings: {error}", key=key, value=backend) from None
+        problem = f"{backend!r} cannot be created from these settings: {error}"
+        raise ConfigError(problem, key=key, value=backend) from None
     try:
-        return make(*args, **settings)
+        return create(*args, **settings)
     except RetinueError:
         raise
     except Exception as error:
-        problem = f"{backend!r} could not be made: {type(error).__name__}: {error}"
+        problem = f"{backend!r} could not be created: {type(error).__name__}: {error}"
         raise ConfigError(problem, key="backend", value=backend) from error

@@ -11,12 +11,12 @@ os.environ.setdefault(
 
 if TYPE_CHECKING:
     from .a2a.executor import A2AExecutor
-    from .app import create_app
+    from .assembly import create_app
     from .client import FinishedTask, TaskClient
 
 __all__ = ["A2AExecutor", "FinishedTask", "TaskClient", "create_app"]
 
-_HOMES = {"A2AExecutor": "a2a.executor", "FinishedTask": "client", "TaskClient": "client", "create_app": "app"}
+_HOMES = {"A2AExecutor": "a2a.executor", "FinishedTask": "client", "TaskClient": "client", "create_app": "assembly"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,216 +1,196 @@
-"""What a configuration names, made: memories, models, tools, agents. What cannot be made is told by key and line."""
+"""`build`: the one function in which a server is put together from a configuration."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import logging
 import sys
 import threading
-import time
-from collections.abc import Callable, Coroutine, Sequence
-from functools import cache, partial
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
-from a2a.server.agent_execution import AgentExecutor
+from starlette.applications import Starlette
 
-from retinue_agents import Agent
-from retinue_agents.models.open_model import check_model, open_model
-from retinue_agents.tool_registry import open_tool
-from retinue_memory import (
-    ChatModel,
-    Embedder,
-    ManagedMemory,
-    Memory,
-)
+from retinue_memory import Memory
 from retinue_memory.database.url import open_database
-from retinue_memory.errors import ConfigError, MemoryBackendError
-from retinue_memory.registry import import_from_string, open_memory
 
-from .config import AgentConfig, Config, InvalidConfig
-from .delivery.isolation import IsolatedMemory, is_outage
-from .delivery.memory_outbox import Outbox, OutboxMemory, RetryPolicy
+from .a2a.cards import agent_card
+from .a2a.grpc_port import GrpcPort, grpc_port
+from .a2a.handler import Handler
+from .agents import AgentBuilder
+from .app import asgi_app
+from .auth.call_context import CallContextBuilder
+from .auth.none import NoAuth
+from .config import Config, default_config, load_config
+from .delivery.memory_outbox import Outbox, RetryPolicy
+from .delivery.push import Pusher
+from .delivery.url_policy import UrlPolicy
 from .http.metrics import Metrics
+from .memories import build_memories
+from .models import Models
+from .resources import Resources
+from .runtime.engine import Engine
+from .runtime.executor import TurnExecutor
+from .runtime.history import history_from
+from .runtime.local import LocalEngine
+from .runtime.retention import purge_forever
 from .runtime.store.store import Store
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-STARTUP_TIMEOUT_S = 5.0
-"""How long memories' constructors may keep the server from starting (they go on in their threads), and what is closed from
-ending."""
+from .runtime.turn import DueWrite, Progress
+from .user_data import UserData
 
 
-class Assembly:
-    """The agents of a configuration, by name, and what they share. Nothing is connected or loaded before it is used.
+def create_app(config: Config | Path | str | None = None) -> Starlette:
+    """The server as an ASGI application. `config` may be the path of a file; None: the built-in configuration.
 
-    `deep` also makes memories that no agent uses, and asks LiteLLM whether it knows the providers of its models, for which
-    it is imported. Raises InvalidConfig with everything that cannot be made.
+    Raises InvalidConfig with everything that is wrong. The database is opened in the application's lifespan, which fails
+    with StoreError if it cannot be used.
     """
+    if not isinstance(config, Config):
+        config = default_config() if config is None else load_config(config)
+    return build(config).app
 
-    def __init__(self, config: Config, *, deep: bool = False) -> None:
-        self.config = config
-        self._deep = deep
-        self.database = open_database(config.database)
-        self.store = Store.over(self.database)
-        self.memories: dict[str, Memory] = {}
-        patience = {name: RetryPolicy(entry.write_timeout, entry.write_tries) for name, entry in config.memory.items()}
-        self.outbox = Outbox(self.store.memory_outbox, self.memories, Metrics(config.memory), patience)
-        self.agents: dict[str, Agent | AgentExecutor] = {}
-        self._models: list[ChatModel] = []
-        self._problems: list[ConfigError] = []
-        self._opened = threading.Lock()
-        if config.path is not None:
-            _import_from(config.path.parent)
-        embedder = cache(_find_embedder)
-        used = {memory for agent in config.agents for memory in config.memories_of(agent)}
-        self._make_memories([name for name in config.memory if deep or name in used], embedder)
-        for name, entry in config.agents.items():
-            made = self._executor(name, entry.executor) if entry.executor else self._agent(name, entry)
-            if made is not None:
-                self.agents[name] = made
-        if self._problems:
-            raise InvalidConfig(self._problems, config.path)
+
+def build(
+    config: Config,
+    *,
+    deep: bool = False,
+    agents: Callable[[AgentBuilder], Mapping[str, TurnExecutor]] = AgentBuilder.build,
+) -> Server:
+    """Put a server together. Nothing is connected, opened or loaded before it starts or is used.
+
+    `deep` also creates memories that no agent uses, and imports LiteLLM to check that it knows the models' providers.
+    `agents` returns an executor for each agent of the configuration. Raises InvalidConfig with everything that cannot be
+    created.
+    """
+    if config.path is not None:
+        _import_from(config.path.parent)
+    problems, resources = config.problems(), Resources()
+
+    database = open_database(config.database)
+    resources.add("database", database.aclose)
+    store = Store.over(database)
+
+    models = Models(resources, deep=deep)
+    memories = build_memories(config, database, models, resources, problems, unused=deep)
+    policies = {name: RetryPolicy(entry.write_timeout, entry.write_tries) for name, entry in config.memory.items()}
+    metrics = Metrics(config.memory)
+    outbox = Outbox(store.memory_outbox, memories, metrics, policies)
+    pusher = Pusher(store.push, UrlPolicy(config.push.allow), tries=config.push.tries)
+
+    builder = AgentBuilder(
+        config,
+        models=models,
+        memories=memories,
+        outbox=outbox,
+        history=history_from(store.tasks),
+        resources=resources,
+        problems=problems,
+    )
+    executors = agents(builder)
+    problems.raise_any()
+
+    def committed(progress: Progress | None, due: Sequence[DueWrite]) -> None:
+        if progress is None or progress.pushes:
+            pusher.wake()
+        outbox.owe(due)
+
+    limits = config.limits
+    engine = LocalEngine(
+        store.turns, store.tasks, executors, committed=committed, max_turns=limits.turns, max_waiting=limits.waiting
+    )
+    handlers = {
+        name: Handler(
+            name,
+            executor,
+            agent_card(name, config.agents[name], ""),
+            engine=engine,
+            tasks=store.tasks,
+            push=store.push,
+            pusher=pusher,
+        )
+        for name, executor in executors.items()
+    }
+    users = UserData(
+        memories,
+        owners=store.owners,
+        writes=store.memory_outbox,
+        engine=engine,
+        outbox=outbox,
+        database=database,
+    )
+    contexts = CallContextBuilder(NoAuth())
+    grpc = grpc_port(handlers[config.default_agent], contexts, config.server)
+    server = Server(config, store, memories, outbox, pusher, engine, grpc, resources)
+    server.app = asgi_app(
+        config, handlers, contexts, memories=memories, users=users, metrics=metrics, lifespan=server.lifespan
+    )
+    return server
+
+
+@dataclass(eq=False)
+class Server:
+    """Everything of one configuration. `app` is its ASGI application, whose lifespan starts and stops it."""
+
+    config: Config
+    store: Store
+    memories: Mapping[str, Memory]
+    outbox: Outbox
+    pusher: Pusher
+    engine: Engine
+    grpc: GrpcPort
+    resources: Resources
+    app: Starlette = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._opening = threading.Lock()
+        self._purging: asyncio.Task[None] | None = None
 
     def open(self) -> None:
-        """Open the database, and bring what is kept in it up to date. Raises StoreError; blocks.
+        """Open the database and migrate it, if that is not done yet. Raises StoreError, also if another server uses it.
 
-        One process at a time: two would run the same turns.
+        Blocks. `start` does it too; call it before to fail early.
         """
-        with self._opened:
-            self.database.acquire_server_lock()
+        with self._opening:
+            self.store.database.acquire_server_lock()
             self.store.migrate()
             for memory in self.memories.values():
-                if isinstance(memory, ManagedMemory):
-                    memory.open()
+                if (managed := memory.managed) is not None:
+                    managed.open()
 
-    async def aclose(self) -> None:
-        """Let memory writes end, then close what the agents used, the database last."""
-        for agent in self.agents.values():
-            if isinstance(agent, Agent):
-                await _end(agent.settle(), f"the memory writes of {agent.name}")
-        for model in self._models:
-            await _end(model.aclose(), model.name)
-        for name, memory in self.memories.items():
-            await _end(memory.aclose(), f"memory {name}")
-        await self.database.aclose()
+    async def start(self) -> None:
+        """Open the database and continue what earlier processes left: turns, memory writes, push notifications."""
+        await asyncio.to_thread(self.open)
+        for part in (self.outbox, self.pusher, self.engine):
+            await part.start()
+        self._purging = asyncio.create_task(purge_forever(self.store.tasks, self.config.retention.days))
+        await self.grpc.start()
 
-    def _make_memories(self, names: Sequence[str], embedder: Callable[[], Embedder | None]) -> None:
-        """All at the same time; what takes too long, or talks to what does not answer, the server starts without."""
-        making = [apart for name in names if (apart := self._begin_memory(name, embedder)) is not None]
-        until = time.monotonic() + STARTUP_TIMEOUT_S
-        for apart in making:
-            name = apart.name
-            try:
-                made = apart.wait(max(0.0, until - time.monotonic()))
-            except (ConfigError, MemoryBackendError, TimeoutError) as error:
-                if isinstance(error, ConfigError) and not is_outage(error):
-                    self._problems.append(self.config.locate(error, "memory", name, error.key or "backend"))
-                    continue
-                why = "its constructor has not returned yet" if isinstance(error, TimeoutError) else error
-                log.warning("memory %s: %s; the server starts without waiting", name, why)
-                self.memories[name] = apart
-            else:
-                self.memories[name] = made if isinstance(made, ManagedMemory) else apart
+    async def drain(self, grace: float) -> None:
+        """Accept no more messages, and let running turns finish for up to `grace` seconds; the rest resumes at the next start."""
+        await self.engine.stop(grace)
 
-    def _begin_memory(self, name: str, embedder: Callable[[], Embedder | None]) -> IsolatedMemory | None:
-        entry = self.config.memory[name].entry
-        if entry["backend"] in ("native", "mem0-local") and isinstance(entry.get("model"), str):
-            entry["model"] = self._try(partial(self._open_model, entry["model"]), "memory", name, "model")
-            if entry["model"] is None:
-                return None
-        make = partial(open_memory, entry, name=name, database=self.database, embedder=embedder)
-        return IsolatedMemory(name, make, partial(self.memories.__setitem__, name))
+    def hurry(self) -> None:
+        """End the grace of `drain` and `stop` now. Call it on the event loop."""
+        self.engine.hurry()
 
-    def _agent(self, name: str, entry: AgentConfig) -> Agent | None:
-        at = ("agents", name)
-        before = len(self._problems)
-        model = self._model(name, entry)
-        tools = [self._try(partial(open_tool, spec), *at, "tools", index) for index, spec in enumerate(entry.tools)]
-        names = self.config.memories_of(name)
-        if len(self._problems) > before or model is None or not self.memories.keys() >= set(names):
-            return None
+    async def stop(self, grace: float) -> None:
+        """Drain, then stop all background work and close everything, the database last."""
+        if self._purging is not None:
+            self._purging.cancel()
+        await self.grpc.stop(grace)
+        await self.drain(grace)
+        await self.outbox.stop()
+        await self.pusher.stop()
+        await self.resources.aclose()
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncGenerator[None]:
+        await self.start()
         try:
-            return Agent(
-                model,
-                name=name,
-                description=entry.description,
-                system_prompt=entry.system_prompt,
-                memories=[OutboxMemory(memory, self.memories[memory], self.outbox) for memory in names],
-                memory_mode=entry.memory_mode,
-                memory_timeout=entry.memory_timeout,
-                top_k=entry.memory_top_k,
-                tools=[tool for tool in tools if tool is not None],
-                max_steps=entry.max_steps,
-            )
-        except ConfigError as error:
-            self._problems.append(self.config.locate(error, *at, error.key or "tools"))
-            return None
-
-    def _model(self, name: str, entry: AgentConfig) -> ChatModel | None:
-        assert entry.model is not None  # noqa: S101 - the schema wants a model or an executor
-        at, settings = ("agents", name), entry.settings.given
-        if entry.model.startswith("local/") and importlib.util.find_spec("xllamacpp") is None:
-            problem = "local models need xllamacpp, which is not installed: pip install 'retinue[local]'"
-            self._problems.append(self.config.error(problem, *at, "model"))
-            return None
-        try:
-            model = self._open_model(entry.model, **settings)
-        except ConfigError as error:
-            place = ("settings", error.key) if error.key in settings else ("model",)
-            self._problems.append(self.config.locate(error, *at, *place))
-            return None
-        except TypeError as error:
-            problem = f"{entry.model} does not take these: {error}"
-            self._problems.append(self.config.error(problem, *at, "settings"))
-            return None
-        return model
-
-    def _open_model(self, spec: str, **settings: Any) -> ChatModel:
-        model: ChatModel = open_model(spec, **settings)
-        if self._deep:
-            check_model(spec)
-        self._models.append(model)
-        return model
-
-    def _executor(self, name: str, spec: str) -> AgentExecutor | None:
-        def make() -> AgentExecutor:
-            found: Any = import_from_string(spec)
-            try:
-                made: object = found() if isinstance(found, type) else found
-            except Exception as error:
-                raise ConfigError(f"{spec!r} cannot be made: {type(error).__name__}: {error}") from error
-            if not isinstance(made, AgentExecutor):
-                raise ConfigError(f"{spec!r} is a {type(made).__name__}, not an a2a-sdk AgentExecutor")
-            return made
-
-        return self._try(make, "agents", name, "executor")
-
-    def _try(self, make: Callable[[], T], *at: str | int) -> T | None:
-        try:
-            return make()
-        except ConfigError as error:
-            self._problems.append(self.config.locate(error, *at))
-            return None
-
-
-async def _end(work: Coroutine[Any, Any, None], what: str) -> None:
-    """Await what ends something, and go on to the next whatever comes of it."""
-    try:
-        async with asyncio.timeout(STARTUP_TIMEOUT_S):
-            await work
-    except TimeoutError:
-        log.warning("%s did not end within %g seconds", what, STARTUP_TIMEOUT_S)
-    except Exception:
-        log.exception("%s did not end well", what)
-
-
-def _find_embedder() -> Embedder | None:
-    from retinue_memory.native.embedder import find_embedder
-
-    return find_embedder()
+            yield
+        finally:
+            await self.stop(self.config.server.grace)
 
 
 def _import_from(folder: Path) -> None:

@@ -1,7 +1,7 @@
-"""A YAML file as plain data, with the line of every key, so that whatever is wrong with it can be shown where it stands.
+"""A YAML file as plain data, with the line of every key.
 
-Strings may refer to environment variables: `${NAME}`, or `${NAME:-what to use where it is unset or empty}`; `$${` is a
-literal `${`.
+Strings may refer to environment variables: `${NAME}`, or `${NAME:-default}` for a variable that is unset or empty; `$${`
+is a literal `${`.
 """
 
 from __future__ import annotations
@@ -15,48 +15,56 @@ from typing import Any
 import yaml
 
 from retinue_memory.errors import ConfigError
-
-Path = tuple[str | int, ...]
-"""Where a value stands: ("agents", "helper", "tools", 0)."""
+from retinue_memory.settings import KeyPath
 
 _REFERENCE = re.compile(r"\$(?:(\$\{)|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|(?=\{))")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 
 
 class Expanded(str):
-    """Text that came, at least in part, from the environment. It may be a secret: messages show `source` instead."""
+    """Text with the value of an environment variable in it. It may be a secret: show `source` instead."""
 
     source: str
     quoted: bool
 
     def __new__(cls, text: str, *, source: str, quoted: bool) -> Expanded:
-        made = super().__new__(cls, text)
-        made.source, made.quoted = source, quoted
-        return made
+        expanded = super().__new__(cls, text)
+        expanded.source, expanded.quoted = source, quoted
+        return expanded
 
 
 @dataclass(slots=True)
 class Document:
-    """What a file says (`data`), where (`lines`, 1-based, by path), and what stopped it from being read (`errors`)."""
+    """The data of a file, the 1-based line of every path in it, and the errors of reading it."""
 
     data: dict[str, Any] = field(default_factory=dict[str, Any])
-    lines: dict[Path, int] = field(default_factory=dict[Path, int])
+    lines: dict[KeyPath, int] = field(default_factory=dict[KeyPath, int])
     errors: list[ConfigError] = field(default_factory=list[ConfigError])
 
-    def line(self, path: Path) -> int | None:
-        """The line of `path`, or of the nearest thing around it that is in the file."""
+    def line(self, path: KeyPath) -> int | None:
+        """The line of `path`, or of its nearest parent in the file."""
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path)
 
+    def value(self, path: KeyPath) -> Any:
+        """The value at `path`. Returns None if there is none."""
+        value: Any = self.data
+        for part in path:
+            try:
+                value = value[part]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return value
 
-def dotted(path: Path) -> str:
+
+def dotted(path: KeyPath) -> str:
     """A path as people write it: agents.helper.tools[0]."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
 def read(text: str, environment: Mapping[str, str] | None = None) -> Document:
-    """Read one YAML document whose top is a mapping (or nothing at all). Never raises: see `Document.errors`."""
+    """Read one YAML document, a mapping or nothing. Never raises: see `Document.errors`."""
     document = Document()
     try:
         _Reader(text, document, os.environ if environment is None else environment).read()
@@ -87,7 +95,7 @@ class _Reader:
         elif node is not None:
             self._refuse("expected keys and values at the top, like `server:` and `agents:`", node, ())
 
-    def _value(self, node: yaml.Node, path: Path) -> Any:
+    def _value(self, node: yaml.Node, path: KeyPath) -> Any:
         if path:
             self._document.lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
@@ -95,7 +103,7 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             return [self._value(item, (*path, index)) for index, item in enumerate(node.value)]
         if node.tag == "tag:yaml.org,2002:timestamp":
-            return node.value  # a date is text here
+            return node.value  # a date stays text
         try:
             value: object = self._loader.construct_object(node)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         except ValueError:
@@ -103,13 +111,13 @@ class _Reader:
             return None
         return self._expand(node, value, path) if isinstance(value, str) else value  # pyright: ignore[reportUnknownVariableType]
 
-    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         first: dict[str, int] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 self._refuse("a key must be a word", key, path)
             elif key.value in first and key.value != "<<":
-                self._refuse(f"the key is there twice, first in line {first[key.value]}", key, (*path, key.value))
+                self._refuse(f"duplicate key, first in line {first[key.value]}", key, (*path, key.value))
             else:
                 first[key.value] = key.start_mark.line + 1
         self._loader.flatten_mapping(node)
@@ -121,7 +129,7 @@ class _Reader:
                 found[key.value] = self._value(value, here)
         return found
 
-    def _expand(self, node: yaml.Node, text: str, path: Path) -> Any:
+    def _expand(self, node: yaml.Node, text: str, path: KeyPath) -> Any:
         if "${" not in text:
             return text
 
@@ -136,18 +144,19 @@ class _Reader:
             if default is not None:
                 return value or default
             if value is None:
-                self._refuse(f"the environment variable {name} is not set; ${{{name}:-default}} gives one", node, path)
+                problem = f"the environment variable {name} is not set: set it, or write ${{{name}:-default}}"
+                self._refuse(problem, node, path)
             return value or ""
 
         return Expanded(_REFERENCE.sub(replace, text), source=text, quoted=getattr(node, "style", None) is not None)
 
-    def _refuse(self, problem: str, node: yaml.Node, path: Path) -> None:
+    def _refuse(self, problem: str, node: yaml.Node, path: KeyPath) -> None:
         line = node.start_mark.line + 1
         self._document.errors.append(ConfigError(problem, key=dotted(path) or None, line=line))
 
 
 def untyped(value: Any) -> Any:
-    """`value` without `Expanded`, for settings whose types are not known here: an unquoted 8 from the environment is 8."""
+    """`value` without `Expanded`, for keys whose types are unknown: an unquoted 8 from the environment becomes a number."""
     if isinstance(value, dict):
         return {key: untyped(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, list):

@@ -593,10 +593,10 @@ def test_a_key_is_needed_and_taken_from_the_environment(cloud: Cloud, monkeypatc
     ("entry", "key", "problem"),
     [
         ({"api_kei": "x"}, "api_kei", 'did you mean "api_key"'),
-        ({"api_key": 3}, "api_key", "a key is a text"),
+        ({"api_key": 3}, "api_key", "expected text"),
         ({"api_key": "line\nbreak"}, "api_key", "what no HTTP header can"),
         ({"host": "api.mem0.ai"}, "host", "such as https://api.mem0.ai"),
-        ({"timeout": 0}, "timeout", "a number above 0"),
+        ({"timeout": 0}, "timeout", "more than 0"),
         ({"infer": "no"}, "infer", "true or false"),
         ({"database": "rows.db"}, "database", "sqlite:///"),
     ],

@@ -34,7 +34,7 @@ from retinue_memory.testing import (
     MemoryConformance,
     turn_of,
 )
-from retinue_server.assembly import Assembly
+from retinue_server.assembly import build
 from retinue_server.config import load_config
 
 MARK = "Zebrafish"
@@ -452,14 +452,14 @@ agents:
 """,
         encoding="utf-8",
     )
-    registry = Assembly(load_config(in_folder / "retinue.yaml"))
-    registry.open()
+    server = build(load_config(in_folder / "retinue.yaml"))
+    server.open()
     try:
-        memory = registry.memories["default"]
+        memory = server.memories["default"]
         await memory.update([Message("user", "I have four hives")], ctx=turn_of())
         assert [hit.content for hit in await memory.retrieve("bees", ctx=turn_of())] == ["The user keeps bees"]
     finally:
-        await registry.aclose()
+        await server.stop(0)
 
 
 @pytest.mark.parametrize(
@@ -469,7 +469,7 @@ agents:
         ({"path": ""}, "path", "folder"),
         ({"model": "nowhere:Model"}, "model", "there is no module"),
         ({"model": 7}, "model", "ChatModel"),
-        ({"model_timeout": -1}, "model_timeout", "above 0"),
+        ({"model_timeout": -1}, "model_timeout", "more than 0"),
         ({"infer": "yes"}, "infer", "true or false"),
     ],
 )

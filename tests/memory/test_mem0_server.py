@@ -259,7 +259,7 @@ async def test_it_comes_from_a_config(rest: RestServer) -> None:
         ({}, "url", "address of the server"),
         ({"url": "127.0.0.1:8888"}, "url", "an address such as"),
         ({"url": "http://127.0.0.1:8888", "api_kee": "x"}, "api_kee", 'did you mean "api_key"'),
-        ({"url": "http://127.0.0.1:8888", "timeout": 0}, "timeout", "above 0"),
+        ({"url": "http://127.0.0.1:8888", "timeout": 0}, "timeout", "more than 0"),
         ({"url": "http://127.0.0.1:8888", "api_key": "line\nbreak"}, "api_key", "printable"),
         ({"url": "http://127.0.0.1:8888", "api_key": 7}, "api_key", "text"),
     ],

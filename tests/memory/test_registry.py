@@ -16,18 +16,19 @@ from retinue_memory.errors import (
     ImportFormatError,
     ImportModuleError,
 )
+from retinue_memory.importer import import_from_string
 from retinue_memory.native.memory import NativeMemory
 from retinue_memory.registry import (
     BUILT_IN,
     Backend,
     FromConfig,
     backends,
-    import_from_string,
     shadows,
 )
 from retinue_memory.testing import HashEmbedder, turn_of
 
 FOREIGN = """
+from pydantic import BaseModel, Field
 from retinue_memory import Memory, MemoryBackend, Message
 
 class Mine(Memory):
@@ -58,6 +59,14 @@ class Told(Mine):
         if entry.get("broken"):
             raise OSError("no such server")
         return cls(f"{sorted(entry)} {name} {database} {embedder} ")
+
+class Validated(Mine):
+    class Settings(BaseModel, extra="forbid"):
+        prefix: str = Field(min_length=3)
+
+class ToldValidated(Told):
+    class Settings(BaseModel):
+        loud: bool = False
 
 class Confused(Mine):
     @classmethod
@@ -137,6 +146,14 @@ async def test_a_class_may_ask_for_more_than_its_keys(folder: Path) -> None:
     native memory gets."""
     memory = open_memory({"backend": "foreign:Told", "b": 1, "a": 2}, name="team")
     assert [hit.content for hit in await memory.retrieve("tea", ctx=turn_of())] == ["['a', 'b'] team None None tea"]
+
+
+async def test_a_class_may_bring_a_model_of_its_keys(folder: Path) -> None:
+    """A pydantic model as `Settings` validates them first, and its values are what the class is called with."""
+    memory = open_memory({"backend": "foreign:Validated", "prefix": "set "})
+    assert [hit.content for hit in await memory.retrieve("tea", ctx=turn_of())] == ["set tea"]
+    memory = open_memory({"backend": "foreign:ToldValidated"}, name="team")
+    assert [hit.content for hit in await memory.retrieve("tea", ctx=turn_of())] == ["['loud'] team None None tea"]
 
 
 def test_the_built_in_ones_are_made_the_same_way() -> None:
@@ -222,15 +239,19 @@ async def test_callbacks_are_a_memory_too(folder: Path) -> None:
         ({"backend": "foreign:nothing"}, "backend", "no attribute"),
         ({"backend": "foreign:Mine", "prefx": "x"}, "prefx", "prefx"),
         ({"backend": "foreign:ready", "prefix": "x"}, "prefix", "takes no settings"),
+        ({"backend": "foreign:Validated"}, "prefix", "is missing"),
+        ({"backend": "foreign:Validated", "prefx": "long"}, "prefx", 'did you mean "prefix"'),
+        ({"backend": "foreign:Validated", "prefix": 3}, "prefix", "expected text, got the number 3"),
+        ({"backend": "foreign:ToldValidated", "loud": "very"}, "loud", "true or false"),
         ({"backend": "foreign:Mine", "fail": True}, "backend", "OSError: no such server"),
         ({"backend": "foreign:Told", "broken": True}, "backend", "OSError: no such server"),
-        ({"backend": "foreign:Confused", "x": True}, "backend", "cannot be made from these settings"),
+        ({"backend": "foreign:Confused", "x": True}, "backend", "cannot be created from these settings"),
         ({"backend": "native", "databse": "x"}, "databse", 'did you mean "database"'),
         ({"backend": "native", "database": "x.db"}, "database", "sqlite:///"),
         ({"backend": "native", "database": 5}, "database", "sqlite:///"),
         ({"backend": "native", "embedder": "bert"}, "embedder", "minilm"),
-        ({"backend": "native", "cache_mb": 0}, "cache_mb", "above 0"),
-        ({"backend": "native", "cache_mb": True}, "cache_mb", "above 0"),
+        ({"backend": "native", "cache_mb": 0}, "cache_mb", "more than 0"),
+        ({"backend": "native", "cache_mb": True}, "cache_mb", "expected a number"),
     ],
 )
 def test_wrong_entries_name_the_key_and_the_way_out(

@@ -18,9 +18,11 @@ from a2a.server.agent_execution import AgentExecutor
 from a2a.types import GetTaskRequest, Message, Part, Role, SendMessageRequest, StreamResponse, Task, TaskState
 
 from retinue_agents import Agent
-from retinue_server.app import create_app
-from retinue_server.assembly import Assembly
+from retinue_server.a2a.foreign import turn_executor
+from retinue_server.agents import AgentBuilder
+from retinue_server.assembly import Server, build
 from retinue_server.config import parse_config
+from retinue_server.runtime.executor import TurnExecutor
 
 SECONDS = 10.0
 """How long anything may take before a test gives up."""
@@ -32,7 +34,7 @@ class Here:
 
     url: str
     http: httpx.AsyncClient
-    registry: Assembly
+    server: Server
 
     async def client(self, agent: str = "", *, streaming: bool = False, binding: str = "JSONRPC") -> Client:
         config = ClientConfig(streaming=streaming, httpx_client=self.http, supported_protocol_bindings=[binding])
@@ -56,7 +58,7 @@ class _Server(uvicorn.Server):
 @asynccontextmanager
 async def running(
     folder: Path,
-    agents: Mapping[str, Agent | AgentExecutor | Callable[[Assembly], Agent]],
+    agents: Mapping[str, Agent | AgentExecutor | Callable[[AgentBuilder], Agent]],
     config: str = "",
     *,
     grace: float = 0,
@@ -67,16 +69,27 @@ async def running(
         for index, name in enumerate(agents)
     )
     database = f"database: sqlite:////{folder.as_posix().lstrip('/')}/test.db"
-    registry = Assembly(parse_config(f"{database}\nserver: {{grace: {grace}}}\n{config}\nagents:\n{names}\n"))
-    for name, agent in agents.items():
-        registry.agents[name] = agent if isinstance(agent, Agent | AgentExecutor) else agent(registry)
+
+    def executors(builder: AgentBuilder) -> dict[str, TurnExecutor]:
+        built = {
+            name: agent if isinstance(agent, Agent | AgentExecutor) else agent(builder)
+            for name, agent in agents.items()
+        }
+        return {
+            name: builder.as_executor(one) if isinstance(one, Agent) else turn_executor(one)
+            for name, one in built.items()
+        }
+
+    served = build(
+        parse_config(f"{database}\nserver: {{grace: {grace}}}\n{config}\nagents:\n{names}\n"), agents=executors
+    )
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # said, or asyncio does not hurry
     listener.bind(("127.0.0.1", 0))
     listener.listen(2048)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = _Server(
         uvicorn.Config(
-            create_app(registry=registry),
+            served.app,
             lifespan="on",
             log_config=None,
             access_log=False,
@@ -92,7 +105,7 @@ async def running(
         async with httpx.AsyncClient(
             base_url=url, headers={"A2A-Version": "1.0"}, timeout=SECONDS * 2, limits=limits
         ) as http:
-            yield Here(url, http, registry)
+            yield Here(url, http, served)
     finally:
         server.should_exit = True
         await serving

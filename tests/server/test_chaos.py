@@ -246,7 +246,7 @@ agents:
         assert len(again["metadata"]["memory"]["retrieved"]) == 1
     log = (tmp_path / "server.log").read_text(encoding="utf-8")
     assert "memory hanging: its constructor has not returned yet; the server starts without waiting" in log
-    assert "could not be made: ConnectionError: there is nobody at home; the server starts without waiting" in log
+    assert "could not be created: ConnectionError: there is nobody at home; the server starts without waiting" in log
     assert len(brain.of("make/homeless")) >= 2
 
 

@@ -112,7 +112,7 @@ BROKEN = """\
 memory:
   one: {backend: natve}
   two: {backend: "parts:Recite"}
-  three: {backend: native, cache_mb: many}
+  three: {backend: mem0, api_key: m0-key, host: nowhere}
   unused: {backend: natve}
 agents:
   unknown-model: {model: local/smollm9, default: true}
@@ -140,7 +140,7 @@ agents:
 PROBLEMS = """\
 line 2: memory.one.backend: there is no memory 'natve'
 line 3: memory.two.backend: 'parts:Recite' is a Recite, not a Memory
-line 4: memory.three.cache_mb: a size in megabytes is a number above 0
+line 4: memory.three.host: the host is an address such as https://api.mem0.ai
 line 5: memory.unused.backend: there is no memory 'natve'
 line 7: agents.unknown-model.model: there is no local model 'smollm9'
 line 8: agents.bad-format.model: 'parts:' is not of the form "module:attribute"
@@ -187,7 +187,7 @@ def test_serve_stops_at_a_wrong_configuration(tmp_path: Path) -> None:
     assert outcome(done) == (
         2,
         "",
-        "c.yaml: line 1: sever: unknown key; did you mean server?\n"
+        'c.yaml: line 1: sever: unknown key; did you mean "server"?\n'
         "c.yaml: line 2: agents: is empty: at least one is needed\n",
     )
     assert outcome(retinue("serve", "--config", "none.yaml", cwd=tmp_path)) == (
@@ -222,7 +222,7 @@ def test_serve_reads_the_file_that_lies_there(tmp_path: Path) -> None:
     assert outcome(retinue("serve", cwd=tmp_path)) == (
         2,
         "",
-        "config/retinue.yaml: line 1: agent: unknown key; did you mean agents?\n",
+        'config/retinue.yaml: line 1: agent: unknown key; did you mean "agents"?\n',
     )
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from pathlib import Path
 
 import pytest
 
+from retinue_memory.registry import BUILT_IN
+from retinue_memory.settings import built_in_models
+from retinue_server import create_app
 from retinue_server.config import (
     Config,
-    InvalidConfig,
+    MemoryConfig,
     default_config,
     load_config,
     parse_config,
 )
+from retinue_server.config_errors import InvalidConfig
 
 EXPLAINED = Path(__file__).parents[2] / "config" / "retinue.yaml"
 
@@ -32,6 +37,7 @@ def test_the_explained_file_explains_every_key() -> None:
         *(section for name, section in schema["$defs"].items() if name.endswith(("Config", "Settings"))),
     ]
     text = EXPLAINED.read_text(encoding="utf-8")
+    sections += [condition["then"] for condition in schema["$defs"]["MemoryConfig"]["allOf"]]
     missing = [key for section in sections for key in section.get("properties", {}) if f"{key}:" not in text]
     assert missing == []
 
@@ -46,6 +52,49 @@ def test_the_schema_is_json() -> None:
     schema = json.loads(json.dumps(Config.model_json_schema()))
     assert set(schema["properties"]) == set(Config.model_fields)
     assert schema["additionalProperties"] is False
+
+
+def test_the_schema_has_the_keys_of_the_built_in_memories() -> None:
+    """By backend, with the keys that every memory has; the native one is meant if none is named."""
+    conditions = {
+        condition["if"]["properties"]["backend"]["const"]: condition
+        for condition in Config.model_json_schema()["$defs"]["MemoryConfig"]["allOf"]
+    }
+    assert conditions.keys() == BUILT_IN.keys()
+    assert [name for name, condition in conditions.items() if not condition["if"]["required"]] == ["native"]
+    keys = {name: set(condition["then"]["properties"]) for name, condition in conditions.items()}
+    assert all(keys[name] >= {"backend", "write_timeout", "write_tries", "database"} for name in keys)
+    assert "cache_mb" in keys["native"]
+    assert "url" in keys["mem0-server"]
+    assert not any(condition["then"]["additionalProperties"] for condition in conditions.values())
+
+
+def test_every_key_of_a_built_in_memory_is_documented() -> None:
+    """The second table of docs/guides/config.md has them by backend, and no other."""
+    table = (EXPLAINED.parents[1] / "docs/guides/config.md").read_text(encoding="utf-8")
+    documented = {
+        (backend, key)
+        for backend, keys in re.findall(r"^\| ([\w-]+): ([`\w, ]+) \|", table, flags=re.MULTILINE)
+        for key in re.findall(r"`(\w+)`", keys)
+    }
+    assert documented == {(backend, key) for backend, model in built_in_models().items() for key in model.model_fields}
+
+
+def test_a_configuration_made_in_code_is_checked_too() -> None:
+    """By what builds a server from it, with the same errors, but no lines."""
+    config = Config(memory={"default": MemoryConfig.model_validate({"cach_mb": 1, "fade_days": -1})})
+    with pytest.raises(InvalidConfig) as raised:
+        create_app(config)
+    assert str(raised.value).splitlines() == [
+        'memory.default.cach_mb: unknown key; did you mean "cache_mb"?',
+        "memory.default.fade_days: expected more than 0, got the number -1",
+    ]
+
+
+def test_the_keys_of_any_other_memory_are_its_own() -> None:
+    """They are checked when it is created; loading a file imports nothing that it names."""
+    config = parse_config("memory: {default: {backend: 'nowhere:Memory', cach_mb: many}}\nagents: {a: {model: echo}}\n")
+    assert config.memory["default"].entry == {"backend": "nowhere:Memory", "cach_mb": "many"}
 
 
 def test_the_environment_fills_in() -> None:
@@ -133,19 +182,19 @@ def test_anchors_and_merge_keys_work() -> None:
 
 
 WRONG = {
-    "unknown key, near one": ("server:\n  prot: 1\n", ["line 2: server.prot: unknown key; did you mean port?"]),
+    "unknown key, near one": ("server:\n  prot: 1\n", ['line 2: server.prot: unknown key; did you mean "port"?']),
     "unknown key, near none": (
         "zzz: 1\n",
         ["line 1: zzz: unknown key; there is: server, database, auth, limits, push, retention, memory, agents"],
     ),
     "unknown key, deep": (
         "agents:\n  a:\n    model: echo\n    skills:\n      - id: x\n        name: X\n        description: x\n        tag: [x]\n",
-        ["line 8: agents.a.skills[0].tag: unknown key; did you mean tags?"],
+        ['line 8: agents.a.skills[0].tag: unknown key; did you mean "tags"?'],
     ),
     "several at once, in the order of the file": (
         "agents:\n  a:\n    modle: echo\n    version: 1.0\n    tools: x:y\nserver: {port: 99999, host: 5}\n",
         [
-            "line 3: agents.a.modle: unknown key; did you mean model?",
+            'line 3: agents.a.modle: unknown key; did you mean "model"?',
             "line 4: agents.a.version: expected text, got the number 1.0: put it in quotes",
             "line 5: agents.a.tools: expected a list, got 'x:y'",
             "line 6: server.host: expected text, got the number 5: put it in quotes",
@@ -155,7 +204,7 @@ WRONG = {
     "a word for a number": ("server: {port: http}\n", ["line 1: server.port: expected a whole number, got 'http'"]),
     "a boolean for a number": (
         "server: {port: yes}\n",
-        ["line 1: server.port: expected a number, got true (YAML reads yes, no, on and off so)"],
+        ["line 1: server.port: expected a number, got true (YAML reads yes, no, on and off as booleans)"],
     ),
     "a list for a section": ("server: [1]\n", ["line 1: server: expected keys and values, got a list"]),
     "nothing for a section": (
@@ -166,15 +215,15 @@ WRONG = {
     "no agents": ("agents: {}\n", ["line 1: agents: is empty: at least one is needed"]),
     "no default": (
         "agents:\n  a: {model: echo}\n  b: {model: echo}\n",
-        ["line 1: agents: several agents and none is the default: give one of them `default: true`"],
+        ["line 1: agents: expected one agent with `default: true`, found none"],
     ),
     "two defaults": (
         "agents:\n  a: {model: echo, default: true}\n  b: {model: echo, default: true}\n",
-        ["line 3: agents.b.default: a is the default already: there can be one"],
+        ["line 3: agents.b.default: expected one default, but a is the default too"],
     ),
     "a name no address can hold": (
         "agents: {My Agent: {model: echo}}\n",
-        ["line 1: agents.My Agent: a name is made of lower-case letters, digits, - and _, at most 63 of them"],
+        ["line 1: agents.My Agent: expected a name of lower-case letters, digits, - and _, at most 63 of them"],
     ),
     "neither model nor executor": (
         "agents:\n  a: {description: x}\n",
@@ -182,11 +231,37 @@ WRONG = {
     ),
     "model and executor": (
         "agents:\n  a: {model: echo, executor: x:y, tools: []}\n",
-        ["line 2: agents.a: an executor does its own work: model, tools cannot stand beside it"],
+        ["line 2: agents.a: an executor replaces the model: remove model, tools, or the executor"],
     ),
     "a memory that there is not": (
         "memory: {notes: {}}\nagents:\n  a:\n    model: echo\n    memory:\n      - notes\n      - note\n",
-        ["line 7: agents.a.memory[1]: no memory is named 'note'; did you mean notes?"],
+        ["line 7: agents.a.memory[1]: there is no memory 'note'; did you mean \"notes\"?"],
+    ),
+    "an unknown key of a built-in memory": (
+        "memory:\n  default:\n    cach_mb: 64\n    write_timout: 3\n  team: {backend: mem0-server, url: x, key: y}\n",
+        [
+            'line 3: memory.default.cach_mb: unknown key; did you mean "cache_mb"?',
+            'line 4: memory.default.write_timout: unknown key; did you mean "write_timeout"?',
+            'line 5: memory.team.key: unknown key; did you mean "api_key"?',
+        ],
+    ),
+    "wrong values of built-in memories": (
+        "server: {port: http}\n"
+        "memory:\n  default:\n    cache_mb: many\n    embedder: bert\n    max_memories: 0\n    redact: [emial]\n"
+        "  cloud: {backend: mem0, infer: 'no', api_key: 3}\n  own: {backend: mem0-server, timeout: '${SECRET}'}\n"
+        "  llm: {mode: llm}\n",
+        [
+            "line 1: server.port: expected a whole number, got 'http'",
+            "line 4: memory.default.cache_mb: expected a number, got 'many'",
+            "line 5: memory.default.embedder: expected minilm or off, got 'bert'",
+            "line 6: memory.default.max_memories: expected 1 or more, got the number 0",
+            'line 7: memory.default.redact: what can be redacted is secret, card, email, phone, or "regex:..."',
+            "line 8: memory.cloud.infer: expected true or false, got 'no'",
+            "line 8: memory.cloud.api_key: expected text, got something else: put it in quotes",
+            'line 9: memory.own.url: is missing: the address of the server, such as "http://127.0.0.1:8888"',
+            "line 9: memory.own.timeout: expected a number, got ${SECRET}",
+            'line 10: memory.llm.model: the mode "llm" needs a model: a ChatModel, or the "module:attribute" of one',
+        ],
     ),
     "a mode that there is not": (
         "agents:\n  a:\n    model: echo\n    memory_mode: always\n",
@@ -205,7 +280,7 @@ WRONG = {
     ),
     "a mode of an executor's memory": (
         "agents:\n  a: {executor: x:y, memory_mode: both, memory_top_k: 1}\n",
-        ["line 2: agents.a: an executor does its own work: memory_mode, memory_top_k cannot stand beside it"],
+        ["line 2: agents.a: an executor replaces the model: remove memory_mode, memory_top_k, or the executor"],
     ),
     "a database of another kind": (
         "database: mysql://root:hunter2@db/x\n",
@@ -218,8 +293,8 @@ WRONG = {
     "an unset variable": (
         "agents:\n  a:\n    model: echo\n    settings:\n      api_key: ${NO_SUCH_KEY}\n",
         [
-            "line 5: agents.a.settings.api_key: the environment variable NO_SUCH_KEY is not set; "
-            "${NO_SUCH_KEY:-default} gives one"
+            "line 5: agents.a.settings.api_key: the environment variable NO_SUCH_KEY is not set: "
+            "set it, or write ${NO_SUCH_KEY:-default}"
         ],
     ),
     "a variable that is none": (
@@ -233,17 +308,17 @@ WRONG = {
     "a variable and a key at once": (
         "server:\n  host: ${UNSET}\n  prot: 1\n",
         [
-            "line 2: server.host: the environment variable UNSET is not set; ${UNSET:-default} gives one",
-            "line 3: server.prot: unknown key; did you mean port?",
+            "line 2: server.host: the environment variable UNSET is not set: set it, or write ${UNSET:-default}",
+            'line 3: server.prot: unknown key; did you mean "port"?',
         ],
     ),
     "a key twice": (
         "server:\n  port: 1\n  host: x\n  port: 2\n",
-        ["line 4: server.port: the key is there twice, first in line 2"],
+        ["line 4: server.port: duplicate key, first in line 2"],
     ),
     "an agent twice": (
         "agents:\n  a: {model: echo}\n  a: {model: echo}\n",
-        ["line 3: agents.a: the key is there twice, first in line 2"],
+        ["line 3: agents.a: duplicate key, first in line 2"],
     ),
     "broken YAML": ("server:\n  port: [1\nagents: 2\n", ["line 3: not valid YAML: expected ',' or ']', but got ':'"]),
     "a tab": ("server:\n\tport: 1\n", ["line 2: not valid YAML: found character '\\t' that cannot start any token"]),

@@ -117,7 +117,9 @@ async def test_every_answer_has_it_and_only_who_asks_sees_it(tmp_path: Path) -> 
         assert generation_of(canceled) == 5
         assert [generation_of(event) for event in await subscribed] == [4, 5]
         assert all("generation" not in json.dumps(event) for event in await other)
-        rows = await here.registry.database.read(lambda db: db.execute("SELECT seq, snapshot FROM tasks").fetchall())
+        rows = await here.server.store.database.read(
+            lambda db: db.execute("SELECT generation, snapshot FROM tasks").fetchall()
+        )
         assert [seq for seq, _ in rows] == [5]
         assert b"generation" not in rows[0][1]
 

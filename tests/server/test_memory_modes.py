@@ -15,8 +15,9 @@ import httpx
 import pytest
 
 from retinue_server import TaskClient
-from retinue_server.assembly import Assembly
-from retinue_server.config import InvalidConfig, parse_config
+from retinue_server.assembly import build
+from retinue_server.config import parse_config
+from retinue_server.config_errors import InvalidConfig
 
 from .brain import SECONDS, Brain, Call, Line, Script, eventually
 from .conftest import Serve, Server
@@ -288,7 +289,7 @@ def test_a_model_that_calls_no_tools_is_refused_for_tools(tmp_path: Path) -> Non
         "agents:\n  a:\n    model: local/smollm2-135m\n    memory_mode: tools\n"
     )
     with pytest.raises(InvalidConfig) as raised:
-        Assembly(config)
+        build(config)
     assert str(raised.value) == (
         "line 5: agents.a.memory_mode: the model local/smollm2-135m calls no tools, so it would never use its memory: "
         'set memory_mode to "auto"'

@@ -10,7 +10,7 @@ from retinue_agents import Agent
 from retinue_agents.testing import EchoModel
 from retinue_memory import Memory, Message
 from retinue_memory.errors import MemoryBackendError
-from retinue_server.assembly import Assembly
+from retinue_server.agents import AgentBuilder
 from retinue_server.delivery.memory_outbox import OutboxMemory
 
 from .inprocess import Here, ask, eventually, request, running
@@ -51,9 +51,9 @@ async def test_what_memories_do_is_counted(tmp_path: Path) -> None:
     """
     pad = Pad()
 
-    def agent(registry: Assembly) -> Agent:
-        registry.memories["pad"] = pad
-        owing = OutboxMemory("pad", pad, registry.outbox)
+    def agent(builder: AgentBuilder) -> Agent:
+        builder.memories["pad"] = pad
+        owing = OutboxMemory("pad", pad, builder.outbox)
         return Agent(EchoModel(), memory=owing, memory_timeout=0.05)
 
     async with running(tmp_path, {"a": agent}, MEMORIES) as here:

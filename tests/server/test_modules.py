@@ -13,15 +13,14 @@ HEAVY = {"litellm", "mem0", "xllamacpp", "onnxruntime", "tokenizers", "openai"}
 
 SERVED = """
 import asyncio, json, sys
-from retinue_server.app import create_app
 from retinue_server.config import default_config
-from retinue_server.assembly import Assembly
+from retinue_server.assembly import build
 import retinue_server.cli.main, retinue_server.serve, httpx
 
 async def main():
-    registry = Assembly(default_config())
-    registry.open()
-    app = create_app(registry=registry)
+    server = build(default_config())
+    server.open()
+    app = server.app
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -49,6 +48,12 @@ def modules(code: str, folder: Path) -> set[str]:
 def test_the_default_configuration_serves_without_what_is_heavy(tmp_path: Path) -> None:
     """Model, embedder, LiteLLM and mem0 are imported by the first turn that needs them."""
     assert modules(SERVED, tmp_path) & HEAVY == set()
+
+
+def test_the_default_configuration_serves_without_grpc(tmp_path: Path) -> None:
+    """It is an extra: a base install has none of it."""
+    blocked = "import sys\nsys.modules['grpc'] = None\n"
+    assert "retinue_server" in modules(blocked + SERVED, tmp_path)
 
 
 def test_the_command_line_starts_with_next_to_nothing(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ async def accepted(here: Here, number: int) -> None:
 
     async def stored() -> bool:
         query = "SELECT count(*) FROM turns"
-        return await here.registry.database.read(lambda db: db.execute(query).fetchone()[0] == number)
+        return await here.server.store.database.read(lambda db: db.execute(query).fetchone()[0] == number)
 
     await eventually(stored, f"{number} messages are stored")
 

@@ -212,7 +212,7 @@ async def test_a_push_that_keeps_failing_is_given_up(here: Here, receiver: Recei
 
 async def _rows(here: Here, *expected: tuple[int, int, str]) -> bool:
     select = "SELECT dead, tries, problem FROM push_outbox"
-    return await here.registry.database.read(lambda db: db.execute(select).fetchall()) == list(expected)
+    return await here.server.store.database.read(lambda db: db.execute(select).fetchall()) == list(expected)
 
 
 async def test_pushes_survive_a_restart(tmp_path: Path, receiver: Receiver) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from retinue_memory import ChatModel
 from retinue_memory.errors import ConfigError
+from retinue_memory.importer import import_chat_model
 
 _PROVIDERS = {"azure-openai": "azure", "x.ai": "xai", "google": "gemini", "ollama": "ollama_chat"}
 """Providers that LiteLLM has another name for. (Its "ollama" joins a conversation to one text, and cannot call tools.)"""
@@ -43,7 +44,7 @@ def open_model(spec: str | ChatModel, **settings: Any) -> ChatModel:
 
         return LocalChat(spec.removeprefix("local/"), **settings)
     if _is_import(spec):
-        return _from_import(spec, settings)
+        return import_chat_model(spec, **settings)
     from .litellm import LiteLLMChat
 
     return LiteLLMChat(_litellm_name(spec), **settings)
@@ -70,23 +71,3 @@ def _litellm_name(spec: str) -> str:
     if not _PROVIDER.fullmatch(provider) or not model:
         raise ConfigError(f'{spec!r} is not of the form "provider::model"', key="model", value=spec)
     return f"{_PROVIDERS.get(provider, provider)}/{model}"
-
-
-def _from_import(spec: str, settings: dict[str, Any]) -> ChatModel:
-    from retinue_memory.registry import import_from_string
-
-    try:
-        found = import_from_string(spec)
-    except ConfigError as error:
-        error.key = error.key or "model"
-        raise
-    if isinstance(found, type) and issubclass(found, ChatModel):
-        try:
-            return found(**settings)
-        except TypeError as error:
-            raise ConfigError(f"{spec!r} cannot be made: {error}", key="model", value=spec) from error
-    if not isinstance(found, ChatModel):
-        raise ConfigError(f"{spec!r} is neither a ChatModel nor a class of one", key="model", value=spec)
-    if settings:
-        raise ConfigError(f"{spec!r} is an instance and takes no settings", key="model", value=spec)
-    return found

@@ -15,7 +15,6 @@ from urllib.parse import quote, urlsplit
 from retinue_memory.chat import EmbedderSource
 from retinue_memory.database.base import Database
 from retinue_memory.errors import ConfigError, MemoryBackendError
-from retinue_memory.settings import positive, text
 
 from .calling import Caller, retry_after
 from .importing import check_installed, import_mem0
@@ -32,7 +31,6 @@ from .service import (
     ServiceError,
     moment,
 )
-from .settings import settings_of
 
 T = TypeVar("T")
 
@@ -83,15 +81,12 @@ class Mem0Memory(Mem0):
         database: Database | None,
         embedder: EmbedderSource,
     ) -> Self:
-        """From the keys `api_key`, `host`, `timeout`, `grace`, and those of `settings`. Raises ConfigError."""
-        own = {"api_key": None, "host": HOST, "timeout": 10.0, "grace": 30.0}
-        settings = settings_of(entry, own, what="a memory in mem0's cloud", database=database)
-        if settings["api_key"] is not None:
-            text("api_key", settings["api_key"], "a key")
-        text("host", settings["host"], "the host")
-        for key in ("timeout", "grace"):
-            positive(key, settings[key], "a number of seconds")
-        return cls(**settings, space=name, name=name)
+        """Create the memory of a config entry with the keys of `CloudSettings`. Raises ConfigError."""
+        from retinue_memory.settings import check
+
+        from .settings import CloudSettings
+
+        return cls(**check(CloudSettings, entry).arguments(database), space=name, name=name)
 
 
 class CloudService(Service):

@@ -15,9 +15,8 @@ from retinue_memory.chat import ChatModel, Embedder, EmbedderSource
 from retinue_memory.database.base import Database
 from retinue_memory.database.file_lock import FileLock
 from retinue_memory.errors import MemoryBackendError, ModelError
+from retinue_memory.importer import import_chat_model
 from retinue_memory.messages import Message
-from retinue_memory.settings import model as model_of
-from retinue_memory.settings import positive, text
 
 from .delivery import Delivery
 from .importing import check_installed
@@ -33,7 +32,6 @@ from .service import (
     Service,
     ServiceError,
 )
-from .settings import settings_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -95,15 +93,17 @@ class Mem0Local(Mem0):
     def from_config(
         cls, entry: Mapping[str, Any], *, name: str, database: Database | None, embedder: EmbedderSource
     ) -> Self:
-        """From the keys `path`, `model` (a `ChatModel` or its "module:attr"), `model_timeout`, and those of `settings`. Raises
-        ConfigError."""
-        own = {"path": f"var/mem0/{name}", "model": None, "model_timeout": 60.0}
-        settings = settings_of(entry, own, what="a memory of the mem0 library", database=database)
-        text("path", settings["path"], "the folder of the memory")
-        if settings["model"] is not None:
-            settings["model"] = model_of("model", settings["model"])
-        settings["model_timeout"] = positive("model_timeout", settings["model_timeout"], "a number of seconds")
-        return cls(**settings, embedder=embedder, space=name, name=name)
+        """Create the memory of a config entry with the keys of `LocalSettings`. Raises ConfigError."""
+        from retinue_memory.settings import check
+
+        from .settings import LocalSettings
+
+        settings = check(LocalSettings, entry)
+        arguments: dict[str, Any] = settings.arguments(database)
+        arguments["path"] = settings.path or f"var/mem0/{name}"
+        if settings.model is not None:
+            arguments["model"] = import_chat_model(settings.model)
+        return cls(**arguments, embedder=embedder, space=name, name=name)
 
     async def _open(self) -> Delivery:
         """The folder first: where another process has it, its rows are that one's too. mem0 itself may be loading meanwhile."""

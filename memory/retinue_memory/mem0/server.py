@@ -16,7 +16,6 @@ from urllib.parse import quote, unquote, urlsplit
 from retinue_memory.chat import EmbedderSource
 from retinue_memory.database.base import Database
 from retinue_memory.errors import ConfigError
-from retinue_memory.settings import positive, text
 
 from .calling import Caller, retry_after
 from .memory import Mem0
@@ -33,7 +32,6 @@ from .service import (
     TooMany,
     moment,
 )
-from .settings import settings_of
 
 if TYPE_CHECKING:
     import httpx
@@ -79,15 +77,12 @@ class Mem0Server(Mem0):
         database: Database | None,
         embedder: EmbedderSource,
     ) -> Self:
-        """From the keys `url`, `api_key`, `timeout`, `add_timeout`, `grace`, and those of `settings`. Raises ConfigError."""
-        own = {"url": None, "api_key": None, "timeout": 10.0, "add_timeout": 60.0, "grace": 30.0}
-        settings = settings_of(entry, own, what="a memory on a mem0 server", database=database)
-        text("url", settings["url"], 'the address of the server, such as "http://127.0.0.1:8888",')
-        if settings["api_key"] is not None:
-            text("api_key", settings["api_key"], "a key of that server")
-        for key in ("timeout", "add_timeout", "grace"):
-            settings[key] = positive(key, settings[key], "a number of seconds")
-        return cls(**settings, space=name, name=name)
+        """Create the memory of a config entry with the keys of `ServerSettings`. Raises ConfigError."""
+        from retinue_memory.settings import check
+
+        from .settings import ServerSettings
+
+        return cls(**check(ServerSettings, entry).arguments(database), space=name, name=name)
 
 
 class ServerService(Service):

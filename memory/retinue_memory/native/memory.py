@@ -15,6 +15,7 @@ from retinue_memory.chat import EmbedderSource
 from retinue_memory.database.base import Alongside, Connection, Database
 from retinue_memory.database.url import open_database
 from retinue_memory.errors import MemoryBackendError, RetinueError
+from retinue_memory.importer import import_chat_model
 from retinue_memory.memory import (
     ALL,
     InvocationContext,
@@ -34,6 +35,7 @@ from . import (
 )
 from .consolidation import Consolidation, Worker, draw
 from .cues import needs_memory
+from .embedder import find_embedder
 from .embedding_service import Vectors
 from .filters import (
     allowed,
@@ -57,7 +59,6 @@ from .ranking import (
     rank,
     read,
 )
-from .settings import DEFAULT_DATABASE, settings_of
 
 if TYPE_CHECKING:
     from .embedder import Reading
@@ -67,6 +68,7 @@ R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
+DEFAULT_DATABASE = "sqlite:///var/retinue.db"
 _THREADS = 4
 """For what takes long: one scope's loading must not hold up all others."""
 _SMALL = 2_000
@@ -137,11 +139,26 @@ class NativeMemory(Owned):
         database: Database | None,
         embedder: EmbedderSource,
     ) -> Self:
-        """From a config entry; see `settings`. Raises ConfigError."""
-        settings = settings_of(entry, embedder)
-        if database is not None and "database" not in entry:
-            settings["database"] = database
-        return cls(**settings, space=name, name=name)
+        """Create the memory of a config entry with the keys of `NativeSettings`. Raises ConfigError."""
+        from retinue_memory.settings import check
+
+        from .settings import NativeSettings
+
+        settings = check(NativeSettings, entry)
+        consolidation = None
+        if settings.mode == "llm":
+            consolidation = Consolidation(import_chat_model(settings.model), settings.instructions, settings.categories)
+        return cls(
+            settings.database or database or DEFAULT_DATABASE,
+            embedder=(embedder or find_embedder) if settings.uses_embedder else None,
+            space=name,
+            name=name,
+            cache_mb=settings.cache_mb,
+            max_memories=settings.max_memories,
+            fade_days=settings.fade_days,
+            redact=settings.redact,
+            consolidation=consolidation,
+        )
 
     def open(self) -> None:
         """Open the database now rather than at the first use; the embedder still waits for that. Raises StoreError; blocks."""

@@ -1,4 +1,4 @@
-"""Executors that others wrote, and what a configured agent runs on."""
+"""Executors that others wrote."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from a2a.server.agent_execution import AgentExecutor, RequestContext
 from a2a.server.events import EventQueue
 from a2a.types import SendMessageRequest, Task
 
-from retinue_agents import Agent
 from retinue_server.runtime.executor import TurnExecutor
 from retinue_server.runtime.turn import MemoryWrite
 
-from .executor import A2AExecutor, History
 from .validation import require_parts
 
 
@@ -35,12 +33,6 @@ class ForeignExecutor(TurnExecutor):
         await self._executor.cancel(context, event_queue)
 
 
-def turn_executor(served: Agent | AgentExecutor, history: History) -> TurnExecutor:
-    """Return the executor of a configured agent: of ours, of a `TurnExecutor`, or of any other `AgentExecutor`."""
-    match served:
-        case Agent():
-            return A2AExecutor(served, history=history)
-        case TurnExecutor():
-            return served
-        case _:
-            return ForeignExecutor(served)
+def turn_executor(executor: AgentExecutor) -> TurnExecutor:
+    """Return a configured executor as the runtime runs it: itself, or wrapped."""
+    return executor if isinstance(executor, TurnExecutor) else ForeignExecutor(executor)

@@ -1,6 +1,6 @@
 """The command line: retinue serve, send, agents, check.
 
-Exit codes: 0 done, 1 refused or failed, 2 wrong usage or config. What is only needed by one command is imported in it.
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage or config. Each command imports what only it needs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HELP = """Agents that remember their users, served over A2A.
   retinue send "I am from Italy" --user alice       tell the agent something, in another terminal
   retinue send "Where am I from?" --user alice      a new conversation: it remembers
   retinue agents                                    what the server offers
-  retinue check config/retinue.yaml               what is wrong with a configuration, by line
+  retinue check config/retinue.yaml                 what is wrong with a configuration, by line
   retinue memory list --user alice                  what is remembered of a user; memory --help for more
 """
 
@@ -49,7 +49,7 @@ app.add_typer(memory.app, name="memory")
 
 
 def main() -> None:
-    """What the `retinue` script runs."""
+    """The entry point of the `retinue` script."""
     app()
 
 
@@ -73,7 +73,8 @@ def root(
 @app.command()
 def serve(
     config: Annotated[
-        Path | None, typer.Option(help="The configuration. Else config/retinue.yaml if it is there, else built in.")
+        Path | None,
+        typer.Option(help="The configuration file. Default: config/retinue.yaml if it exists, or the built-in one."),
     ] = None,
     host: Annotated[str | None, typer.Option(help="The address to listen on, instead of the configured one.")] = None,
     port: Annotated[
@@ -86,7 +87,7 @@ def serve(
       retinue serve
       retinue serve --config my.yaml --port 8080
 
-    The first start fetches the weights of the built-in model and embedder (about 120 MB) if they are not there yet.
+    The first start downloads the weights of the built-in model and embedder (about 120 MB) if they are missing.
     Ctrl+C stops it.
     """
     _log_to_stderr()
@@ -109,11 +110,11 @@ def serve(
 def send(
     text: Annotated[str, typer.Argument(help="What to tell the agent.")],
     user: Annotated[str | None, typer.Option(help="Whose memory it is.")] = None,
-    context: Annotated[str | None, typer.Option(help="The conversation to go on with; else a new one.")] = None,
-    agent: Annotated[str | None, typer.Option(help="The agent; else the server's default.")] = None,
+    context: Annotated[str | None, typer.Option(help="The context to continue. Default: a new one.")] = None,
+    agent: Annotated[str | None, typer.Option(help="The agent. Default: the server's default agent.")] = None,
     url: Url = URL,
-    stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print the task as the protocol gives it.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it arrives.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the task as JSON.")] = False,
     key: Key = None,
 ) -> None:
     """Send a message to an agent, wait for the answer and print it.
@@ -154,7 +155,7 @@ def send(
 
 @app.command()
 def agents(url: Url = URL, json_: Json = False, key: Key = None) -> None:
-    """List the agents that a server offers.
+    """List the agents of a server.
 
     \b
       retinue agents
@@ -179,11 +180,11 @@ def agents(url: Url = URL, json_: Json = False, key: Key = None) -> None:
 @app.command()
 def check(
     config: Annotated[
-        Path | None, typer.Argument(help="The configuration; else the one that `serve` would use.")
+        Path | None, typer.Argument(help="The configuration file. Default: the one that `serve` would use.")
     ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of the file, for editors.")] = False,
 ) -> None:
-    """Say what is wrong with a configuration, by line: keys, values, models, memories, tools, imports.
+    """Report what is wrong with a configuration, by line: keys, values, models, memories, tools, imports.
 
     \b
       retinue check config/retinue.yaml
@@ -196,10 +197,10 @@ def check(
         return
     settings = _load(config)
     from retinue_memory.errors import ConfigError
-    from retinue_server.assembly import Assembly
+    from retinue_server.assembly import build
 
     try:
-        Assembly(settings, deep=True)
+        build(settings, deep=True)
     except ConfigError as error:
         refuse(str(error), 2)
     names = ", ".join(f"{name} (default)" if name == settings.default_agent else name for name in settings.agents)
