@@ -81,6 +81,9 @@ class Memory(ABC):
     """A long-term memory. Both methods get `ctx: InvocationContext` as a keyword."""
 
     name: str = "memory"
+    queues_writes: bool = False
+    """Whether `update(..., wait=False)` returns once the write is durably queued, and raises only if it is not: the memory
+    itself then delivers it, and retries. The runtime keeps no outbox row of such a write once `update` has returned."""
 
     @abstractmethod
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:

@@ -72,7 +72,7 @@ def create_app(config: Config | Path | str | None = None, *, registry: Assembly 
     def committed(progress: Progress | None, owed: Sequence[DueWrite]) -> None:
         if progress is None or progress.pushes:
             pusher.wake()
-        outbox.owe(owed)
+        outbox.add(owed)
 
     limits = config.limits
     engine = LocalEngine(store, executors, committed=committed, most=limits.turns, most_waiting=limits.waiting)

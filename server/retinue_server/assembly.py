@@ -28,10 +28,11 @@ from retinue_memory import (
 from retinue_memory.database.sqlite import SQLiteDatabase, hold, path_of
 from retinue_memory.errors import ConfigError, MemoryBackendError, StoreError
 from retinue_memory.registry import import_from_string, open_memory
+from retinue_memory.retry import RetryPolicy
 
 from .config import AgentConfig, Config, InvalidConfig
 from .delivery.isolation import IsolatedMemory, is_outage
-from .delivery.memory_outbox import Outbox, OutboxMemory, RetryPolicy
+from .delivery.memory_outbox import Outbox, OutboxMemory
 from .http.metrics import Metrics
 from .runtime.store.sqlite import SQLiteStore
 

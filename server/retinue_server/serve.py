@@ -12,16 +12,15 @@ import math
 import os
 import signal
 import socket
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from contextlib import suppress
 from types import FrameType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 
+from retinue_memory.background import DaemonThreads
 from retinue_memory.errors import ConfigError, RetinueError
 from retinue_memory.weights import (
     MINILM,
@@ -35,9 +34,6 @@ from .config import Config
 from .http.connection import Connection
 
 log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _AFTER_STREAMS_SECONDS = 2
 """How much longer than streams a stop waits for their connections."""
@@ -99,7 +95,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        self._loop.set_default_executor(_OwnThreads())
+        self._loop.set_default_executor(DaemonThreads())
         await super().startup(sockets=sockets)
         gc.freeze()  # what is loaded by now stays
         gc.set_threshold(*_GC_THRESHOLDS)
@@ -119,26 +115,6 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets=sockets)
         if not self.force_exit:  # by a third Ctrl+C
             await stopping
-
-
-class _OwnThreads(ThreadPoolExecutor):
-    """A thread for each call (of a tool that is a plain function, say): one that hangs in it holds up neither other calls
-    nor the end of the process.
-    """
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        done: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                result = fn(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 - handed to whoever asks for the result
-                done.set_exception(error)
-            else:
-                done.set_result(result)
-
-        threading.Thread(target=run, name="plain-function", daemon=True).start()
-        return done
 
 
 def _bind(config: Config) -> socket.socket:

@@ -21,12 +21,13 @@ from retinue_memory import (
     Usage,
 )
 from retinue_memory.errors import ConfigError, ModelError
+from retinue_memory.retry import Backoff, retry_after
 
 log = logging.getLogger(__name__)
 
-_LONGEST_WAIT = 20.0
-"""Seconds: an endpoint that asks for more (Retry-After) is not waited for."""
-_FIRST_WAIT = 0.5
+_LONGEST_WAIT_S = 20.0
+"""An endpoint that asks for more (Retry-After) is not waited for."""
+_BACKOFF = Backoff(first_s=0.6, jitter=1 / 3)
 _NO_PROVIDER = 'LiteLLM knows no such provider; write it as "provider/model", such as "openai/gpt-5-mini"'
 _NOISE = re.compile(r"^litellm\.\w+: (\w+: )?(\w+Exception - )?| ssl:<[^>]*>")
 """What litellm and its HTTP client put around the words that matter."""
@@ -100,7 +101,7 @@ class LiteLLMChat(ChatModel):
             except Exception as error:  # noqa: BLE001 - whatever litellm raises becomes one ModelError, or another try
                 failure = self._explained(error, begun)
                 wait = _seconds_to_wait(error, attempt)
-                if begun or not failure.retryable or attempt == self._retries or wait > _LONGEST_WAIT:
+                if begun or not failure.retryable or attempt == self._retries or wait > _LONGEST_WAIT_S:
                     raise failure from None  # the original may carry the key
                 log.info("%s; trying again in %.1f s", failure, wait)
             await asyncio.sleep(wait)
@@ -240,12 +241,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _seconds_to_wait(error: Exception, attempt: int) -> float:
-    """What the endpoint asks for in Retry-After, else twice as long each time, with a little chance in it."""
+    """The delay that the endpoint asks for in Retry-After, or else that of the backoff."""
     headers: Any = getattr(error, "litellm_response_headers", None) or {}
-    try:
-        return max(0.0, float(headers.get("retry-after", "")))
-    except ValueError:
-        return _FIRST_WAIT * float(2**attempt) * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, hides nothing
+    asked = retry_after(headers.get("retry-after"))
+    return asked if asked is not None else _BACKOFF.delay_s(attempt)
 
 
 def _keys_in_environment() -> list[str]:
