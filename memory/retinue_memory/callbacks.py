@@ -19,6 +19,7 @@ from time import monotonic
 from typing import Any, Literal
 
 from .background import blocking as plain
+from .background import call_in_thread
 from .errors import MemoryBackendError
 from .memory import (
     InvocationContext,
@@ -254,21 +255,16 @@ class ModuleMemory(Memory):
     def _begin(self, what: str, callback: Callable[..., Any], *args: object) -> Future[Any]:
         if not self._slots.take():
             raise MemoryBackendError(f"{self.name}: {what} refused: {MOST_CALLS_AT_ONCE} earlier calls still run")
-        done: Future[Any] = Future()
-        done.set_running_or_notify_cancel()
 
-        def work() -> None:
+        def work() -> Any:
             try:
-                result = callback(*args)
-            except BaseException as error:  # noqa: BLE001 - handed to whoever awaits it
-                done.set_exception(self._explain(what, error))
-            else:
-                done.set_result(result)
+                return callback(*args)
+            except BaseException as error:
+                raise self._explain(what, error) from error
             finally:
                 self._slots.give_back()
 
-        threading.Thread(target=work, name=f"memory-{self.name}-{what}", daemon=True).start()
-        return done
+        return call_in_thread(work, name=f"memory-{self.name}-{what}")
 
     def _message(self, entry: MemoryEntry) -> Message:
         created = _EPOCH + timedelta(microseconds=entry.timestamp_ns // 1000)

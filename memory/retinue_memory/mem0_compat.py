@@ -259,7 +259,7 @@ def _blocking(
     method: Callable[Concatenate[AsyncMemory, P], Coroutine[Any, Any, R]],
 ) -> Callable[Concatenate[Memory, P], R]:
     def call(self: Memory, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return wait_for(method(self.beneath, *args, **kwargs))
+        return wait_for(method, self.beneath, *args, **kwargs)
 
     functools.update_wrapper(call, method)
     return call

@@ -84,6 +84,9 @@ class Memory(ABC):
     database: Database | None = None
     """The database of the memory's rows if `update` takes `alongside: Alongside`, an operation of the same database, into its
     commit; else None."""
+    queues_writes: bool = False
+    """Whether `update(..., wait=False)` returns once the write is durably queued, and raises only if it is not: the memory
+    itself then delivers it, and retries. The runtime keeps no outbox row of such a write once `update` has returned."""
 
     @abstractmethod
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:

@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 
 from retinue_memory import Memory
 from retinue_memory.database.url import open_database
+from retinue_memory.retry import RetryPolicy
 
 from .a2a.cards import agent_card
 from .a2a.grpc_port import GrpcPort, grpc_port
@@ -23,7 +24,7 @@ from .app import asgi_app
 from .auth.call_context import CallContextBuilder
 from .auth.none import NoAuth
 from .config import Config, default_config, load_config
-from .delivery.memory_outbox import Outbox, RetryPolicy
+from .delivery.memory_outbox import Outbox
 from .delivery.push import Pusher
 from .delivery.url_policy import UrlPolicy
 from .http.metrics import Metrics
@@ -93,7 +94,7 @@ def build(
     def committed(progress: Progress | None, due: Sequence[DueWrite]) -> None:
         if progress is None or progress.pushes:
             pusher.wake()
-        outbox.owe(due)
+        outbox.add(due)
 
     limits = config.limits
     engine = LocalEngine(

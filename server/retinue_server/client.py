@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
@@ -18,6 +17,7 @@ from a2a.types import GetTaskRequest, Message, Part, Role, SendMessageRequest, S
 from a2a.utils.constants import PROTOCOL_VERSION_CURRENT, VERSION_HEADER
 from a2a.utils.errors import JSON_RPC_ERROR_CODE_MAP, A2AError
 
+from retinue_memory.background import LoopClosed, LoopThread
 from retinue_memory.errors import RetinueError
 
 if TYPE_CHECKING:
@@ -102,9 +102,7 @@ class TaskClient:
     def __init__(self, url: str = URL, key: str | None = None, *, timeout: float = 120.0) -> None:
         self._url = url.rstrip("/")
         self._clients: dict[tuple[str | None, bool], Client] = {}
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="task-client", daemon=True)
-        self._thread.start()
+        self._loop = LoopThread("task-client")
         headers = {VERSION_HEADER: PROTOCOL_VERSION_CURRENT} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._http = httpx.AsyncClient(headers=headers, timeout=httpx.Timeout(timeout, connect=_CONNECT_TIMEOUT_S))
 
@@ -132,20 +130,15 @@ class TaskClient:
             request.message.task_id = task_id
         if metadata:
             request.metadata.update(metadata)
-        return self._run(self._send(request, agent, stream))
+        return self._run(partial(self._send, request, agent, stream))
 
     def agents(self) -> list[dict[str, Any]]:
         """List the server's agents: name, description, url, default and card of each. Raises CallError."""
-        return self._run(self._agents())
+        return self._run(self._agents)
 
     def close(self) -> None:
         """Close the connections. Idempotent."""
-        if self._loop.is_closed():
-            return
-        self._run(self._http.aclose())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._loop.close(self._http.aclose)
 
     def __enter__(self) -> Self:
         return self
@@ -155,16 +148,11 @@ class TaskClient:
     ) -> None:
         self.close()
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._loop.is_closed():
-            work.close()
-            raise CallError("this client is closed: create another one")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+    def _run(self, work: Callable[[], Awaitable[T]]) -> T:
         try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # the caller gave up (Ctrl+C): so does the request
-            raise
+            return self._loop.wait(work)
+        except LoopClosed:
+            raise CallError("this client is closed: create another") from None
 
     async def _send(
         self, request: SendMessageRequest, agent: str | None, stream: Callable[[str], object] | None

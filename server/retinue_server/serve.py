@@ -12,15 +12,12 @@ import math
 import os
 import signal
 import socket
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from types import FrameType
-from typing import ParamSpec, TypeVar
 
 import uvicorn
 
+from retinue_memory.background import DaemonThreads
 from retinue_memory.errors import ConfigError, RetinueError
 from retinue_memory.weights import MINILM, SMOLLM2, VOCAB, Weight, locate
 
@@ -29,9 +26,6 @@ from .config import Config
 from .http.connection import Connection
 
 logger = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _CONNECTIONS_TIMEOUT_S = 2  # beyond the grace
 _GC_THRESHOLDS = 20_000, 20, 50  # a turn creates few cycles: collecting seldom saves a twentieth of its CPU time
@@ -87,7 +81,7 @@ class _UvicornServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        self._loop.set_default_executor(_DaemonThreads())
+        self._loop.set_default_executor(DaemonThreads())
         await super().startup(sockets=sockets)
         gc.freeze()  # what is loaded by now stays
         gc.set_threshold(*_GC_THRESHOLDS)
@@ -107,26 +101,6 @@ class _UvicornServer(uvicorn.Server):
         await super().shutdown(sockets=sockets)
         if not self.force_exit:  # by a third Ctrl+C
             await draining
-
-
-class _DaemonThreads(ThreadPoolExecutor):
-    """A daemon thread for each call, of a synchronous tool for example: one that hangs delays neither other calls nor the
-    end of the process.
-    """
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        future: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                result = fn(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 - raised again by `future.result()`
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
-        threading.Thread(target=run, name="plain-function", daemon=True).start()
-        return future
 
 
 def _bind(config: Config) -> socket.socket:

@@ -218,7 +218,7 @@ async def test_what_mem0_gives_up_is_kept_here(cloud: Cloud, tmp_path: Path, cap
             assert await found(memory, "bees") == []
         await memory.aclose()
     assert cloud.count("add") == 3
-    assert [record.levelname for record in caplog.records if "gave up a turn 3 times" in record.message] == ["ERROR"]
+    assert [record.levelname for record in caplog.records if "failed 3 times at a turn" in record.message] == ["ERROR"]
 
 
 # -- whose it is ------------------------------------------------------------------------------------------------------
@@ -477,7 +477,7 @@ async def test_an_open_circuit_lets_one_call_try(cloud: Cloud) -> None:
             raise ServiceError("out of order")
         return "well"
 
-    call = Caller("mem0", tries=1, opens_after=2, rest=0.05)
+    call = Caller("mem0", tries=1, opens_after=2, rest_s=0.05)
     for _ in range(2):
         with pytest.raises(ServiceError, match=r"^out of order"):
             await call(ask, again=True)

@@ -25,7 +25,9 @@ from retinue_memory import (
 from retinue_memory.database.base import Alongside
 from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_memory.native.memory import NativeMemory
-from retinue_server.delivery.memory_outbox import Outbox, RetryPolicy, done_alongside
+from retinue_memory.retry import RetryPolicy
+from retinue_server.delivery.memory_delivery import done_alongside
+from retinue_server.delivery.memory_outbox import Outbox
 from retinue_server.runtime.store.store import Store
 from retinue_server.runtime.turn import (
     Caller,
@@ -99,7 +101,7 @@ class Turns:
             done=True,
         )
         (due,) = await self.store.turns.record(done)
-        self.outbox.owe([due])
+        self.outbox.add([due])
         return due
 
     async def updates(self) -> list[str]:
@@ -130,7 +132,7 @@ async def test_what_was_just_committed_is_delivered_without_being_read_again(sto
     turns = Turns(store, outbox)
     for number in range(20):
         await turns.end(f"number {number}")
-    await eventually(lambda: not outbox.owed("default", ALICE), "all is delivered")
+    await eventually(lambda: not outbox.pending.of("default", ALICE), "all is delivered")
     assert diary.told == [f"number {number}" for number in range(20)]
     assert await turns.updates() == ["stored"] * 20
     assert await store.memory_outbox.unconfirmed_writes() == []
@@ -150,7 +152,7 @@ async def test_after_a_failure_everything_is_delivered_once(store: Store) -> Non
     await turns.end("afterwards")
     await eventually(lambda: len(diary.told) == 3, "what is owed arrives")
     assert sorted(diary.told) == ["afterwards", "of somebody else", "refused at first"]
-    await eventually(lambda: not outbox.owed("default", ALICE), "all is delivered")
+    await eventually(lambda: not outbox.pending.of("default", ALICE), "all is delivered")
     assert await turns.updates() == ["stored", "stored"]
     await outbox.stop()
 
@@ -225,7 +227,7 @@ async def test_a_power_failure_after_a_memory_was_written_loses_nothing(
     outbox = Outbox(Store.over(later).memory_outbox, {"default": memory})
     assert await memory.retrieve("Where do I live?", ctx=due.write.context) == []
     await outbox.start()
-    await eventually(lambda: not outbox.owed("default", ALICE), "what is owed arrives")
+    await eventually(lambda: not outbox.pending.of("default", ALICE), "what is owed arrives")
     (found,) = await memory.retrieve("Where do I live?", ctx=due.write.context)
     assert found.content == "I live in Lisbon"
     await outbox.stop()
@@ -262,12 +264,12 @@ async def test_a_write_that_was_made_after_its_time_is_not_owed_any_longer(
     """Its memory timed out, but the commit came: the row is gone, nothing is tried again, and the task says so."""
     memory = Late(database)
     outbox = Outbox(
-        store.memory_outbox, {"default": memory}, patience={"default": RetryPolicy(seconds=0.05, tries=tries)}
+        store.memory_outbox, {"default": memory}, policies={"default": RetryPolicy(timeout_s=0.05, tries=tries)}
     )
     await outbox.start()
     turns = Turns(store, outbox)
     await turns.end("hello")
-    await eventually(lambda: not outbox.owed("default", ALICE), "it is known to be made")
+    await eventually(lambda: not outbox.pending.of("default", ALICE), "it is known to be made")
     assert memory.told == ["hello"]
     assert await turns.updates() == ["stored"]
     assert await store.memory_outbox.failed_writes(10) == []
@@ -302,17 +304,17 @@ async def test_a_memory_of_the_same_database_may_hang_or_let_go_of_a_write(
 ) -> None:
     """It is tried again, as any other's, and noted as done with its commit."""
     memory = Neighbour(database)
-    outbox = Outbox(store.memory_outbox, {"default": memory}, patience={"default": RetryPolicy(seconds=0.05)})
+    outbox = Outbox(store.memory_outbox, {"default": memory}, policies={"default": RetryPolicy(timeout_s=0.05)})
     await outbox.start()
     turns = Turns(store, outbox)
     await turns.end("hello")
-    await eventually(lambda: not outbox.owed("default", ALICE), "it is delivered")
+    await eventually(lambda: not outbox.pending.of("default", ALICE), "it is delivered")
     assert memory.told == ["hello"]
     assert await turns.updates() == ["stored"]
     problems = [record.getMessage().partition("again: ")[2] for record in caplog.records]
     assert problems == [
         "TimeoutError: not written within 0.05 s",
-        "MemoryBackendError: the memory stopped in the middle of it",
+        "MemoryBackendError: the memory cancelled the write itself",
     ]
     await outbox.stop()
 

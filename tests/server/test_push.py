@@ -318,7 +318,7 @@ async def test_the_delay_grows(tmp_path: Path, receiver: Receiver) -> None:
         return 500
 
     receiver.answer = fail
-    async with pushing(tmp_path, UrlPolicy(["127.0.0.1"]), tries=5, first_delay=0.05) as (store, pusher):
+    async with pushing(tmp_path, UrlPolicy(["127.0.0.1"]), tries=5, first_delay_s=0.05) as (store, pusher):
         await owe(store, f"{receiver.url}/x", 1)
         pusher.wake()
         await eventually(lambda: len(times) == 5, "tried")
@@ -330,7 +330,7 @@ async def test_the_delay_grows(tmp_path: Path, receiver: Receiver) -> None:
 async def test_a_url_that_keeps_failing_is_left_alone(tmp_path: Path, receiver: Receiver) -> None:
     """After five failures in a row nothing goes there for a while, of any task; no try is counted; others go on."""
     receiver.answer = lambda call: 500 if call.path == "/down" else 200
-    async with pushing(tmp_path, UrlPolicy(["127.0.0.1"]), tries=20, first_delay=0.01) as (store, pusher):
+    async with pushing(tmp_path, UrlPolicy(["127.0.0.1"]), tries=20, first_delay_s=0.01) as (store, pusher):
         for number in range(12):
             await owe(store, f"{receiver.url}/down", number)
         pusher.wake()

@@ -24,11 +24,12 @@ from retinue_memory import (
     Usage,
 )
 from retinue_memory.errors import ConfigError, ModelError
+from retinue_memory.retry import Backoff, retry_after
 
 log = logging.getLogger(__name__)
 
 _MAX_RETRY_DELAY_S = 20.0  # if the endpoint asks for more (Retry-After), the request fails at once
-_FIRST_RETRY_DELAY_S = 0.5
+_BACKOFF = Backoff(first_s=0.6, jitter=1 / 3)
 _UNKNOWN_PROVIDER = 'LiteLLM knows no such provider; write it as "provider/model", such as "openai/gpt-5-mini"'
 # what litellm and its HTTP client add around the provider's message
 _NOISE = re.compile(r"^litellm\.\w+: (\w+: )?(\w+Exception - )?| ssl:<[^>]*>")
@@ -247,10 +248,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _retry_delay_s(error: Exception, attempt: int) -> float:
     """The endpoint's Retry-After, or an exponential backoff with jitter."""
     headers: Any = getattr(error, "litellm_response_headers", None) or {}
-    try:
-        return max(0.0, float(headers.get("retry-after", "")))
-    except ValueError:
-        return _FIRST_RETRY_DELAY_S * float(2**attempt) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
+    asked = retry_after(headers.get("retry-after"))
+    return asked if asked is not None else _BACKOFF.delay_s(attempt)
 
 
 def _keys_in_environment() -> list[str]:

@@ -1,112 +1,77 @@
-"""How a service is asked over a network: again where that may help, and not at all for a while where it does not."""
+"""Calls of a service over the network: repeated if that may help, and stopped for a while if it does not."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
-from time import monotonic, time
 from typing import TypeVar
+
+from retinue_memory.retry import Backoff, CircuitBreaker, RetryPolicy
 
 from .service import ServiceError
 
 T = TypeVar("T")
 
-_FIRST_DELAY = 0.25
-"""Seconds before a second try; doubled before each later one, a random part of it less."""
+_BACKOFF = Backoff(first_s=0.25)
 
 
 class Caller:
-    """Repeats what failed for the moment, at most `tries` times in all, and opens a circuit after `opens_after` failures in
-    a row: until `rest` seconds have passed nothing is asked, then one call tries whether it works again.
+    """Tries a call at most `tries` times, and opens a circuit after `opens_after` failures in a row, for `rest_s` seconds.
 
-    A wait that the service asks for (Retry-After) is kept to where it is not above `longest` seconds; where it is, the
-    error comes at once and says it. One event loop only.
+    A Retry-After of the service is waited for if it is at most `longest_wait_s`; otherwise the error is raised at once and
+    says how long to wait. For one event loop.
     """
 
     def __init__(
-        self, name: str, *, tries: int = 3, longest: float = 10.0, opens_after: int = 5, rest: float = 10.0
+        self, name: str, *, tries: int = 3, longest_wait_s: float = 10.0, opens_after: int = 5, rest_s: float = 10.0
     ) -> None:
         self._name = name
-        self._tries = tries
-        self._longest = longest
-        self._opens_after = opens_after
-        self._rest = rest
-        self._failures = 0
-        self._open_until: float | None = None
-        self._probing = False
+        self._policy = RetryPolicy(tries=tries, backoff=_BACKOFF)
+        self._longest_wait_s = longest_wait_s
+        self._breaker = CircuitBreaker(opens_after=opens_after, rest_s=rest_s)
         self._last: ServiceError | None = None
 
     async def __call__(self, work: Callable[[], Awaitable[T]], *, again: bool) -> T:
-        """What `work` returns. It raises ServiceError; `again`: it may be repeated even where it may have been applied."""
-        for number in range(1, self._tries + 1):
+        """Returns what `work` returns. Raises ServiceError. `again`: repeat it even if it may have been applied."""
+        failures = 0
+        while True:
             try:
-                return await self._ask(work)
+                return await self._try(work)
             except ServiceError as error:
-                delay = error.after or _FIRST_DELAY * 2 ** (number - 1) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-                refused = self._open_until is not None
-                if refused or not error.retry or (error.applied and not again) or delay > self._longest:
+                delay_s = self._policy.retry_in_s(failures)
+                hopeless = self._breaker.is_open or not error.retry or (error.applied and not again)
+                if delay_s is None or hopeless or (error.after or 0.0) > self._longest_wait_s:
                     raise
-                if number == self._tries:
-                    raise
-            await asyncio.sleep(delay)
-        raise AssertionError("the last try returns or raises")
+                failures += 1
+                delay_s = error.after or delay_s
+            await asyncio.sleep(delay_s)
 
-    async def _ask(self, work: Callable[[], Awaitable[T]]) -> T:
-        self._refuse_while_open()
-        probe = self._open_until is not None
-        self._probing = self._probing or probe
+    async def _try(self, work: Callable[[], Awaitable[T]]) -> T:
+        if (wait_s := self._breaker.acquire()) > 0:
+            raise self._open(wait_s)
+        probes = self._breaker.is_open
         try:
             done = await work()
         except ServiceError as error:
-            if error.retry and (
-                error.applied or error.after is None
-            ):  # a refusal, or "not so fast", is an answer of a service that works
-                self._failed(error)
+            # a refusal, or a request to wait, is an answer of a service that works
+            if error.retry and (error.applied or error.after is None):
+                self._last = error
+                self._breaker.failed()
             else:
-                self._works()
+                self._breaker.succeeded()
             raise
-        else:
-            self._works()
-            return done
-        finally:
-            if probe:
-                self._probing = False
+        except BaseException:
+            if probes:
+                self._breaker.abandoned()
+            raise
+        self._breaker.succeeded()
+        return done
 
-    def _refuse_while_open(self) -> None:
-        if self._open_until is None:
-            return
-        left = self._open_until - monotonic()
-        if left > 0 or self._probing:
-            left = max(left, 0.5)
-            until = datetime.now(UTC) + timedelta(seconds=left)
-            problem = (
-                f"{self._name} failed {self._failures} times in a row and is not asked again before {until:%H:%M:%S} UTC; "
-                f"the last time: {self._last}"
-            )
-            raise ServiceError(problem, after=left)
-
-    def _failed(self, error: ServiceError) -> None:
-        self._failures += 1
-        self._last = error
-        if self._failures >= self._opens_after:
-            self._open_until = monotonic() + self._rest
-
-    def _works(self) -> None:
-        self._failures = 0
-        self._open_until = self._last = None
-
-
-def retry_after(header: str | None) -> float | None:
-    """Seconds from now that a Retry-After header asks for: a number or an HTTP date (RFC 9110, 10.2.3); None: neither."""
-    try:
-        if header is None:
-            return None
-        if header.strip()[:1].isdigit():
-            return float(header)
-        at = parsedate_to_datetime(header)
-        return max(0.0, at.replace(tzinfo=at.tzinfo or UTC).timestamp() - time())
-    except (ValueError, TypeError, OverflowError):
-        return None
+    def _open(self, wait_s: float) -> ServiceError:
+        until = datetime.now(UTC) + timedelta(seconds=wait_s)
+        problem = (
+            f"{self._name} failed {self._breaker.failures} times in a row and is not asked again before "
+            f"{until:%H:%M:%S} UTC; the last time: {self._last}"
+        )
+        return ServiceError(problem, after=wait_s)

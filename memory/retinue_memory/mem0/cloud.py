@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, Self, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
+from retinue_memory.background import call_in_thread
 from retinue_memory.chat import EmbedderSource
 from retinue_memory.database.base import Database
 from retinue_memory.errors import ConfigError, MemoryBackendError
+from retinue_memory.retry import retry_after
 
-from .calling import Caller, retry_after
+from .calling import Caller
 from .importing import check_installed, import_mem0
 from .memory import Mem0
 from .service import (
@@ -216,21 +217,16 @@ class CloudService(Service):
     def _construct(self) -> Future[Any]:
         import httpx
 
-        made: Future[Any] = Future()
         if self._http is None:
             self._http = httpx.AsyncClient(timeout=self._timeout)
 
-        def construct() -> None:
-            try:
-                mem0 = import_mem0()
-                # what it logs, it raises; we log that
-                logging.getLogger("mem0.client.utils").setLevel(logging.CRITICAL)
-                made.set_result(mem0.AsyncMemoryClient(api_key=self._key, host=self._host, client=self._http))
-            except BaseException as error:  # noqa: BLE001 - for whoever waits
-                made.set_exception(error)
+        def construct() -> Any:
+            mem0 = import_mem0()
+            # what it logs, it raises; we log that
+            logging.getLogger("mem0.client.utils").setLevel(logging.CRITICAL)
+            return mem0.AsyncMemoryClient(api_key=self._key, host=self._host, client=self._http)
 
-        threading.Thread(target=construct, name="mem0-connecting", daemon=True).start()
-        return made
+        return call_in_thread(construct, name="mem0-connecting")
 
     def _translated(self, doing: str, error: Exception, *, read_only: bool = False) -> ServiceError:
         """What to do about it, in words without the key."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from retinue_memory.background import LoopThread
 from retinue_memory.errors import MemoryBackendError
 from retinue_memory.memory import (
     ALL,
@@ -26,7 +27,7 @@ from retinue_memory.messages import Message
 from retinue_memory.pending import overlay
 
 from .delivery import Delivery
-from .loop import LoopThread, on_own_loop
+from .loop import on_own_loop
 from .records import (
     about,
     between,

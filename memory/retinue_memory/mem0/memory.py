@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from retinue_memory.background import LoopClosed, LoopThread
 from retinue_memory.database.base import Database
 from retinue_memory.errors import MemoryBackendError, RetinueError
 from retinue_memory.memory import (
@@ -21,7 +22,7 @@ from retinue_memory.messages import Message
 from retinue_memory.pending import overlay
 
 from .delivery import Delivery
-from .loop import LoopThread, on_own_loop
+from .loop import on_own_loop
 from .managed import Owned
 from .records import (
     clean,
@@ -76,6 +77,7 @@ class Mem0(Owned):
         self.name = name
         self.space = space
         self._service = service
+        self.queues_writes = database is not None
         self._turns = Turns(database, space, service.grace)
         self._infer = infer
         self._patience = patience
@@ -85,7 +87,10 @@ class Mem0(Owned):
 
     def open(self) -> None:
         """Begin to connect, and to send what an earlier process has left. In the background: what fails is logged."""
-        self._loop.start(self._begin())
+        try:
+            self._loop.start_soon(self._begin)
+        except LoopClosed:
+            raise MemoryBackendError(f"{self.name}: the memory is closed") from None
 
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
         """As the contract says. Where mem0 fails or is slow, the error has in `found` what may matter here and is not confirmed
@@ -108,15 +113,20 @@ class Mem0(Owned):
             raise
 
     async def update(self, messages: list[Message], **kwargs: Any) -> None:
+        """Store the messages as a row and send them, now or with `wait=False` in the background (if there is a database).
+
+        Raises what comes of the first request that is waited for; the row is sent again in the background even so.
+        """
         ctx: InvocationContext | None = kwargs.get("ctx")
         scope = Scope.of(ctx, self.space)
         assert ctx is not None  # noqa: S101 - Scope.of refuses None
         erasures = self._erasures.get(scope.key, 0)
         said = worth_keeping(messages)
+        queue = self.queues_writes and not kwargs.get("wait", True)
         if said:
             about = {"session": ctx.session_id} | ({} if self._infer else {"kind": MemoryKind.RECENT_MESSAGE.value})
             turn = ctx.turn_id if ctx.turn_id is not None else uuid.uuid4().hex
-            if not await self._accept(scope, clean(turn), said, about, self._infer, erasures):
+            if not await self._accept(scope, clean(turn), said, about, self._infer, erasures, queue=queue):
                 log.info("memory %s: a turn was dropped: its scope was erased meanwhile", self.name)
 
     async def wait_indexed(self, ctx: InvocationContext | None = None, *, timeout: float = 60.0) -> bool:  # noqa: ASYNC109
@@ -130,7 +140,7 @@ class Mem0(Owned):
 
     def close(self) -> None:
         """`aclose` for threads without an event loop. Closing twice is fine."""
-        self._loop.close(self._let_go())
+        self._loop.close(self._let_go)
         self._turns.close()
 
     async def _let_go(self) -> None:
@@ -191,12 +201,22 @@ class Mem0(Owned):
 
     @on_own_loop
     async def _accept(
-        self, scope: Scope, id: str, said: list[Message], about: Mapping[str, Any], infer: bool, erasures: int
+        self,
+        scope: Scope,
+        id: str,
+        said: list[Message],
+        about: Mapping[str, Any],
+        infer: bool,
+        erasures: int,
+        *,
+        queue: bool = False,
     ) -> bool:
-        """Take a turn; `erasures`: how often its scope had been erased when it began. False: it was erased since."""
+        """Store a turn, and send it now or with `queue` in the background. Returns False if its scope, which had been erased
+        `erasures` times when the turn started, was erased since."""
         delivery = await self._open()
         turn = Turn(scope.key, id, Entity.of(scope), said, about, infer)
-        return await delivery.accept(turn, unless=lambda _: self._erasures.get(scope.key, 0) != erasures)
+        accept = delivery.enqueue if queue else delivery.accept
+        return await accept(turn, unless=lambda _: self._erasures.get(scope.key, 0) != erasures)
 
     @on_own_loop
     async def _wait(self, scope: str | None, seconds: float) -> bool:

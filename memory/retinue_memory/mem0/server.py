@@ -16,8 +16,9 @@ from urllib.parse import quote, unquote, urlsplit
 from retinue_memory.chat import EmbedderSource
 from retinue_memory.database.base import Database
 from retinue_memory.errors import ConfigError
+from retinue_memory.retry import retry_after
 
-from .calling import Caller, retry_after
+from .calling import Caller
 from .memory import Mem0
 from .service import (
     PAGE,
@@ -98,7 +99,7 @@ class ServerService(Service):
         self._headers = {} if api_key is None else {"X-API-Key": _key(api_key)}
         self._timeout = timeout
         self._add_timeout = add_timeout
-        self._call = Caller(f"mem0 at {self._at}", longest=timeout)
+        self._call = Caller(f"mem0 at {self._at}", longest_wait_s=timeout)
         self._http: httpx.AsyncClient | None = None
 
     async def add(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from typing import Any, Literal, TypeVar, cast
@@ -42,6 +42,10 @@ class Turn:
     tries: int = 0
     failures: int = 0
     since: int = 0
+    fresh: bool = False
+    """Whether it was stored just now, and nothing was sent before."""
+    awaited: bool = False
+    """Whether a caller waits for the request, and learns from its error if mem0 refuses the turn."""
 
     @property
     def said(self) -> str:
@@ -78,25 +82,32 @@ class Turns:
         if self._owned:
             self._database.close()
 
-    async def accept(self, turn: Turn, *, unless: Operation[bool]) -> tuple[Turn, bool] | None:
-        """Write the turn down as about to be sent: itself and True; what was there under its id before and False. None:
-        `unless` holds in this very transaction."""
+    async def accept(
+        self, turn: Turn, *, unless: Operation[bool], queue: bool = False, is_behind: bool = False
+    ) -> Turn | None:
+        """Store a turn that is about to be sent ("sent"), and return it as `fresh`; or return the turn that has its id already.
 
-        def write(db: Connection) -> tuple[Turn, bool] | None:
+        Returns None if `unless` holds in the same transaction. `queue`: if an earlier turn of the scope waits to be sent, or
+        if it `is_behind` one that is being sent, it is stored as "new", to be sent after that one.
+        """
+
+        def write(db: Connection) -> Turn | None:
             if unless(db):
                 return None
+            waits = queue and (is_behind or db.execute(_SQL["has_new"], self._of(turn.scope)).fetchone() is not None)
             values = self._key(turn) | {
                 "entity_field": turn.entity.field,
                 "entity_id": turn.entity.id,
                 "messages": json.dumps([message_json(message) for message in turn.messages]),
                 "about": json.dumps(turn.about),
                 "infer": turn.infer,
+                "state": "new" if waits else "sent",
                 "now": now(),
-                "due": _in(self._grace),
+                "due": now() if waits else _in(self._grace),
             }
             if db.execute(_SQL["accept"], values).rowcount:
-                return turn, True
-            return _turn(_rows(db, "one", self._key(turn))[0]), False
+                return replace(turn, fresh=True, state="new" if waits else "sent")
+            return _turn(_rows(db, "one", self._key(turn))[0])
 
         return await self._database.write(write)
 

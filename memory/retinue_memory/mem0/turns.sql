@@ -5,9 +5,12 @@ INSERT INTO mem0_turns (
     space, scope, turn, entity_field, entity_id, state, void, messages, about, infer, event, tries, failures, since, due,
     accepted_at
 ) VALUES (
-    :space, :scope, :turn, :entity_field, :entity_id, 'sent', FALSE, :messages, :about, :infer, NULL, 0, 0, :now, :due, :now
+    :space, :scope, :turn, :entity_field, :entity_id, :state, FALSE, :messages, :about, :infer, NULL, 0, 0, :now, :due, :now
 )
 ON CONFLICT DO NOTHING
+
+-- name: has_new
+SELECT 1 FROM mem0_turns WHERE space = :space AND scope = :scope AND state = 'new' LIMIT 1
 
 -- name: one
 SELECT * FROM mem0_turns WHERE space = :space AND scope = :scope AND turn = :turn
@@ -19,8 +22,12 @@ WHERE space = :space AND scope = :scope AND (state <> 'done' OR void)
 ORDER BY accepted_at, turn
 
 -- name: due
-SELECT * FROM mem0_turns
-WHERE space = :space AND due <= :now AND state IN ('new', 'sent', 'pending')
+-- The turns of a scope are sent in their order: one waits while an earlier one does.
+SELECT * FROM mem0_turns AS this
+WHERE space = :space AND due <= :now AND state IN ('new', 'sent', 'pending') AND NOT (state = 'new' AND EXISTS (
+    SELECT 1 FROM mem0_turns AS earlier
+    WHERE earlier.space = this.space AND earlier.scope = this.scope AND earlier.state = 'new'
+      AND earlier.accepted_at < this.accepted_at))
 ORDER BY due LIMIT :most
 
 -- name: next_due
@@ -31,12 +38,12 @@ SELECT count(*) FROM mem0_turns
 WHERE space = :space AND (:scope IS NULL OR scope = :scope) AND state IN ('new', 'sent', 'pending')
 
 -- name: advance
--- A new state; `tries` counts how often it was not taken, or how often its event was asked about. What is searchable, and what
--- is void, needs its text no longer. A void one is never done: what mem0 made of it is to be deleted, and the row then.
+-- A new state. What is searchable, and what is void, needs its text no longer. A void one is never done: what mem0 made of it
+-- is to be deleted, and the row then.
 UPDATE mem0_turns SET
     state = iif(void AND :state = 'done', state, :state), event = iif(void AND :state = 'done', event, :event),
     infer = :infer, failures = :failures, since = :now, due = :due,
-    tries = iif(:state IN ('new', 'sent'), tries + (:state = 'new'), 0),
+    tries = iif(:state IN ('new', 'sent') AND state <> 'pending', tries, 0),
     messages = iif(void OR :state = 'done', '[]', messages)
 WHERE space = :space AND scope = :scope AND turn = :turn
 RETURNING void

@@ -10,11 +10,13 @@ import asyncio
 import json
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
+from retinue_memory.background import LoopThread
 from retinue_memory.chat import ChatModel
 from retinue_memory.errors import ModelError, RetinueError
 from retinue_memory.memory import MemoryKind, MemoryRecord, Scope
@@ -185,10 +187,10 @@ Job = tuple[Scope, str]
 
 
 class Worker:
-    """Works on sessions that wait, on a thread and an event loop of its own, one after the other.
+    """Works on waiting sessions one after the other, on a thread and an event loop of its own.
 
-    `work` handles one session and says whether more of it waits. What fails is logged and stays waiting for the next start.
-    Stopping does not wait for the model: what it worked on waits too.
+    `work` handles one session and returns whether more of it waits. A failure is logged; its session waits for the next start.
+    Stopping does not wait for the model, since what it works on still waits.
     """
 
     def __init__(self, name: str, settings: Consolidation, work: Callable[[Scope, str], Awaitable[bool]]) -> None:
@@ -196,105 +198,80 @@ class Worker:
         self._settings = settings
         self._work = work
         self._lock = threading.Lock()
+        self._loop = LoopThread(f"{name}-consolidation")
         self._waiting: dict[Job, tuple[int, float]] = {}
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[None] | None = None
+        """The number of waiting messages of each session, and when it is due whatever their number."""
         self._changed = asyncio.Event()
         self._idle = threading.Event()
-        self._hurry = self._stopped = False
+        self._settling = False
+        self._started = self._stopped = False
 
     def start(self, left: Sequence[Job] = ()) -> None:
-        """Begin, with what an earlier process left. Starting twice is fine."""
+        """Start, with the sessions that an earlier process left. May be repeated."""
         with self._lock:
-            if self._thread is None and not self._stopped:
+            if not self._started and not self._stopped:
+                self._started = True
                 self._waiting = dict.fromkeys(left, (self._settings.batch, 0.0))
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._run, name=f"{self._name}-consolidation", daemon=True)
-                self._thread.start()
+                self._loop.start_soon(self._work_on_all)
 
     def put(self, scope: Scope, session_id: str, count: int) -> None:
-        """There are `count` more messages of this session to work on."""
+        """Add `count` messages of a session to work on. Never blocks, even while the model blocks the loop."""
         with self._lock:
-            if self._loop is None or self._stopped:
+            if not self._started or self._stopped:
                 return
             waiting, _ = self._waiting.get((scope, session_id), (0, 0.0))
-            self._waiting[scope, session_id] = waiting + count, self._loop.time() + self._settings.after
+            self._waiting[scope, session_id] = waiting + count, time.monotonic() + self._settings.after
             self._idle.clear()
-        self._wake()
+        self._loop.call_soon(self._changed.set)
 
     async def settle(self) -> None:
-        """Work on all that waits now, not later, and return when it is done."""
+        """Work now on all that waits, and return when it is done."""
         with self._lock:
-            if self._thread is None or self._stopped:
+            if not self._started or self._stopped:
                 return
-            self._hurry = True
-        self._wake()
+            self._settling = True
+        self._loop.call_soon(self._changed.set)
         await asyncio.to_thread(self._idle.wait)
 
     def stop(self) -> None:
-        """End at once. Blocks until the thread has."""
+        """Cancel the model and end the thread. Blocks until it has ended."""
         with self._lock:
             self._stopped = True
-            thread, task = self._thread, self._task
         self._idle.set()
-        if task is not None:
-            self._tell(task.cancel)
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+        self._loop.close()
 
-    def _wake(self) -> None:
-        self._tell(self._changed.set)
-
-    def _tell(self, what: Callable[[], object]) -> None:
-        with suppress(RuntimeError):  # the thread has just ended
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(what)
-
-    def _run(self) -> None:
-        loop = self._loop
-        assert loop is not None  # noqa: S101 - start() made it
+    async def _work_on_all(self) -> None:
         try:
-            loop.run_until_complete(self._serve(loop))
+            while not self._stopped:
+                self._changed.clear()
+                job, seconds = self._next(time.monotonic())
+                if job is None:
+                    await _within(self._changed, seconds)
+                elif await self._has_more(job):
+                    with self._lock:
+                        self._waiting[job] = self._settings.batch, 0.0
         finally:
             self._idle.set()
-            loop.close()
 
-    async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        with self._lock:
-            self._task = loop.create_task(self._work_on_all(loop))
-            if self._stopped:
-                self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _work_on_all(self, loop: asyncio.AbstractEventLoop) -> None:
-        while not self._stopped:
-            self._changed.clear()
-            job, seconds = self._next(loop.time())
-            if job is None:
-                await _within(self._changed, seconds)
-                continue
-            try:
-                more = await self._work(*job)
-            except RetinueError as error:
-                more = False
-                log.warning("memory %s: a session could not be worked on: %s", self._name, error)
-            except Exception:
-                more = False
-                log.exception("memory %s: a session could not be worked on", self._name)
-            if more:
-                with self._lock:
-                    self._waiting[job] = self._settings.batch, 0.0
+    async def _has_more(self, job: Job) -> bool:
+        """Work on a session. Returns whether more of it waits."""
+        try:
+            return await self._work(*job)
+        except RetinueError as error:
+            log.warning("memory %s: consolidating a session failed, it waits for the next start: %s", self._name, error)
+        except Exception:
+            log.exception("memory %s: consolidating a session failed, it waits for the next start", self._name)
+        return False
 
     def _next(self, now: float) -> tuple[Job | None, float | None]:
-        """A session that is due, and is not waiting any more; or in how many seconds one will be (None: there is none)."""
+        """Take a session that is due, or else return in how many seconds one will be (None if nothing waits)."""
         with self._lock:
             due = {
-                job: 0.0 if self._hurry or count >= self._settings.batch else at - now
+                job: 0.0 if self._settling or count >= self._settings.batch else at - now
                 for job, (count, at) in self._waiting.items()
             }
             if not due:
-                self._hurry = False
+                self._settling = False
                 self._idle.set()
                 return None, None
             job = min(due, key=lambda one: due[one])
@@ -304,9 +281,7 @@ class Worker:
             return job, 0.0
 
 
-async def _within(event: asyncio.Event, seconds: float | None) -> None:
-    try:
-        async with asyncio.timeout(seconds):
+async def _within(event: asyncio.Event, timeout_s: float | None) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
             await event.wait()
-    except TimeoutError:
-        return

@@ -1,174 +1,155 @@
-"""Memories that others wrote, kept apart: what hangs, blocks or fails in one holds up neither the server nor its start."""
+"""Run a third-party memory on its own thread and event loop, so that a hang or a crash in it cannot block the server."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import socket
-import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
-from retinue_memory import (
-    InvocationContext,
-    ManagedMemory,
-    Memory,
-    Message,
-)
+from retinue_memory import InvocationContext, ManagedMemory, Memory, Message
+from retinue_memory.background import DaemonThreads, LoopThread, call_in_thread
 from retinue_memory.errors import MemoryBackendError
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_AGAIN_AFTER = 2.0
-"""Seconds after which a memory that could not be made is made once more, when somebody asks for it."""
+_RETRY_AFTER_S = 2.0
 
 
 class IsolatedMemory(Memory):
-    """A memory in a daemon thread of its own: made there by `make`, and called there, on an event loop of its own.
+    """A memory that is created by `create` in a thread of its own, and called on an event loop of that thread.
 
-    Until it is made, a search is refused at once, and a write waits; where it could not be, a call some seconds later makes it
-    once more. A `ManagedMemory` is only made there, and called where the requests of its owner are: `came` is told of one
-    that comes after nobody waited for it any more, from the thread.
+    Until it is created, `retrieve` fails at once and `update` waits. If it could not be created, a call some seconds later
+    tries again. A `ManagedMemory` is only created in the thread, and called on the caller's loop; `created_late` is called
+    from the thread with one that nobody waits for any more.
     """
 
-    def __init__(self, name: str, make: Callable[[], Memory], came: Callable[[ManagedMemory], None]) -> None:
+    def __init__(self, name: str, create: Callable[[], Memory], created_late: Callable[[ManagedMemory], None]) -> None:
         self.name = name
-        self._make = make
-        self._came = came
+        self._create = create
+        self._created_late = created_late
         self._late = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._begin()
+        """Whether `wait` has given up, so that the log is where the outcome belongs."""
+        self._start()
 
-    def wait(self, seconds: float) -> Memory:
-        """The memory, as soon as it is made. Raises what its constructor does; TimeoutError: that runs on."""
+    def wait(self, timeout_s: float) -> Memory:
+        """Wait for the memory. Raises what its constructor raises, or TimeoutError if it is still running."""
         try:
-            return self._made.result(seconds)
+            return self._created.result(timeout_s)
         except TimeoutError:
-            self._late = not self._made.done()
+            self._late = not self._created.done()
             raise
 
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
-        return await self._there(lambda memory: memory.retrieve(query, top_k=top_k, **kwargs))
+        return await self._call(lambda memory: memory.retrieve(query, top_k=top_k, **kwargs))
 
     async def update(self, messages: list[Message], **kwargs: Any) -> None:
-        await self._over()
-        await self._there(lambda memory: memory.update(messages, **kwargs))
+        await self._constructed()
+        await self._call(lambda memory: memory.update(messages, **kwargs))
 
     async def already_written(self, messages: list[Message], *, ctx: InvocationContext) -> bool:
-        await self._over()
-        return await self._there(lambda memory: memory.already_written(messages, ctx=ctx))
+        await self._constructed()
+        return await self._call(lambda memory: memory.already_written(messages, ctx=ctx))
 
     @property
     def ready(self) -> bool:
-        """Whether the memory is made: before, nothing can be said of what it keeps."""
-        return self._made.done() and not self._failed()
+        """Whether the memory is created: before, nothing is known of what it keeps."""
+        return self._created.done() and not self._failed()
 
     @property
     def managed(self) -> ManagedMemory | None:
-        """The memory itself, where it is a `ManagedMemory` and made by now."""
-        made = self._made.result() if self._made.done() and self._made.exception() is None else None
-        return made if isinstance(made, ManagedMemory) else None
+        memory = self._created.result() if self.ready else None
+        return memory.managed if memory is not None and _is_managed(memory) else None
 
     async def aclose(self) -> None:
-        if self._failed() or not self._made.done():
+        if not self.ready:
             return
-        await self._there(lambda memory: memory.aclose())
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+        await self._call(lambda memory: memory.aclose())
+        self._loop.stop()
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
-        self._made: Future[Memory] = Future()
-        self._again_at = 0.0
-        threading.Thread(target=self._live, args=(self._made,), name=f"memory-{self.name}", daemon=True).start()
+    def _start(self) -> None:
+        self._created: Future[Memory] = Future()
+        self._loop = LoopThread(f"memory-{self.name}")
+        self._retry_at = 0.0
+        call_in_thread(partial(self._run, self._created, self._loop), name=f"memory-{self.name}")
 
-    def _live(self, made: Future[Memory]) -> None:
+    def _run(self, created: Future[Memory], loop: LoopThread) -> None:
         try:
-            memory = self._make()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever asks for the memory
-            self._again_at = time.monotonic() + _AGAIN_AFTER
+            memory = self._create()
+        except BaseException as error:  # noqa: BLE001 - handed to whoever calls the memory
+            self._retry_at = time.monotonic() + _RETRY_AFTER_S
             if self._late:
-                log.error("memory %s: could not be made: %s", self.name, error)
-            made.set_exception(error)
+                log.error("memory %s: cannot be created: %s; trying again when it is used", self.name, error)
+            created.set_exception(error)
             return
-        loop = None if isinstance(memory, ManagedMemory) else asyncio.new_event_loop()
-        self._loop = loop
-        made.set_result(memory)
+        self.queues_writes = memory.queues_writes
         if self._late:
-            log.info("memory %s: ready at last", self.name)
-            if isinstance(memory, ManagedMemory):
-                self._came(memory)
-        if loop is not None:
-            try:
-                loop.run_forever()
-                left = asyncio.all_tasks(loop)
-                for task in left:
-                    task.cancel()
-                if left:
-                    loop.run_until_complete(asyncio.wait(left, timeout=_AGAIN_AFTER))
-            finally:
-                loop.close()
-
-    async def _over(self) -> None:
-        """Wait until its constructor has ended; where it failed, until it has done so once more."""
-        if self._failed():
-            await asyncio.sleep(self._again_at - time.monotonic())
-        self._make_again()
-        if self._made.done():
+            log.info("memory %s: ready, after the server started", self.name)
+        if _is_managed(memory):
+            created.set_result(memory)
+            if self._late and memory.managed is not None:
+                self._created_late(memory.managed)
             return
-        over = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        self._made.add_done_callback(lambda _: loop.is_closed() or loop.call_soon_threadsafe(over.set))
-        await over.wait()
 
-    def _ready(self) -> Memory:
-        self._make_again()
-        if not self._made.done():
-            raise MemoryBackendError(f"{self.name}: not ready: its constructor has not returned")
+        def started() -> None:
+            asyncio.get_running_loop().set_default_executor(DaemonThreads())
+            created.set_result(memory)
+
+        try:
+            loop.run(started)
+        except BaseException:
+            log.exception("memory %s: its event loop crashed", self.name)
+
+    async def _constructed(self) -> None:
+        """Wait until the constructor has returned; if it failed, until it has been tried once more."""
         if self._failed():
-            error = self._made.exception()
-            raise MemoryBackendError(f"{self.name}: could not be made: {error}") from error
-        return self._made.result()
+            await asyncio.sleep(self._retry_at - time.monotonic())
+        self._retry()
+        if self._created.done():
+            return
+        done = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._created.add_done_callback(lambda _: loop.is_closed() or loop.call_soon_threadsafe(done.set))
+        await done.wait()
 
-    def _make_again(self) -> None:
-        if self._failed() and time.monotonic() >= self._again_at:
+    def _retry(self) -> None:
+        if self._failed() and time.monotonic() >= self._retry_at:
             self._late = True
-            self._begin()
+            self._start()
 
     def _failed(self) -> bool:
-        return self._made.done() and self._made.exception() is not None
+        return self._created.done() and self._created.exception() is not None
 
-    async def _there(self, call: Callable[[Memory], Coroutine[Any, Any, T]]) -> T:
-        """Make a call in the thread. One that is cancelled before it began is not begun."""
-        memory, loop = self._ready(), self._loop
-        if loop is None:
+    async def _call(self, call: Callable[[Memory], Coroutine[Any, Any, T]]) -> T:
+        """Call the memory in its thread. A call that is cancelled before it started is not started."""
+        self._retry()
+        if not self._created.done():
+            raise MemoryBackendError(f"{self.name}: not ready: its constructor has not returned")
+        if (error := self._created.exception()) is not None:
+            raise MemoryBackendError(f"{self.name}: cannot be created: {error}") from error
+        memory = self._created.result()
+        if _is_managed(memory):
             return await call(memory)
-        done: Future[T] = Future()
 
-        async def work() -> T:
+        async def guarded() -> T:
             try:
                 return await call(memory)
             except (SystemExit, KeyboardInterrupt) as error:  # they would end the loop
                 raise MemoryBackendError(f"{self.name}: {type(error).__name__}: {error}") from error
 
-        def begin() -> None:
-            if not done.cancelled():
-                task = loop.create_task(work())
-                task.add_done_callback(lambda task: _settle(done, task))
-                done.add_done_callback(lambda done: done.cancelled() and loop.call_soon_threadsafe(task.cancel))
-
-        loop.call_soon_threadsafe(begin)
-        return await asyncio.wrap_future(done)
+        return await self._loop.call(guarded)
 
 
 def is_outage(error: BaseException | None) -> bool:
-    """Whether a memory could not be made because of what it talks to, which may be back soon."""
+    """Whether a memory could not be created because a service that it needs is unavailable, which may be back soon."""
     while error is not None:
         if isinstance(error, MemoryBackendError | ConnectionError | TimeoutError | socket.gaierror):
             return True
@@ -176,11 +157,5 @@ def is_outage(error: BaseException | None) -> bool:
     return False
 
 
-def _settle(done: Future[T], task: asyncio.Task[T]) -> None:
-    with suppress(asyncio.InvalidStateError):  # given up in the meantime
-        if task.cancelled():
-            done.cancel()
-        elif (error := task.exception()) is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(task.result())
+def _is_managed(memory: Memory) -> bool:
+    return memory.managed is memory

@@ -1,192 +1,148 @@
-"""Push notifications (spec 1.0, section 4.3): durable, in order for each config, to addresses that may be called."""
+"""The delivery of push notifications (spec 1.0, section 4.3): durable, and in order for each config."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Collection, Sequence
 from urllib.parse import urlsplit
 
-import httpcore
-from a2a.types import StreamResponse, TaskPushNotificationConfig
+from a2a.types import TaskPushNotificationConfig
 from a2a.utils.errors import InvalidParamsError
-from google.protobuf.json_format import MessageToDict
 
-from retinue_memory.errors import RetinueError
-from retinue_server.delivery.url_policy import TIMEOUT, PolicyBackend, Refused, UrlPolicy
+from retinue_memory.delivery import Deliveries, DeliveryWorker, Group
+from retinue_memory.retry import Backoff, CircuitBreaker, RetryPolicy
 from retinue_server.runtime.store.push import PushRows
 from retinue_server.runtime.store.rows import now
 from retinue_server.runtime.turn import DuePush
 
-from .memory_outbox import backoff
+from .push_sender import PushFailed, PushSender
+from .url_policy import Refused, UrlPolicy
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
+
+Key = tuple[str, str]
+"""A task's id and a config's id."""
+
 _TRIES = 10
-_AT_ONCE, _AT_ONCE_HOST, _AT_ONCE_EACH = 64, 16, 4
-"""Deliveries under way, over all, to one host and to one URL: who is slow holds up nobody else."""
-_LOOKED_AT = 256
-"""How many of the pushes that are due are looked at together."""
-_STUCK_AFTER, _ASIDE_FOR = 0.5, 2.0
-"""Where none of these can go and none ended for so many seconds, they are put aside for some, and others are looked at."""
-_FIRST_DELAY = 0.5
-_MOST_URLS = 10_000
-_OPEN_AFTER, _OPEN_FOR = 5, 30.0
-"""A URL that failed this often in a row is left alone for this many seconds."""
+_FIRST_DELAY_S = 0.5
+_MAX_RUNNING, _MAX_RUNNING_PER_HOST, _MAX_RUNNING_PER_URL = 64, 16, 4
+_ROWS_AT_ONCE = 256
+_STUCK_AFTER_S, _DEFER_S, _REREAD_S = 0.5, 2.0, 0.01
+_OPENS_AFTER, _REST_S = 5, 30.0
+_MAX_BREAKERS = 10_000
 
 
-class Pusher:
-    """Delivers the pushes that a store owes. `first_delay` is how many seconds pass before the second try."""
+class Pusher(Deliveries[Key, DuePush]):
+    """Delivers the pushes that a store has pending. A slow or failing receiver delays nobody else: its host and its URL
+    have a few deliveries running at most, and a circuit breaker."""
+
+    name = "push"
 
     def __init__(
-        self, rows: PushRows, screen: UrlPolicy, *, tries: int = _TRIES, first_delay: float = _FIRST_DELAY
+        self, rows: PushRows, url_policy: UrlPolicy, *, tries: int = _TRIES, first_delay_s: float = _FIRST_DELAY_S
     ) -> None:
+        self.policy = RetryPolicy(tries=tries, backoff=Backoff(first_delay_s))
         self._rows = rows
-        self._screen = screen
-        self._tries = tries
-        self._first_delay = first_delay
-        self._due = asyncio.Event()
-        self._under_way: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._to: Counter[str] = Counter()
-        self._just_over: set[tuple[str, str]] = set()
+        self._url_policy = url_policy
+        self._sender = PushSender(url_policy, max_connections=_MAX_RUNNING)
+        self._running_to: Counter[str] = Counter()
+        """The number of running deliveries, by URL and by host."""
         self._ended_at = 0.0
-        self._failures: dict[str, tuple[int, float]] = {}
-        self._worker: asyncio.Task[None] | None = None
-        self._pool = httpcore.AsyncConnectionPool(
-            max_connections=_AT_ONCE, keepalive_expiry=30, network_backend=PolicyBackend(screen)
-        )
+        self._breakers: dict[str, CircuitBreaker] = {}
+        """By URL, for those whose last delivery failed."""
+        self._worker = DeliveryWorker(self)
 
     async def start(self) -> None:
-        self._worker = asyncio.create_task(self._deliver_forever())
+        self._worker.start()
 
     async def stop(self) -> None:
-        """What is not delivered stays owed."""
-        running = [*self._under_way.values(), *([self._worker] if self._worker else [])]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        await self._pool.aclose()
+        """Cancel what is running; what is not delivered stays pending."""
+        await self._worker.stop(timeout_s=0.0)
+        await self._sender.aclose()
 
     def wake(self) -> None:
-        """Something was committed that is to be pushed."""
-        self._due.set()
+        """Deliver pushes that were just committed."""
+        self._worker.wake()
 
     async def check(self, config: TaskPushNotificationConfig) -> None:
-        """Raise InvalidParamsError for a config whose URL may not be called, or that cannot be sent with it."""
+        """Raises InvalidParamsError if the config's URL may not be called, or if its values fit in no HTTP header."""
         authentication = config.authentication
         for value in (config.token, authentication.scheme, authentication.credentials):
             if not (value.isascii() and value.isprintable()):
-                raise InvalidParamsError("push config: a token and credentials are made of printable ASCII")
+                raise InvalidParamsError("push config: expected printable ASCII in the token and the credentials")
         try:
-            await self._screen.check(config.url)
+            await self._url_policy.check(config.url)
         except Refused as error:
             raise InvalidParamsError(str(error)) from error
 
-    async def _deliver_forever(self) -> None:
-        while True:
-            self._due.clear()
-            self._just_over.clear()
-            try:
-                found = await self._rows.due_pushes(_LOOKED_AT)
-                begun = [self._begin(due) for due in found]
-                if len(found) == _LOOKED_AT and not any(begun) and time.monotonic() - self._ended_at > _STUCK_AFTER:
-                    await self._put_aside(found)
-                # what is under way is due as well: its end wakes this loop
-                at = now() + 1_000_000 if self._under_way else await self._rows.next_push()
-            except RetinueError:
-                logger.exception("what is to be pushed could not be read")
-                at = now() + 1_000_000
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if at is None else max(0.05, (at - now()) / 1e6)):
-                    await self._due.wait()
+    # -- for the worker -----------------------------------------------------------------------------------------------
 
-    async def _put_aside(self, found: Sequence[DuePush]) -> None:
-        """Leave alone for a moment what cannot go: it would hide what is due behind it."""
-        at = now() + int(1e6 * _ASIDE_FOR)
-        waiting = [due for due in found if (due.config.task_id, due.config.id) not in self._under_way]
-        await asyncio.gather(*(self._rows.push_later(due, at) for due in waiting))
-        self._due.set()
+    @property
+    def at_once(self) -> int:
+        return _MAX_RUNNING
 
-    def _begin(self, due: DuePush) -> bool:
-        """Deliver it, unless its config has one under way, or too many others do."""
-        key, url = (due.config.task_id, due.config.id), due.config.url
-        host = urlsplit(url).netloc
-        if (
-            key in self._under_way
-            or key in self._just_over
-            or len(self._under_way) >= _AT_ONCE
-            or self._to[url] >= _AT_ONCE_EACH
-            or self._to[host] >= _AT_ONCE_HOST
-        ):
+    async def due(self, busy: Collection[Key], limit: int) -> tuple[Sequence[Group[Key, DuePush]], float | None]:
+        rows = await self._rows.due_pushes(_ROWS_AT_ONCE)
+        groups: list[Group[Key, DuePush]] = []
+        for push in rows:
+            if len(groups) < limit and _key(push) not in busy and self._acquire(push):
+                groups.append((_key(push), [push]))
+        if groups or len(rows) < _ROWS_AT_ONCE or time.monotonic() - self._ended_at < _STUCK_AFTER_S:
+            at = now() if rows else await self._rows.next_push()
+            return groups, None if at is None else (at - now()) / 1e6
+        # none of these can start, and they hide what is due behind them
+        later = now() + int(1e6 * _DEFER_S)
+        await asyncio.gather(*(self._rows.push_later(push, later) for push in rows if _key(push) not in busy))
+        return (), _REREAD_S
+
+    async def deliver(self, item: DuePush) -> None:
+        url = item.config.url
+        try:
+            breaker = self._breakers.get(url)
+            if breaker is not None and (rest_s := breaker.acquire()) > 0:
+                await self._rows.push_later(item, now() + int(1e6 * rest_s) + 1)
+                return
+            await self._sender.send(item)
+            self._breakers.pop(url, None)
+            await self._rows.push_done(item)
+        finally:
+            self._release(item)
+
+    async def failed(self, item: DuePush, error: Exception, retry_in_s: float | None) -> None:
+        if not isinstance(error, PushFailed):
+            raise error
+        if len(self._breakers) >= _MAX_BREAKERS:
+            self._breakers.clear()
+        breaker = self._breakers.setdefault(item.config.url, CircuitBreaker(opens_after=_OPENS_AFTER, rest_s=_REST_S))
+        breaker.failed()
+        level = logging.ERROR if retry_in_s is None else logging.WARNING
+        log.log(level, "push %s of task %s failed: %s", item.config.id, item.config.task_id, error)
+        retry_at = None if retry_in_s is None else now() + int(1e6 * retry_in_s)
+        await self._rows.push_failed(item, str(error), retry_at)
+
+    def _acquire(self, push: DuePush) -> bool:
+        """Count one more delivery to a URL and its host, if neither has too many."""
+        url, host = _destinations(push)
+        if self._running_to[url] >= _MAX_RUNNING_PER_URL or self._running_to[host] >= _MAX_RUNNING_PER_HOST:
             return False
-        self._to.update((url, host))
-        task = self._under_way[key] = asyncio.create_task(self._deliver(due))
-        task.add_done_callback(partial(self._over, key, (url, host)))
+        self._running_to.update((url, host))
         return True
 
-    def _over(self, key: tuple[str, str], to: Sequence[str], task: asyncio.Task[None]) -> None:
-        del self._under_way[key]
-        self._just_over.add(key)  # what is being read may still show it
+    def _release(self, push: DuePush) -> None:
         self._ended_at = time.monotonic()
-        self._to.subtract(to)
-        for name in to:
-            if not self._to[name]:
-                del self._to[name]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("push %s of task %s: its end could not be stored", key[1], key[0], exc_info=error)
-        self._due.set()
-
-    async def _deliver(self, due: DuePush) -> None:
-        url = due.config.url
-        _, open_until = self._failures.get(url, (0, 0.0))
-        if time.monotonic() < open_until:
-            await self._rows.push_later(due, now() + int(1e6 * (open_until - time.monotonic())) + 1)
-            return
-        problem = await self._post(due)
-        if problem is None:
-            self._failures.pop(url, None)
-            await self._rows.push_done(due)
-            return
-        failures = self._failures.get(url, (0, 0.0))[0] + 1
-        if len(self._failures) >= _MOST_URLS:
-            self._failures.clear()
-        self._failures[url] = (failures, time.monotonic() + _OPEN_FOR if failures >= _OPEN_AFTER else 0.0)
-        last = due.tries + 1 >= self._tries
-        log = logger.error if last else logger.warning
-        log("push %s of task %s failed: %s", due.config.id, due.config.task_id, problem)
-        await self._rows.push_failed(
-            due, problem, None if last else now() + int(1e6 * backoff(due.tries, self._first_delay))
-        )
-
-    async def _post(self, due: DuePush) -> str | None:
-        """Send it; what went wrong, or None."""
-        try:
-            body = json.dumps(MessageToDict(StreamResponse.FromString(due.payload)), ensure_ascii=False).encode()
-            async with asyncio.timeout(TIMEOUT):
-                request = self._pool.stream("POST", due.config.url, headers=_headers(due.config), content=body)
-                async with request as answer:  # its body is not of interest, and may be endless
-                    return None if 200 <= answer.status < 300 else f"HTTP {answer.status}"
-        except TimeoutError:
-            return f"no answer within {TIMEOUT:g} s"
-        except (Refused, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
-            return f"{type(error).__name__}: {error}"
-        except Exception as error:
-            logger.exception("push %s of task %s cannot be sent", due.config.id, due.config.task_id)
-            return f"{type(error).__name__}: {error}"
+        for destination in _destinations(push):
+            self._running_to[destination] -= 1
+            if not self._running_to[destination]:
+                del self._running_to[destination]
 
 
-def _headers(config: TaskPushNotificationConfig) -> Sequence[tuple[str, str]]:
-    headers = [
-        ("Content-Type", "application/a2a+json"),
-        ("User-Agent", "retinue"),
-        ("Host", urlsplit(config.url).netloc),
-    ]
-    if config.token:
-        headers.append(("X-A2A-Notification-Token", config.token))
-    if config.authentication.scheme and config.authentication.credentials:
-        headers.append(("Authorization", f"{config.authentication.scheme} {config.authentication.credentials}"))
-    return headers
+def _key(push: DuePush) -> Key:
+    return push.config.task_id, push.config.id
+
+
+def _destinations(push: DuePush) -> tuple[str, str]:
+    url = push.config.url
+    return url, urlsplit(url).netloc

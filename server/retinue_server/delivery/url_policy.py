@@ -1,4 +1,4 @@
-"""Push notifications (spec 1.0, section 4.3): durable, in order for each config, to addresses that may be called."""
+"""Which addresses pushes may be sent to."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ import httpcore
 
 from retinue_memory.errors import RetinueError
 
-TIMEOUT = 10.0
-"""Seconds for one delivery, from resolving the host to the end of the answer."""
+TIMEOUT_S = 10.0
+"""Of one delivery, from resolving the host to the status of the answer."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _INTERNAL = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "168.63.129.16/32", "fec0::/10", "3fff::/20")))
-"""Not for the public, whatever a version of Python says: protocol assignments and Azure's own host, where clouds keep metadata;
-site-local addresses and those of documentation.
-"""
+"""Not public, whatever `ipaddress` of this Python says: protocol assignments and Azure's host, where clouds keep metadata,
+site-local addresses, and addresses for documentation."""
 
 
 class Refused(RetinueError):
-    """A push URL may not be called: use a public address, or list its host under push.allow in the config."""
+    """The push URL may not be called: use a public address, or list its host under push.allow in the config."""
 
 
 class UrlPolicy:
@@ -39,28 +38,28 @@ class UrlPolicy:
                 self._hosts.add(entry.lower())
 
     async def check(self, url: str) -> None:
-        """Raise Refused for a URL that may not be called as its host resolves now."""
+        """Raises Refused if a URL may not be called, with what its host resolves to now."""
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError as error:
             raise Refused(f"push URL: {error}") from error
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Refused("push URL: must be http or https, and name a host")
+            raise Refused("push URL: expected http or https, and a host")
         if parts.username is not None:
-            raise Refused("push URL: must not carry a user or a password; use `authentication`")
+            raise Refused("push URL: expected no user and no password in it; use `authentication`")
         if not (url.isascii() and url.isprintable()) or " " in url:
-            raise Refused("push URL: holds characters that have to be escaped")
+            raise Refused("push URL: found characters that must be escaped")
         await self.resolve(parts.hostname, port or (443 if parts.scheme == "https" else 80))
 
     async def addresses(self, host: str, port: int) -> list[str]:
-        """What `host` resolves to now. Raises OSError, also where that takes too long."""
-        async with asyncio.timeout(TIMEOUT):
+        """Resolve a host. Raises OSError, also if that takes too long."""
+        async with asyncio.timeout(TIMEOUT_S):
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         return [str(info[4][0]) for info in found]
 
     async def resolve(self, host: str, port: int) -> str:
-        """An address of `host`. Raises Refused where one of its addresses may not be called."""
+        """Resolve a host to one address. Raises Refused if any of its addresses may not be called."""
         try:
             addresses = await self.addresses(host, port)
         except (OSError, UnicodeError) as error:
@@ -85,10 +84,10 @@ class UrlPolicy:
 
 
 class PolicyBackend(httpcore.AsyncNetworkBackend):
-    """Resolves a host once, screens what it finds and connects to just that: DNS cannot change its mind in between."""
+    """Connects to the address that the policy allowed: the host is resolved once, so DNS cannot change in between."""
 
-    def __init__(self, screen: UrlPolicy) -> None:
-        self._screen = screen
+    def __init__(self, policy: UrlPolicy) -> None:
+        self._policy = policy
         self._inner: httpcore.AsyncNetworkBackend = httpcore.AnyIOBackend()  # type: ignore[assignment, unused-ignore]
 
     async def connect_tcp(
@@ -99,5 +98,5 @@ class PolicyBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        address = await self._screen.resolve(host, port)
+        address = await self._policy.resolve(host, port)
         return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
