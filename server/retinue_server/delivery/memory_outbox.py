@@ -14,7 +14,7 @@ from retinue_memory.recall import sound
 from retinue_memory.retry import RetryPolicy
 from retinue_server.http.metrics import Metrics
 from retinue_server.runtime.store.memory_outbox import MemoryOutboxRows
-from retinue_server.runtime.turn import DueWrite, MemoryWrite
+from retinue_server.runtime.turn import WRITES, DueWrite, MemoryWrite
 
 from .memory_delivery import DEFAULT_POLICY, MemoryDelivery
 from .pending_writes import PendingWrites
