@@ -24,7 +24,7 @@ from retinue_memory import (
     render,
 )
 from retinue_memory.errors import ConfigError, ModelError, RetinueError
-from retinue_memory.recall import same_text
+from retinue_memory.text import same_text
 
 from .events import (
     Event,

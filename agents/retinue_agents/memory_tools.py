@@ -19,7 +19,7 @@ from retinue_memory import (
     render_found,
 )
 from retinue_memory.messages import NOTE, message_json, message_of
-from retinue_memory.recall import same_text
+from retinue_memory.text import same_text
 
 from .events import (
     Event,

@@ -1,8 +1,4 @@
-"""The contracts that every other module is written against: messages, scopes, memories, models, embedders.
-
-A memory is anything with `retrieve` and `update`. It is told for whom by an `InvocationContext`, from which the
-`Scope`, the key under which things are remembered, follows.
-"""
+"""The model contracts: `ChatModel`, which answers a conversation, and `Embedder`, which turns texts into vectors."""
 
 from __future__ import annotations
 
