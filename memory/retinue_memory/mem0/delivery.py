@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from retinue_memory.clock import now_us as now
 from retinue_memory.database.base import Operation
 from retinue_memory.errors import RetinueError
 
@@ -24,7 +25,7 @@ from .service import (
     ServiceError,
     TooMany,
 )
-from .turns import Turn, Turns, now
+from .turns import Turn, Turns
 
 log = logging.getLogger(__name__)
 

@@ -1,14 +1,14 @@
-"""The turns that were accepted and that mem0 may not have made searchable yet, as rows."""
+"""The rows of turns that were accepted, and that mem0 may not find yet."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from typing import Any, Literal, TypeVar, cast
 
+from retinue_memory.clock import DAY_US, now_us
 from retinue_memory.database.base import Connection, Database, Operation
 from retinue_memory.database.sqlite import SQLiteDatabase, named_queries, path_of
 from retinue_memory.messages import Message, message_json, message_of
@@ -20,53 +20,55 @@ State = Literal["new", "sent", "pending", "done", "failed"]
 
 _FOLDER = files("retinue_memory.mem0")
 _SQL = named_queries(_FOLDER.joinpath("turns.sql").read_text(encoding="utf-8"))
-_EPOCH, _MICROSECOND = datetime.fromtimestamp(0, UTC), timedelta(microseconds=1)
 _IN_MEMORY = ":memory:"
-KEPT_DAYS = 30
-"""How long the id of a turn that is done is kept, so that it is not sent again."""
+_KEEP_DONE_DAYS = 30  # a turn that comes again within these is recognised
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn's messages on their way to mem0."""
+    """A turn's messages on their way to mem0. The columns of `mem0_turns` explain the fields."""
 
     scope: str
+    """`Scope.key`."""
     id: str
     entity: Entity
     messages: Sequence[Message]
     about: Mapping[str, Any]
+    """See `records.metadata_of`."""
     infer: bool
+    """Let mem0's model extract facts; False: keep each message as it is."""
     state: State = "sent"
     void: bool = False
+    """Erased or forgotten since: what mem0 makes of it is to be deleted."""
     event: str | None = None
     tries: int = 0
     failures: int = 0
     since: int = 0
+    """When the state was entered, in microseconds."""
 
     @property
     def said(self) -> str:
+        """The text of all messages."""
         return "\n".join(message.content for message in self.messages)
 
     @property
     def key(self) -> tuple[str, str]:
+        """Unique within a memory."""
         return self.scope, self.id
 
 
-def now() -> int:
-    """Microseconds since the epoch."""
-    return (datetime.now(UTC) - _EPOCH) // _MICROSECOND
-
-
 class Turns:
-    """The rows of one memory, in a database that others may share; None: in this process' memory only. `grace`: seconds after
-    which a request whose outcome nobody knows is looked into at the latest."""
+    """The rows of one memory, in a database that others may share; None: in this process only.
 
-    def __init__(self, database: Database | str | None, space: str, grace: float) -> None:
-        self._grace = grace
+    `grace_s`: a turn whose request has no known outcome is due after so many seconds.
+    """
+
+    def __init__(self, database: Database | str | None, space: str, grace_s: float) -> None:
+        self._grace_s = grace_s
         self._owned = database is None or isinstance(database, str)
         self._space = space
         self._one_connection = database is None
-        """Whether the rows are in memory only, and so belong to the writer's connection."""
+        """The rows are in memory, which only the writer's connection sees."""
         self._database: Database
         if database is None:
             self._database = SQLiteDatabase(_IN_MEMORY)
@@ -76,9 +78,9 @@ class Turns:
             self._database = database
 
     def open(self) -> None:
-        """Bring the tables up to date. Blocks. Raises StoreError."""
+        """Create or upgrade the tables, and delete old rows. Blocks. Raises StoreError."""
         self._database.migrate("mem0", _FOLDER)
-        before = now() - KEPT_DAYS * 86_400 * 1_000_000
+        before = now_us() - _KEEP_DONE_DAYS * DAY_US
         self._database.write_now(lambda db: db.execute(_SQL["drop_old"], {"space": self._space, "before": before}))
 
     def close(self) -> None:
@@ -86,8 +88,11 @@ class Turns:
             self._database.close()
 
     async def accept(self, turn: Turn, *, unless: Operation[bool]) -> tuple[Turn, bool] | None:
-        """Write the turn down as about to be sent: itself and True; what was there under its id before and False. None:
-        `unless` holds in this very transaction."""
+        """Store a turn that is about to be sent.
+
+        Returns the turn and True, or if its id is stored already, the stored turn and False. Returns None, and stores nothing,
+        if `unless` holds in the same transaction.
+        """
 
         def write(db: Connection) -> tuple[Turn, bool] | None:
             if unless(db):
@@ -98,8 +103,8 @@ class Turns:
                 "messages": json.dumps([message_json(message) for message in turn.messages]),
                 "about": json.dumps(turn.about),
                 "infer": turn.infer,
-                "now": now(),
-                "due": _in(self._grace),
+                "now": now_us(),
+                "due": _in(self._grace_s),
             }
             if db.execute(_SQL["accept"], values).rowcount:
                 return turn, True
@@ -108,14 +113,14 @@ class Turns:
         return await self._database.write(write)
 
     async def of_scope(self, scope: str) -> list[Turn]:
-        """Those that mem0 may not find yet, and the void ones, as they were said."""
+        """The turns of a scope that mem0 may not find yet, and the void ones, in the order in which they were accepted."""
         return await self._read(lambda db: list(map(_turn, _rows(db, "of_scope", self._of(scope)))))
 
     async def due(self, most: int = 64) -> tuple[list[Turn], float | None]:
-        """Those to be looked at, and in how many seconds there are more to come; None: there are none."""
+        """The turns that are due, and in how many seconds the next one will be. None: there is no other."""
 
         def read(db: Connection) -> tuple[list[Turn], float | None]:
-            values = {"space": self._space, "now": now(), "most": most}
+            values = {"space": self._space, "now": now_us(), "most": most}
             later = db.execute(_SQL["next_due"], values).fetchone()[0]
             seconds = None if later is None else max(0.0, (later - values["now"]) / 1e6)
             return list(map(_turn, _rows(db, "due", values))), seconds
@@ -123,7 +128,7 @@ class Turns:
         return await self._read(read)
 
     async def waiting(self, scope: str | None) -> int:
-        """How many mem0 may still make searchable: of a scope, or of all."""
+        """How many turns mem0 is working on or has not taken: of a scope, or of all (None)."""
         return await self._read(
             lambda db: int(db.execute(_SQL["waiting"], {"space": self._space, "scope": scope}).fetchone()[0])
         )
@@ -131,39 +136,43 @@ class Turns:
     async def advance(
         self, turn: Turn, state: State, *, seconds: float = 0.0, event: str | None = None, failed: bool = False
     ) -> bool:
-        """Set its state, to be looked at in `seconds`; a `failed` event is counted, and the model not asked again. Whether
-        it is void; one that is gone is, too."""
+        """Set a turn's state, and make it due in `seconds`. `failed`: its event failed; mem0 is not asked to infer again.
+
+        Returns whether the turn is void, or was deleted.
+        """
         values = self._key(turn) | {
             "state": state,
             "event": event,
             "infer": turn.infer and not failed,
             "failures": turn.failures + failed,
-            "now": now(),
+            "now": now_us(),
             "due": _in(seconds),
         }
         rows = await self._database.write(lambda db: db.execute(_SQL["advance"], values).fetchall())
         return not rows or bool(rows[0][0])
 
     async def again(self, turn: Turn, seconds: float) -> None:
-        """Look at it again in `seconds`; nothing is new."""
+        """Make a turn due in `seconds`, with the same state."""
         await self._execute("again", self._key(turn) | {"due": _in(seconds)})
 
     async def make_void(self, scope: str, turn: str | None = None) -> None:
-        """What becomes of the turn, or of all of the scope, is not wanted any more. Their text is gone at once."""
+        """Void one turn, or all of a scope (None), and delete its text."""
         await self._execute("make_void", self._of(scope) | {"turn": turn})
 
     async def drop(self, turn: Turn) -> None:
+        """Delete a turn."""
         await self._execute("drop", self._key(turn))
 
     async def drop_settled(self, scope: str) -> int:
-        """Delete those that mem0 does not work on; how many that were."""
+        """Delete the turns of a scope that mem0 is not working on. Returns how many there were."""
         return await self._execute("drop_settled", self._of(scope))
 
     async def count(self, scope: str) -> int:
+        """How many turns of a scope are stored."""
         return await self._read(lambda db: int(db.execute(_SQL["count"], self._of(scope)).fetchone()[0]))
 
     async def scrub(self, deleted: int) -> str | None:
-        """Leave nothing in the file of the rows that were deleted, now or before; in words what may still hold it."""
+        """Remove the bytes of rows that were deleted, now or before, from the file. Returns what may still hold them, or None."""
         if self._one_connection or (not deleted and self._database.scrubbed):
             return None
         return await self._database.scrub()
@@ -182,7 +191,7 @@ class Turns:
 
 
 def _in(seconds: float) -> int:
-    return now() + int(seconds * 1_000_000)
+    return now_us() + int(seconds * 1_000_000)
 
 
 def _rows(db: Connection, query: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
--- The rows of mem0_turns as they come and go.
+-- The rows of mem0_turns. Every statement names the space.
 
 -- name: accept
 INSERT INTO mem0_turns (
@@ -13,7 +13,7 @@ ON CONFLICT DO NOTHING
 SELECT * FROM mem0_turns WHERE space = :space AND scope = :scope AND turn = :turn
 
 -- name: of_scope
--- Everything that is not certainly with mem0 and searchable, in the order in which it was said.
+-- All turns but those that mem0 finds, in the order in which they were accepted.
 SELECT * FROM mem0_turns
 WHERE space = :space AND scope = :scope AND (state <> 'done' OR void)
 ORDER BY accepted_at, turn
@@ -31,8 +31,8 @@ SELECT count(*) FROM mem0_turns
 WHERE space = :space AND (:scope IS NULL OR scope = :scope) AND state IN ('new', 'sent', 'pending')
 
 -- name: advance
--- A new state; `tries` counts how often it was not taken, or how often its event was asked about. What is searchable, and what
--- is void, needs its text no longer. A void one is never done: what mem0 made of it is to be deleted, and the row then.
+-- Set a new state. A turn that is done or void does not need its text any more. A void one is never done: what mem0 made of it
+-- is deleted first, then the row.
 UPDATE mem0_turns SET
     state = iif(void AND :state = 'done', state, :state), event = iif(void AND :state = 'done', event, :event),
     infer = :infer, failures = :failures, since = :now, due = :due,
@@ -52,7 +52,7 @@ WHERE space = :space AND scope = :scope AND (:turn IS NULL OR turn = :turn)
 DELETE FROM mem0_turns WHERE space = :space AND scope = :scope AND turn = :turn
 
 -- name: drop_settled
--- Of an erased scope, all that mem0 does not work on any more. Those it may still make something of stay, void, till it has.
+-- Of an erased scope, the turns that mem0 is not working on. The others stay void until it has finished.
 DELETE FROM mem0_turns WHERE space = :space AND scope = :scope AND state IN ('new', 'done', 'failed')
 
 -- name: drop_old

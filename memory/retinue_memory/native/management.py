@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from retinue_memory.clock import now, now_us
 from retinue_memory.database.base import Connection, Database
 from retinue_memory.errors import MemoryBackendError
+from retinue_memory.management import MAX_FOCUS_RECORDS, MAX_PROFILE_RECORDS, check_forget, check_limit, checked_text
 from retinue_memory.memory import (
     MemoryFilter,
     MemoryKind,
@@ -31,9 +32,6 @@ from .writes import Writes
 
 R = TypeVar("R")
 
-MAX_PAGE = 1000
-MAX_PROFILE_RECORDS = 20
-_MAX_FOCUS_RECORDS = 5
 _OUT_OF_REACH = "copies of the file, snapshots and backups; the disk's own spare blocks"
 
 
@@ -61,8 +59,7 @@ class Management:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     async def browse(self, scope: Scope, where: MemoryFilter, limit: int, cursor: str | None) -> MemoryPage:
-        if not 1 <= limit <= MAX_PAGE:
-            raise ValueError(f"limit is {limit}: expected 1 to {MAX_PAGE}")
+        check_limit(limit)
         records, following = await self._read(lambda db: management_rows.page(db, scope, where, limit, cursor))
         return MemoryPage(tuple(records), following)
 
@@ -95,12 +92,12 @@ class Management:
             return tuple(sorted(page.records, key=lambda record: not record.pinned))
 
         messages = MemoryFilter(kinds=frozenset({MemoryKind.RECENT_MESSAGE}))
-        said = await self.browse(scope, messages, 4 * _MAX_FOCUS_RECORDS, None)
+        said = await self.browse(scope, messages, 4 * MAX_FOCUS_RECORDS, None)
         return Profile(
             facts=await latest(MemoryKind.ENTITY),
             preferences=await latest(MemoryKind.PREFERENCE),
-            focus=tuple(record for record in said.records if record.role == "user")[:_MAX_FOCUS_RECORDS],
-            summaries=await latest(MemoryKind.SUMMARY, limit=_MAX_FOCUS_RECORDS),
+            focus=tuple(record for record in said.records if record.role == "user")[:MAX_FOCUS_RECORDS],
+            summaries=await latest(MemoryKind.SUMMARY, limit=MAX_FOCUS_RECORDS),
         )
 
     # -- correcting ---------------------------------------------------------------------------------------------------
@@ -184,18 +181,3 @@ class Management:
 
     async def _read(self, operation: Callable[[Connection], R]) -> R:
         return await self._placement.run(self._database.read_now, operation)
-
-
-def check_forget(ids: Sequence[str], query: str | None, since: datetime | None, until: datetime | None) -> None:
-    """Raises ValueError if these conditions would delete everything."""
-    if not ids and query is None and since is None and until is None:
-        raise ValueError("forget got no condition: expected ids, a query, or a time; erase() deletes everything")
-    if query is not None and not query.strip():
-        raise ValueError("forget got an empty query, which would match everything; erase() deletes everything")
-
-
-def checked_text(content: str) -> str:
-    """The text in storable form. Raises ValueError if it is empty."""
-    if not content.strip():
-        raise ValueError("the text is empty: expected a text; forget() deletes a memory")
-    return storable(content)
