@@ -113,13 +113,11 @@ class AsyncMemory:
         """
         if not query.strip():
             raise ValueError("the query is empty")
-        owner, most = (
-            _owner_of(filters, user_id, agent_id, run_id),
-            _checked_count(limit if limit is not None else top_k),
-        )
+        owner = _owner_of(filters, user_id, agent_id, run_id)
+        top_k = _checked_count(limit if limit is not None else top_k)
         where = MemoryFilter(superseded=show_expired)
         hits = await self.memory.search(
-            owner.scope(self._tenant, self._space), query, where, top_k=_MAX_HITS if owner.is_narrow else most
+            owner.scope(self._tenant, self._space), query, where, top_k=_MAX_HITS if owner.is_narrow else top_k
         )
         found = [
             self._item(hit.record, owner)
@@ -128,7 +126,7 @@ class AsyncMemory:
             for hit in hits
             if owner.has(hit.record) and hit.score >= (threshold or 0.0)
         ]
-        return {"results": found[:most]}
+        return {"results": found[:top_k]}
 
     async def get_all(
         self,
@@ -142,14 +140,12 @@ class AsyncMemory:
         show_expired: bool = False,
     ) -> dict[str, Any]:
         """The memories of a user, an agent or a run, newest first, at most `top_k`."""
-        owner, most = (
-            _owner_of(filters, user_id, agent_id, run_id),
-            _checked_count(limit if limit is not None else top_k),
-        )
+        owner = _owner_of(filters, user_id, agent_id, run_id)
+        top_k = _checked_count(limit if limit is not None else top_k)
         found: list[dict[str, Any]] = []
         async for record in self._records(owner, MemoryFilter(superseded=show_expired)):
             found.append(self._item(record, owner))
-            if len(found) == most:
+            if len(found) == top_k:
                 break
         return {"results": found}
 
@@ -414,10 +410,10 @@ def _warn_about(metadata: Mapping[str, Any] | None) -> None:
         log.warning("metadata is not stored: %s", ", ".join(map(str, metadata)))
 
 
-def _checked_count(most: object) -> int:
-    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
-        raise ValueError(f"top_k is {most!r}: expected a whole number, at least 1")
-    return most
+def _checked_count(top_k: object) -> int:
+    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
+        raise ValueError(f"top_k is {top_k!r}: expected a whole number, at least 1")
+    return top_k
 
 
 def _open(config: Mapping[str, Any] | str) -> ManagedMemory:

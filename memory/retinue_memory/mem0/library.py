@@ -140,10 +140,10 @@ class Library:
         )
         return found["results"]
 
-    def listed(self, entity: Entity, *, most: int = _ALL, turn: str | None = None) -> list[dict[str, Any]]:
+    def listed(self, entity: Entity, *, limit: int = _ALL, turn: str | None = None) -> list[dict[str, Any]]:
         """The entity's memories, ordered by id; those of one turn if it is given."""
         filters = entity.filter if turn is None else {**entity.filter, TURN: {"eq": turn}}
-        found: dict[str, list[dict[str, Any]]] = self.memory.get_all(filters=filters, top_k=most, show_expired=True)
+        found: dict[str, list[dict[str, Any]]] = self.memory.get_all(filters=filters, top_k=limit, show_expired=True)
         return found["results"]
 
     def get(self, id: str) -> dict[str, Any] | None:

@@ -165,7 +165,7 @@ class LocalService(Service):
         return list(map(Item.of, await self._run(self._reading, lambda mem0: mem0.search(query, entity, top_k))))
 
     async def page(self, entity: Entity, number: int) -> list[Item]:
-        rows = await self._run(self._reading, lambda mem0: mem0.listed(entity, most=number * PAGE))
+        rows = await self._run(self._reading, lambda mem0: mem0.listed(entity, limit=number * PAGE))
         return list(map(Item.of, rows[(number - 1) * PAGE :]))
 
     async def of_turn(self, entity: Entity, turn: str, said: str) -> list[Item] | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from retinue_memory.clock import now, now_us
+from retinue_memory.clock import now
 from retinue_memory.errors import MemoryBackendError
 from retinue_memory.ids import new_hex_id
 from retinue_memory.management import (
@@ -31,6 +31,7 @@ from retinue_memory.messages import Message
 from retinue_memory.pending import overlay
 from retinue_memory.text import storable, within_budget
 
+from .contents import Contents, unconfirmed_records
 from .intake import Intake
 from .loop import LoopThread, on_own_loop
 from .records import (
@@ -46,7 +47,7 @@ from .records import (
     versions,
 )
 from .search import search_items
-from .service import ABOUT, TURN, Entity, Item, Service
+from .service import ABOUT, Entity, Item, Service
 from .turns import Turn, Turns
 
 _ADD_TIMEOUT_S = 30.0  # for mem0 to give an added memory its id
@@ -57,19 +58,20 @@ class Management:
 
     mem0 keeps neither when a memory held nor what superseded it: `as_of` is a ValueError, and what mem0 replaced is in the
     history only. It chooses its own ids: imported memories get new ones, and a new history. Listings read everything of the
-    scope. An operation waits `patience` seconds for what mem0 is still working on, then shows it as it was said; it can be
+    scope. An operation waits `patience_s` seconds for what mem0 is still working on, then shows it as it was said; it can be
     forgotten and erased then, but not edited.
     """
 
     def __init__(
-        self, name: str, service: Service, turns: Turns, intake: Intake, loop: LoopThread, patience: float
+        self, name: str, service: Service, turns: Turns, intake: Intake, loop: LoopThread, patience_s: float
     ) -> None:
         self._name = name
         self._service = service
         self._turns = turns
         self._intake = intake
         self._loop = loop
-        self._patience = patience
+        self._patience_s = patience_s
+        self._contents = Contents(name, service, turns, intake, patience_s)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -77,7 +79,7 @@ class Management:
     async def browse(self, scope: Scope, where: MemoryFilter, limit: int, cursor: str | None) -> MemoryPage:
         check_limit(limit)
         before = _place_of_cursor(cursor) if cursor is not None else None
-        records = [record for record in await self._records(scope) if selects(where, record)]
+        records = [record for record in await self._contents.records(scope) if selects(where, record)]
         records = sorted(records, key=_place, reverse=True)
         if before is not None:
             records = [record for record in records if _place(record) < before]
@@ -86,19 +88,16 @@ class Management:
 
     @on_own_loop
     async def get(self, scope: Scope, id: str) -> MemoryRecord | None:
-        await self._wait_briefly(scope)
-        item = await self._item(scope, id)
-        if item is not None:
-            return record_of(item)
-        unconfirmed = [record for turn in await self._turns.of_scope(scope.key) for record in _unconfirmed(turn)]
-        return next((record for record in unconfirmed if record.id == id), None)
+        return await self._contents.record(scope, id)
 
     @on_own_loop
     async def history(self, scope: Scope, id: str) -> list[MemoryRecord]:
         record = await self.get(scope, id)
         if record is None:
             return []
-        return versions(record, await self._service.history(id) if await self._item(scope, id) is not None else [])
+        return versions(
+            record, await self._service.history(id) if await self._contents.item(scope, id) is not None else []
+        )
 
     @on_own_loop
     async def search(
@@ -108,11 +107,11 @@ class Management:
         query = storable(query).strip()
         if top_k < 1 or not query:
             return []
-        await self._wait_briefly(scope)
+        await self._contents.wait_briefly(scope)
         turns = await self._turns.of_scope(scope.key)
         items = await search_items(self._service, scope, query, where, top_k, turns)
         found = [(record_of(item), item.score, "mem0") for item in items]
-        unconfirmed = {record.id: record for turn in turns for record in _unconfirmed(turn)}
+        unconfirmed = {record.id: record for turn in turns for record in unconfirmed_records(turn)}
         said = [message for turn in turns for message in turn.messages]
         found += [
             (unconfirmed[message.id], message.metadata["memory"]["score"], "words")
@@ -145,15 +144,15 @@ class Management:
 
     @on_own_loop
     async def _exported(self, scope: Scope) -> list[dict[str, Any]]:
-        await self._wait_briefly(scope)
-        pairs = [(record_of(item), item.metadata) for item in await self._items(scope)]
+        await self._contents.wait_briefly(scope)
+        pairs = [(record_of(item), item.metadata) for item in await self._contents.items(scope)]
         turns = await self._turns.of_scope(scope.key)
-        pairs += [(record, {}) for turn in turns for record in _unconfirmed(turn)]
+        pairs += [(record, {}) for turn in turns for record in unconfirmed_records(turn)]
         return [exported(record, metadata) for record, metadata in sorted(pairs, key=lambda pair: _place(pair[0]))]
 
     @on_own_loop
     async def profile(self, scope: Scope) -> Profile:
-        records = sorted(await self._records(scope), key=_place, reverse=True)
+        records = sorted(await self._contents.records(scope), key=_place, reverse=True)
         records.sort(key=lambda record: not record.pinned)
 
         def latest(kind: MemoryKind, limit: int = MAX_PROFILE_RECORDS) -> tuple[MemoryRecord, ...]:
@@ -187,7 +186,7 @@ class Management:
     @on_own_loop
     async def edit(self, scope: Scope, id: str, content: str) -> MemoryRecord | None:
         text = checked_text(content)
-        item = await self._item_to_change(scope, id)
+        item = await self._contents.item_to_change(scope, id)
         if item is None:
             return None
         return await self._change(item, text, {"version": record_of(item).version + 1})
@@ -195,7 +194,7 @@ class Management:
     @on_own_loop
     async def pin(self, scope: Scope, id: str, pinned: bool) -> MemoryRecord | None:
         """Stored in the memory's metadata; mem0 expires nothing by itself."""
-        item = await self._item_to_change(scope, id)
+        item = await self._contents.item_to_change(scope, id)
         return await self._change(item, item.text, {"pinned": pinned}) if item is not None else None
 
     async def _change(self, item: Item, text: str, known: Mapping[str, Any]) -> MemoryRecord:
@@ -219,17 +218,17 @@ class Management:
                 and said_between(record, since, until)
             )
 
-        await self._wait_briefly(scope)
-        turns = [turn for turn in await self._turns.of_scope(scope.key) if any(map(matches, _unconfirmed(turn)))]
+        await self._contents.wait_briefly(scope)
+        turns = [turn for turn in await self._turns.of_scope(scope.key) if any(map(matches, unconfirmed_records(turn)))]
         for turn in turns:
             if turn.state == "failed":
                 await self._turns.drop(turn)
             else:
                 await self._turns.make_void(scope.key, turn.id)
-        items = [item for item in await self._items(scope) if matches(record_of(item))]
+        items = [item for item in await self._contents.items(scope) if matches(record_of(item))]
         for item in items:
             await self._service.delete(item.id)
-        left = await self._scrub(len(turns)) if items or turns else (self._service.elsewhere,)
+        left = await self._contents.scrub(len(turns)) if items or turns else (self._service.elsewhere,)
         return Receipt(scope.key, now(), {"memories": len(items), "mem0_turns": len(turns)}, left)
 
     async def erase(self, scope: Scope) -> Receipt:
@@ -242,41 +241,19 @@ class Management:
         delivery, entity = await self._intake.delivery(), Entity.of(scope)
         turns = await self._turns.count(scope.key)
         await self._turns.make_void(scope.key)
-        await delivery.finish(scope.key, self._patience)
+        await delivery.finish(scope.key, self._patience_s)
         deleted = {"memories": await delivery.count(entity), "mem0_turns": turns}
         deleted |= await self._service.remains(entity)
-        await self._delete_all(entity)
-        await delivery.wait(scope.key, self._patience)
+        await self._contents.delete_all(entity)
+        await delivery.wait(scope.key, self._patience_s)
         await self._turns.drop_settled(scope.key)
         for item in await delivery.everything(entity):  # created while the rest was deleted
             await self._service.delete(item.id)
         in_flight = await self._turns.count(scope.key)
-        left = await self._scrub(turns)
+        left = await self._contents.scrub(turns)
         if in_flight:
             left = (f"{in_flight} turns that mem0 is working on; its results are deleted when they appear", *left)
         return Receipt(scope.key, now(), deleted, left)
-
-    async def _scrub(self, deleted_turns: int) -> tuple[str, ...]:
-        """Remove the bytes of deleted rows from the files. Returns what may still hold them, in words."""
-        ours, theirs = await self._turns.scrub(deleted_turns), await self._service.scrub()
-        return (*filter(None, (ours, theirs)), self._service.elsewhere)
-
-    async def _delete_all(self, entity: Entity) -> None:
-        """In one call, unless that deletes others' memories: mem0 also finds a session's memories that name a user."""
-        is_safe = entity.field == "user_id" or self._service.knows_sessions
-        if is_safe or not await self._has_others(entity):
-            await self._service.delete_all(entity)
-            return
-        for item in await (await self._intake.delivery()).everything(entity):
-            await self._service.delete(item.id)
-
-    async def _has_others(self, entity: Entity) -> bool:
-        number = 1
-        while page := await self._service.page(entity, number):
-            if not all(item.belongs_to(entity) for item in page):
-                return True
-            number += 1
-        return False
 
     # -- moving -------------------------------------------------------------------------------------------------------
 
@@ -305,50 +282,11 @@ class Management:
     @on_own_loop
     async def _origins(self, scope: Scope) -> set[str]:
         """The ids of all memories, and the ids that imported ones had before."""
-        await self._wait_briefly(scope)
-        items = await self._items(scope)
+        await self._contents.wait_briefly(scope)
+        items = await self._contents.items(scope)
         turns = await self._turns.of_scope(scope.key)
         known = [about(item) for item in items] + [turn.about for turn in turns]
         return {item.id for item in items} | {str(one["origin"]) for one in known if "origin" in one}
-
-    # -- mem0 and the rows --------------------------------------------------------------------------------------------
-
-    async def _wait_briefly(self, scope: Scope) -> None:
-        """Wait for what mem0 has just started to work on, so that an owner sees memories with permanent ids."""
-        delivery = await self._intake.delivery()
-        in_flight = [turn for turn in await self._turns.of_scope(scope.key) if turn.state in ("new", "sent", "pending")]
-        if in_flight:
-            youngest_s = (now_us() - max(turn.since for turn in in_flight)) / 1e6
-            await delivery.wait(scope.key, self._patience - youngest_s)
-
-    async def _items(self, scope: Scope) -> list[Item]:
-        return await (await self._intake.delivery()).everything(Entity.of(scope))
-
-    async def _records(self, scope: Scope) -> list[MemoryRecord]:
-        await self._wait_briefly(scope)
-        turns = await self._turns.of_scope(scope.key)
-        void = {turn.id for turn in turns if turn.void}
-        items = await self._items(scope)
-        texts = {item.text for item in items}
-        unconfirmed = [record for turn in turns for record in _unconfirmed(turn) if record.content not in texts]
-        return [*unconfirmed, *(record_of(item) for item in items if item.metadata.get(TURN) not in void)]
-
-    async def _item(self, scope: Scope, id: str) -> Item | None:
-        await self._intake.delivery()
-        item = await self._service.get(id) if id else None
-        return item if item is not None and item.belongs_to(Entity.of(scope)) else None
-
-    async def _item_to_change(self, scope: Scope, id: str) -> Item | None:
-        """Returns None if there is no such memory. Raises MemoryBackendError if mem0 is still working on it."""
-        record = await self.get(scope, id)
-        item = await self._item(scope, id) if record is not None else None
-        if record is not None and item is None:
-            raise MemoryBackendError(f"{self._name}: mem0 is still working on this memory, try again in a moment")
-        return item
-
-
-def _unconfirmed(turn: Turn) -> list[MemoryRecord]:
-    return [unconfirmed_record(message, turn.about) for message in turn.messages if message.role == "user"]
 
 
 def _place(record: MemoryRecord) -> tuple[datetime, str]:

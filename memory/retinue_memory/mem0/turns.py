@@ -116,11 +116,11 @@ class Turns:
         """The turns of a scope that mem0 may not find yet, and the void ones, in the order in which they were accepted."""
         return await self._read(lambda db: list(map(_turn, _rows(db, "of_scope", self._of(scope)))))
 
-    async def due(self, most: int = 64) -> tuple[list[Turn], float | None]:
+    async def due(self, limit: int = 64) -> tuple[list[Turn], float | None]:
         """The turns that are due, and in how many seconds the next one will be. None: there is no other."""
 
         def read(db: Connection) -> tuple[list[Turn], float | None]:
-            values = {"space": self._space, "now": now_us(), "most": most}
+            values = {"space": self._space, "now": now_us(), "limit": limit}
             later = db.execute(_SQL["next_due"], values).fetchone()[0]
             seconds = None if later is None else max(0.0, (later - values["now"]) / 1e6)
             return list(map(_turn, _rows(db, "due", values))), seconds

@@ -21,7 +21,7 @@ ORDER BY accepted_at, turn
 -- name: due
 SELECT * FROM mem0_turns
 WHERE space = :space AND due <= :now AND state IN ('new', 'sent', 'pending')
-ORDER BY due LIMIT :most
+ORDER BY due LIMIT :limit
 
 -- name: next_due
 SELECT min(due) FROM mem0_turns WHERE space = :space AND due > :now AND state IN ('new', 'sent', 'pending')

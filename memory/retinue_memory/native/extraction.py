@@ -102,7 +102,7 @@ def pending_sessions(db: Connection, space: str) -> list[tuple[Scope, str]]:
 
 def load_batch(db: Connection, scope: Scope, session_id: str, limit: int) -> Batch:
     """The oldest `limit` pending messages of a session, with its summary."""
-    key = key_of(scope) | {"session_id": session_id, "most": limit}
+    key = key_of(scope) | {"session_id": session_id, "limit": limit}
     records = by_seq(db, scope, [seq for (seq,) in db.execute(SQL["pending"], key)])
     summaries = by_seq(db, scope, [seq for (seq,) in db.execute(SQL["summary_of"], key)])
     return Batch(rows.state(db, scope).generation, records, summary=next(iter(summaries.values()), None))

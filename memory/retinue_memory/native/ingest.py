@@ -277,7 +277,7 @@ class Writer:
         if change.before.version == prepared.version and not change.changed:
             change.mark_slots_stored()
             return
-        values = {"version": prepared.version, "most": _MAX_CHANGED_ROWS}
+        values = {"version": prepared.version, "limit": _MAX_CHANGED_ROWS}
         rows = change.db.execute(SQL["changed"], change.key | values).fetchall()
         for seq, content in rows:
             self.note(seq, content)

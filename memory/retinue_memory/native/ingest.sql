@@ -14,7 +14,7 @@ SELECT seq, content FROM memories
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
   AND version > :version AND role IN ('user', 'system') AND valid_to IS NULL AND quarantined IS NULL
 ORDER BY version DESC
-LIMIT :most
+LIMIT :limit
 
 -- name: add_slots
 -- `:slots` is a list of [seq, slot]; those of rows deleted meanwhile are left out.
@@ -65,7 +65,7 @@ SELECT seq FROM memories
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
   AND pending IS NOT NULL AND session_id = :session_id
 ORDER BY seq
-LIMIT :most
+LIMIT :limit
 
 -- name: set_extracted
 UPDATE memories SET pending = NULL, expires_at = CASE WHEN pinned THEN expires_at ELSE coalesce(:expires_at, expires_at) END,

@@ -14,7 +14,7 @@ WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :own
   )
   AND (:kinds IS NULL OR kind IN (SELECT value FROM json_each(:kinds)))
 ORDER BY created_at DESC, seq DESC
-LIMIT :most
+LIMIT :limit
 
 -- name: revisions
 SELECT memory_seq, revision, kind, content, replaced_at FROM memory_revisions
@@ -155,14 +155,14 @@ WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :own
   AND version < :version
 ORDER BY valid_to IS NULL AND coalesce(expires_at > :now, TRUE), quarantined IS NULL, role <> 'assistant',
     kind <> 'RecentMessage', said_at, seq
-LIMIT :most
+LIMIT :limit
 
 -- name: without_vector
 SELECT seq, revision, content FROM memories
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id AND embedder IS NOT :embedder
   AND seq < :before
 ORDER BY seq DESC
-LIMIT :most
+LIMIT :limit
 
 -- name: set_vector
 UPDATE memories
@@ -176,7 +176,7 @@ SELECT seq, id, kind, role, speaker, content, session_id, created_at, said_at, v
 FROM memories
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id AND seq > :after
 ORDER BY seq
-LIMIT :most
+LIMIT :limit
 
 -- name: all_sources
 SELECT memory_seq, message_id, said_at, turn_id, position FROM memory_sources

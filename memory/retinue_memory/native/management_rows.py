@@ -59,7 +59,7 @@ def page(
         "mode": "as_of" if where.as_of is not None else "all" if where.superseded else "current",
         "at": now_us() if where.as_of is None else to_us(where.as_of),
         "kinds": json.dumps([str(kind) for kind in where.kinds]) if where.kinds else None,
-        "most": limit + 1,
+        "limit": limit + 1,
     }
     rows = db.execute(SQL["page"], values).fetchall()
     records = by_seq(db, scope, [seq for seq, _ in rows[:limit]])
@@ -129,7 +129,7 @@ def without_vector(
     db: Connection, scope: Scope, embedder: str, limit: int, before: int = _MAX_INT
 ) -> list[tuple[int, int, str]]:
     """(seq, revision, content) of the latest memories with no vector of this embedder, and with a seq below `before`."""
-    values = key_of(scope) | {"embedder": embedder, "most": limit, "before": before}
+    values = key_of(scope) | {"embedder": embedder, "limit": limit, "before": before}
     return db.execute(SQL["without_vector"], values).fetchall()
 
 
@@ -208,7 +208,7 @@ def trim(change: Change, max_memories: int) -> int:
     values = change.key | {
         "now": now_us(),
         "version": change.version,
-        "most": count - max_memories + max_memories // 10,
+        "limit": count - max_memories + max_memories // 10,
     }
     return forget(change, [seq for (seq,) in change.db.execute(SQL["least_valuable"], values)])["memories"]
 

@@ -136,9 +136,9 @@ def state(db: Connection, scope: Scope) -> State:
     return State(*row) if row is not None else State()
 
 
-def changed_since(db: Connection, scope: Scope, version: int, most: int = -1) -> list[IndexRow]:
-    """The rows written or changed after `version`, in the order of their insertion: the first `most`, all if it is negative."""
-    values = key_of(scope) | {"version": version, "most": most}
+def changed_since(db: Connection, scope: Scope, version: int, limit: int = -1) -> list[IndexRow]:
+    """The rows written or changed after `version`, in the order of their insertion: the first `limit`, all if it is negative."""
+    values = key_of(scope) | {"version": version, "limit": limit}
     return [IndexRow(*row) for row in db.execute(SQL["changed_since"], values)]
 
 

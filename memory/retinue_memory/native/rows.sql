@@ -72,7 +72,7 @@ SELECT seq, version, role, speaker, content, session_id, created_at, said_at, em
 FROM memories
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id AND version > :version
 ORDER BY seq
-LIMIT :most
+LIMIT :limit
 
 -- name: by_seq
 -- One row for each source of a memory; few have several. The "+" keeps SQLite from using an index of the scope: the few rows

@@ -65,7 +65,7 @@ _REVISION: Mapping[str, tuple[type, ...]] = {"revision": _INT, "kind": _TEXT, "c
 
 def read_page(db: Connection, scope: Scope, after: int) -> tuple[list[dict[str, Any]], int]:
     """The next memories after row `after`, and the last row of the page (`after` if there are no more)."""
-    rows = db.execute(management_rows.SQL["everything"], key_of(scope) | {"after": after, "most": PAGE}).fetchall()
+    rows = db.execute(management_rows.SQL["everything"], key_of(scope) | {"after": after, "limit": PAGE}).fetchall()
     chosen = key_of(scope) | {"seqs": json_list(row[0] for row in rows)}
     sources: dict[int, list[dict[str, Any]]] = {}
     for seq, *values in db.execute(management_rows.SQL["all_sources"], chosen):
