@@ -156,7 +156,7 @@ def _all_started(commands: dict[str, list[str]], folder: str) -> Generator[dict[
 async def _fill(path: Path) -> bool:
     """Give each client's user memories, embedded once and the same for all; whether they can be found by meaning."""
     embedder = find_embedder()
-    kept = Recent(embedder, most=MEMORIES) if embedder is not None else None
+    kept = Recent(embedder, max_readings=MEMORIES) if embedder is not None else None
     memory = NativeMemory(f"sqlite:///{path}", embedder=kept)
     for number in range(CLIENTS):
         user = f"user-{number}"

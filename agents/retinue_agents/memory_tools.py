@@ -11,7 +11,7 @@ from pydantic import Field
 
 from retinue_memory import ManagedMemory, Message, Scope, provenance, render_found
 from retinue_memory.messages import NOTE, message_json
-from retinue_memory.recall import same_text
+from retinue_memory.text import same_text
 
 from .events import MemoryFailed
 from .function_tool import FunctionTool

@@ -8,7 +8,8 @@ from typing import TypedDict
 
 from retinue_memory import InvocationContext, ManagedMemory, Message, Recall
 from retinue_memory.messages import message_of
-from retinue_memory.recall import RecallResult, same_text
+from retinue_memory.recall import RecallResult
+from retinue_memory.text import same_text
 
 from .events import Event, MemoryFailed, MemoryOperation, MemoryRetrieved, MemoryUpdated
 from .journal import JSONObject

@@ -1,8 +1,8 @@
-"""What mem0 gives out of its memories, read and checked: the items of `get_all`, of the library, the server or the cloud.
+"""The items that `get_all` of mem0's library, server or cloud returns: parsed and checked. mem0 need not be installed.
 
-Nothing of mem0 is needed for it. An item is a JSON object with `id` and `memory`, the text; `user_id`, `agent_id` and `run_id`
-say whose it is, `created_at`, `updated_at` and `expiration_date` are ISO 8601 (without a zone: UTC), `role` and `actor_id` say
-who said it where mem0 kept messages as they were, `categories` are mem0's own. `metadata` has no place here and is left out.
+An item is a JSON object with `id` and `memory` (the text). `user_id`, `agent_id` and `run_id` name the owner. `created_at`,
+`updated_at` and `expiration_date` are ISO 8601, UTC without a zone. `role` and `actor_id` name who said it, if mem0 stored a
+message as it was. `categories` are mem0's. `metadata` is ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PREFERENCES = "preference"
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One memory of mem0's. Times carry a zone."""
+    """One memory of mem0. Times carry a zone; None: the item has none."""
 
     id: str
     text: str
@@ -35,7 +35,7 @@ class Item:
     expires_at: datetime | None
 
     def belongs_to(self, scope: Scope) -> bool:
-        """Whether it is of this user, or of this session; what names nobody is whoever's it is said to be."""
+        """Whether it belongs to this user or session. An item that names no owner belongs to any."""
         if (self.user, self.agent, self.run) == (None, None, None):
             return True
         if scope.owner == "user":
@@ -44,43 +44,43 @@ class Item:
 
     @property
     def owner(self) -> str:
-        """Whose it is, in words."""
+        """The owner, in words."""
         named = (("user", self.user), ("agent", self.agent), ("run", self.run))
         return next((f"{what} {id_!r}" for what, id_ in named if id_ is not None), "nobody")
 
 
 def items_of(document: Any) -> list[Any]:
-    """The items of what `get_all` gave: a list, or an object with a list of `results`. Raises ValueError for anything else."""
+    """The items of a result of `get_all`: a list, or an object with a list of `results`. Raises ValueError for any other."""
     listed: Any = document
     if isinstance(document, Mapping):
         held = cast("Mapping[str, Any]", document)
         listed = next((held[name] for name in _LISTS if name in held), [held] if is_item(held) else None)
     if not isinstance(listed, list):
-        raise ValueError('not a list of memories, nor an object with "results"')
+        raise ValueError('expected a list of memories, or an object with "results"')
     return [*listed]
 
 
 def is_item(value: Mapping[str, Any]) -> bool:
-    """Whether a JSON object means to be an item."""
+    """Whether a JSON object has the keys of an item."""
     return "id" in value and "memory" in value
 
 
 def read_item(value: object, place: str) -> Item:
-    """The item. Raises ValueError that names its place and what is wrong with it."""
+    """Parse an item. Raises ValueError, which names its place and the problem."""
     if not isinstance(value, Mapping):
         raise ValueError(f"{place}: {value!r:.80} is not an object")
     fields = _Fields(cast("Mapping[str, Any]", value), place)
     text, id_ = fields.text("memory"), fields.text("id")
     if not text or not text.strip() or not id_:
         raise ValueError(f"{place}: {'memory' if id_ else 'id'} is missing or empty")
-    said_by = fields.text("role")
+    role = fields.text("role")
     return Item(
         id=id_,
         text=text,
         user=fields.text("user_id"),
         agent=fields.text("agent_id"),
         run=fields.text("run_id"),
-        role="user" if said_by == "user" else "assistant" if said_by == "assistant" else "system",
+        role="user" if role == "user" else "assistant" if role == "assistant" else "system",
         speaker=fields.text("actor_id") or "",
         kind=fields.kind(),
         created_at=fields.moment("created_at"),
@@ -90,7 +90,7 @@ def read_item(value: object, place: str) -> Item:
 
 
 class _Fields:
-    """The fields of an item by their names; one that is null is not there."""
+    """The fields of an item by name; null is like a missing one."""
 
     def __init__(self, value: Mapping[str, Any], place: str) -> None:
         self._value = value
@@ -99,7 +99,7 @@ class _Fields:
     def text(self, name: str) -> str | None:
         found = self._value.get(name)
         if found is not None and not isinstance(found, str):
-            raise ValueError(f"{self._place}: {name} is {found!r:.80}, not a text")
+            raise ValueError(f"{self._place}: {name} is {found!r:.80}: expected a text")
         return found
 
     def moment(self, name: str) -> datetime | None:
@@ -110,23 +110,25 @@ class _Fields:
             moment = datetime.fromisoformat(found)
             return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
         except (ValueError, OverflowError):
-            raise ValueError(f"{self._place}: {name} is {found!r:.80}, not a time like 2026-01-31T12:00:00Z") from None
+            raise ValueError(
+                f"{self._place}: {name} is {found!r:.80}: expected a time like 2026-01-31T12:00:00Z"
+            ) from None
 
     def end(self, name: str) -> datetime | None:
-        """The end of the day that is named: what expires on it still holds on it. Of the last day that there is: none."""
+        """The end of a day, as an item still holds on the day on which it expires. None for the last day of all."""
         found = self.text(name)
         if found is None:
             return None
         try:
             day = date.fromisoformat(found)
         except ValueError:
-            raise ValueError(f"{self._place}: {name} is {found!r:.80}, not a day like 2026-01-31") from None
+            raise ValueError(f"{self._place}: {name} is {found!r:.80}: expected a day like 2026-01-31") from None
         return None if day == date.max else datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
 
     def kind(self) -> MemoryKind:
         found: Any = self._value.get("categories") or []
         if not isinstance(found, list):
-            raise ValueError(f"{self._place}: categories is {found!r:.80}, not a list")
+            raise ValueError(f"{self._place}: categories is {found!r:.80}: expected a list")
         categories: list[Any] = [*found]
         liked = any(_PREFERENCES in str(category).casefold() for category in categories)
         return MemoryKind.PREFERENCE if liked else MemoryKind.ENTITY

@@ -1,7 +1,7 @@
-"""The contracts that every other module is written against: messages, scopes, memories, models, embedders.
+"""The memory contracts: `Memory`, `ManagedMemory`, and the values they exchange.
 
-A memory is anything with `retrieve` and `update`. It is told for whom by an `InvocationContext`, from which the
-`Scope`, the key under which things are remembered, follows.
+A `Memory` retrieves and updates. An `InvocationContext` says for whom; from it follows the `Scope`, the key under which
+memories live. Datetimes that a memory returns carry a time zone; one that it is given without a zone is taken as UTC.
 """
 
 from __future__ import annotations
@@ -15,48 +15,51 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import quote
 
-from retinue_memory.messages import Message
-
 from .errors import IdentityError
+from .messages import Message
 
 if TYPE_CHECKING:
     from .database.base import Database
 
-_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""What no id may hold: control characters, and halves of surrogate pairs, which no database can store."""
+# -- for whom -----------------------------------------------------------------------------------------------------------
+
+_REFUSED_IN_IDS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters; lone surrogates: not storable
 
 
 @dataclass(frozen=True, slots=True)
 class InvocationContext:
-    """Whose turn this is. Without a user, what is remembered belongs to the session."""
+    """The session, user and turn of a call. `agent`, `task_id` and `metadata` are for the memory's information only."""
 
     session_id: str
     user_id: str | None = None
+    """None: no user is known, and the memories belong to the session."""
     tenant: str = ""
+    """The tenant of the user or session; "" is the default tenant."""
     agent: str = ""
     task_id: str | None = None
     turn_id: str | None = None
-    """Writes are idempotent by it: the same turn written again changes nothing. None: no such promise is asked for."""
+    """Makes updates idempotent: a turn that was written is not written again. None: every update is a new one."""
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The key a memory lives under: a user of a tenant in a space, or a session where no user is known.
+    """The key that memories live under: (tenant, space, user), or (tenant, space, session) if no user is known.
 
-    `space` is the memory's name in the config: agents that name the same memory share it.
+    `space` is the memory's name in the config; agents that name the same memory share it.
     """
 
     tenant: str
     space: str
     owner: Literal["user", "session"]
     id: str
+    """The user's or the session's id. Ids compare byte for byte."""
 
     @classmethod
     def of(cls, ctx: InvocationContext | None, space: str = "default") -> Self:
-        """The scope of a turn. Raises IdentityError where neither a user nor a session is named: no scope, no access.
+        """The scope of a call.
 
-        Ids compare byte for byte; one that holds a control character, or is not a string, is refused.
+        Raises IdentityError if `ctx` is None, if the id is empty, or if a part is not a string or holds control characters.
         """
         if ctx is None:
             raise IdentityError("no InvocationContext: pass ctx=InvocationContext(session_id=..., user_id=...)")
@@ -65,22 +68,26 @@ class Scope:
         else:
             owner, id_ = "session", ctx.session_id
         if not id_:
-            raise IdentityError(f"the {owner}_id is empty: a memory needs someone whose it is")
+            raise IdentityError(f"the {owner}_id is empty: expected the id of the {owner} who owns the memories")
         for name, part in ((f"{owner}_id", id_), ("tenant", ctx.tenant), ("space", space)):
-            if not isinstance(part, str) or _UNFIT.search(part):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise IdentityError(f"the {name} {part!r} is not a string without control characters")
+            if not isinstance(part, str) or _REFUSED_IN_IDS.search(part):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise IdentityError(f"the {name} is {part!r}: expected a string without control characters")
         return cls(ctx.tenant, space, owner, id_)  # type: ignore[arg-type]
 
     @property
     def key(self) -> str:
-        """The scope as one string, different for different scopes whatever characters their ids hold."""
+        """The scope as one string; different scopes have different keys, whatever characters their ids hold."""
         return "/".join(quote(part, safe="") for part in (self.owner, self.tenant, self.space, self.id))
 
 
+# -- a memory -----------------------------------------------------------------------------------------------------------
+
+
 class Memory(ABC):
-    """A long-term memory. Both methods get `ctx: InvocationContext` as a keyword."""
+    """A long-term memory. `retrieve` and `update` take `ctx: InvocationContext` as a keyword argument."""
 
     name: str = "memory"
+    """The name in log lines and in `Provenance.backend`; need not be unique."""
     database: Database | None = None
     """The database of the memory's rows if `update` takes `alongside: Alongside`, an operation of the same database, into its
     commit; else None."""
@@ -90,38 +97,40 @@ class Memory(ABC):
 
     @abstractmethod
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
-        """The memories that matter for `query`, best first, at most `top_k`.
+        """Return the memories that matter for `query`: best first, at most `top_k`, none if nothing matters.
 
-        Each is a `role="system"` message with `metadata["memory"]` as `Provenance` describes. What was accepted by
-        `update` before is findable. Raises MemoryBackendError, whose `found` is used all the same, or IdentityError where
-        there is no scope.
+        Each is a message with `role="system"` and a `Provenance` as `metadata["memory"]`. Includes what an earlier `update`
+        of the same scope accepted. Raises IdentityError if `ctx` names no scope, and MemoryBackendError if the memory cannot
+        be read; the error's `found` holds what is known all the same.
         """
 
     @abstractmethod
     async def update(self, messages: list[Message], **kwargs: Any) -> None:
-        """Remember these messages. Writing the same `ctx.turn_id` again changes nothing.
+        """Remember the messages of a turn, in the order given. A `ctx.turn_id` that was written before changes nothing.
 
-        Returning means accepted: the messages survive the process. Raises MemoryBackendError or IdentityError.
+        Returns once they are accepted: they survive a crash of the process. Raises IdentityError or MemoryBackendError.
         """
 
     def take(self, messages: list[Message], *, ctx: InvocationContext) -> bool:
-        """Take what `update` would be given, to write it later; False, as by default: nothing was taken, `update` is to be
-        awaited. Raises IdentityError where there is no scope."""
+        """Accept the arguments of an `update` to write them later. Raises IdentityError.
+
+        Returns False if nothing was taken, and the caller has to await `update`; by default always.
+        """
         return False
 
     async def already_written(self, messages: list[Message], *, ctx: InvocationContext) -> bool:
-        """Whether this turn is there, as far as the memory can tell; asked before a write that may have been made before.
+        """Whether this turn is stored already. Called before an `update` is retried.
 
-        For a memory whose `update` cannot tell by `ctx.turn_id`. By default False: `update` sees to it.
+        For a memory whose `update` does not recognise `ctx.turn_id`. By default False: `update` is idempotent.
         """
         return False
 
     def at_hand(self, query: str, *, top_k: int, ctx: InvocationContext) -> list[Message]:
-        """What can be said at once, where `retrieve` fails or does not answer in time. By default nothing."""
+        """Return at once what can replace a `retrieve` that failed or timed out. Must not block. By default nothing."""
         return []
 
     async def aclose(self) -> None:
-        """Release what the memory holds. Using it afterwards is an error. By default there is nothing to release."""
+        """Release the memory's resources; it must not be used afterwards. By default there are none."""
 
     @property
     def ready(self) -> bool:
@@ -130,161 +139,199 @@ class Memory(ABC):
 
     @property
     def managed(self) -> ManagedMemory | None:
-        """The memory as its owner sees it; None where it offers no such thing. What wraps a memory says what that one is."""
+        """The memory as a `ManagedMemory`, or None if it is none. A wrapper returns that of the memory it wraps."""
         return None
 
 
 class MemoryKind(StrEnum):
-    """What a remembered thing is."""
+    """The kind of a memory."""
 
     RECENT_MESSAGE = "RecentMessage"
+    """A message as it was said."""
     SUMMARY = "Summary"
+    """A summary of a session."""
     ENTITY = "Entity"
+    """A fact about the user, or about a person or thing in their life."""
     PREFERENCE = "Preference"
+    """A liking, or a standing instruction to the assistant."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEntry:
-    """One memory as a `MemoryBackend` returns it. `relevance` is 0..1, higher is better; `timestamp_ns` since the epoch."""
+    """One memory as a `MemoryBackend` returns it."""
 
     key: str
     content: str
     kind: MemoryKind
     relevance: float
+    """0..1, higher is better."""
     timestamp_ns: int
+    """Nanoseconds since the epoch, UTC."""
+
+
+# -- a memory that its owner can see and change -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryRecord:
-    """One memory as its owner sees it. Times carry a zone."""
+    """One memory as its owner sees it."""
 
     id: str
     kind: MemoryKind
     content: str
     role: str
-    """Who said it: "user", "assistant", or "system" for what was made from what they said."""
+    """Who said it: "user" or "assistant"; "system" if it was derived from what they said."""
     speaker: str
+    """The speaker's name; "" if none was given."""
     session_id: str
+    """The session in which it was first said; "" if unknown."""
     created_at: datetime
     """When it was first said."""
     valid_from: datetime
+    """When it started to hold."""
     valid_to: datetime | None = None
-    """When it stopped being true: superseded, or corrected. None: it holds."""
+    """When it stopped holding: it was superseded or corrected. None: it is current."""
     superseded_by: str | None = None
-    """The id of the memory that took its place."""
+    """The id of the memory that replaced it; None if none did."""
     sources: tuple[str, ...] = ()
-    """Ids of the messages it was made from, oldest first."""
+    """Ids of the messages that it was derived from, oldest first."""
     pinned: bool = False
-    """Pinned memories neither expire nor fade."""
+    """Whether it is kept from expiring and fading."""
     expires_at: datetime | None = None
+    """From then on it is not retrieved. None: never."""
     quarantined: str | None = None
-    """Why it is kept from every prompt; None: it is not."""
+    """Why it is kept out of every prompt. None: it is not."""
     version: int = 1
-    """Raised by every edit; the earlier ones are its history."""
+    """From 1; an edit raises it by one."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryHit:
-    """A record that a search found. `signals` add up to `score`, which is 0..1 within one answer, higher is better."""
+    """A record that a search found."""
 
     record: MemoryRecord
     score: float
+    """0..1, higher is better; comparable only within one search."""
     signals: Mapping[str, float]
+    """What each signal contributed, by its name; they add up to `score`."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryFilter:
-    """Which memories are meant; every condition that is set must hold. Without conditions: the current ones.
-
-    `as_of`: what held at that time, whatever holds now. `superseded` and `quarantined`: those too.
-    """
+    """Which memories an operation is about; all conditions must hold. By default: those that are current."""
 
     kinds: frozenset[MemoryKind] = frozenset()
+    """Empty: every kind."""
     since: datetime | None = None
+    """First said at or after this time. None: no bound."""
     until: datetime | None = None
+    """First said before this time. None: no bound."""
     as_of: datetime | None = None
+    """What held at that time, whether or not it still holds. None: now."""
     superseded: bool = False
+    """Include what no longer holds or has expired."""
     quarantined: bool = False
+    """Include what is kept out of prompts."""
+
+
+ALL = MemoryFilter()
+"""No condition: all current memories."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPage:
-    """Some records, newest first, and where the next page begins; None: there is none."""
+    """Some records, newest first."""
 
     records: tuple[MemoryRecord, ...]
     next: str | None
+    """The cursor of the next page. None: this is the last page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What an erasure or a forgetting took away, table by table, and what it could not reach (backups, a WAL elsewhere)."""
+    """The result of a deletion."""
 
     scope: str
+    """`Scope.key`."""
     at: datetime
     deleted: Mapping[str, int]
+    """Deleted rows by table."""
     left: tuple[str, ...] = ()
+    """What may still hold the deleted text and could not be reached, such as backups; in words, one place each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A user in one read: what holds of them in the long run, and what they are busy with now."""
+    """What is known of a user at a glance. Pinned memories first, then newest first."""
 
     facts: tuple[MemoryRecord, ...]
     preferences: tuple[MemoryRecord, ...]
     focus: tuple[MemoryRecord, ...]
+    """What the user said last."""
     summaries: tuple[MemoryRecord, ...]
 
 
-ALL = MemoryFilter()
-
-
 class ManagedMemory(Memory):
-    """A memory whose owner can see, correct and erase everything in it.
+    """A memory whose owner can see, correct and delete everything in it.
 
-    Every method names the whole scope, and reaches nothing outside it: the id of another's memory is not found. All raise
-    MemoryBackendError or StoreError where the memory cannot be reached.
+    Every operation takes a whole scope and touches nothing outside it; an id of another scope is not found. All raise
+    MemoryBackendError or StoreError if the memory cannot be reached, and ValueError for an argument that makes no sense: a
+    limit below 1, a cursor that no page returned, an empty text.
     """
 
     space: str = "default"
-    """The space of its scopes: `Scope.of(ctx, memory.space)` is where `retrieve` and `update` of that turn look."""
+    """The space of its scopes: `Scope.of(ctx, memory.space)` is the scope that `retrieve` and `update` use."""
 
     @property
     def managed(self) -> ManagedMemory:
         return self
 
     def open(self) -> None:
-        """Begin now what the first use would have to wait for; a server calls it at its start. It may read a database, and does
-        not wait for a network. By default there is nothing to do. Raises StoreError."""
+        """Do now what the first use would wait for; servers call it at startup. By default nothing.
+
+        May block to read a database, but not to reach a network. Raises StoreError.
+        """
 
     @abstractmethod
     async def browse(
         self, scope: Scope, where: MemoryFilter = ALL, *, limit: int = 50, cursor: str | None = None
     ) -> MemoryPage:
-        """The scope's memories, newest first. `cursor` is the `next` of the page before, stable under writes."""
+        """One page of the memories that `where` selects, newest first. `limit` is 1 to 1000.
+
+        `cursor` is the `next` of the previous page, None for the first page; pages stay consistent under writes.
+        """
 
     @abstractmethod
-    async def get(self, scope: Scope, id: str) -> MemoryRecord | None: ...
+    async def get(self, scope: Scope, id: str) -> MemoryRecord | None:
+        """One memory. Returns None if there is none with this id."""
 
     @abstractmethod
     async def history(self, scope: Scope, id: str) -> list[MemoryRecord]:
-        """The record's earlier versions and those it superseded, oldest first; the record itself last. Empty: no such id."""
+        """The earlier versions of a memory and those it superseded, oldest first, then the memory itself.
+
+        Returns an empty list if there is none with this id.
+        """
 
     @abstractmethod
     async def search(
         self, scope: Scope, query: str, where: MemoryFilter = ALL, *, top_k: int = 5, budget: int | None = None
     ) -> list[MemoryHit]:
-        """The memories that match, best first, explained; at most `top_k`, and at most `budget` tokens in all."""
+        """The memories that match `query`, best first, with an explanation: at most `top_k`.
+
+        `budget` bounds their tokens in a prompt, all together and estimated; None: no bound.
+        """
 
     @abstractmethod
     async def add(self, scope: Scope, content: str, *, kind: MemoryKind = MemoryKind.ENTITY) -> MemoryRecord:
-        """Remember a text by hand. What it supersedes is superseded, as if the user had said it."""
+        """Remember a text as if the user had said it now; it supersedes what it contradicts."""
 
     @abstractmethod
     async def edit(self, scope: Scope, id: str, content: str) -> MemoryRecord | None:
-        """Correct a memory's text; None: no such id."""
+        """Replace a memory's text; the old one stays in its history. Returns None if there is none with this id."""
 
     @abstractmethod
-    async def pin(self, scope: Scope, id: str, pinned: bool = True) -> MemoryRecord | None: ...
+    async def pin(self, scope: Scope, id: str, pinned: bool = True) -> MemoryRecord | None:
+        """Keep a memory from expiring and fading, or no longer. Returns None if there is none with this id."""
 
     @abstractmethod
     async def forget(
@@ -296,23 +343,34 @@ class ManagedMemory(Memory):
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> Receipt:
-        """Delete for good: by id, by a query (all that contain its words), by when it was said. Nothing given: ValueError."""
+        """Delete memories permanently, with their history: those that meet all conditions that are given.
+
+        `query` selects what contains all of its words, `since` (inclusive) and `until` (exclusive) what was said then.
+        Raises ValueError if there is no condition.
+        """
 
     @abstractmethod
     async def erase(self, scope: Scope) -> Receipt:
-        """Delete everything of the scope for good: rows, vectors, history, caches; on SQLite the bytes in the files too."""
+        """Delete everything of the scope permanently: rows, vectors, history, caches, and the bytes in the memory's own files.
+
+        Writes that started before it are dropped.
+        """
 
     @abstractmethod
     async def remains(self, scope: Scope) -> Mapping[str, int]:
-        """What is still there of a scope, table by table; empty: nothing. The verifier of `erase`."""
+        """What is still stored of a scope: rows by table, without zeros. Empty after an `erase`."""
 
     @abstractmethod
     def export(self, scope: Scope) -> AsyncIterator[Mapping[str, Any]]:
-        """Everything of the scope as JSON values, in an order in which `import_` takes them; a round trip is exact."""
+        """Everything of the scope as JSON objects, which `import_` restores exactly; the first one names the format."""
 
     @abstractmethod
     async def import_(self, scope: Scope, values: AsyncIterator[Mapping[str, Any]]) -> int:
-        """Take what `export` gave; what is there already stays. How many memories were new."""
+        """Store what `export` returned; memories that exist already are left as they are. Returns how many were new.
+
+        Raises ValueError, naming the value, for one that no export returns; those before it stay stored.
+        """
 
     @abstractmethod
-    async def profile(self, scope: Scope) -> Profile: ...
+    async def profile(self, scope: Scope) -> Profile:
+        """What is known of the scope's user at a glance."""

@@ -1,29 +1,23 @@
-"""Messages of a conversation, and their JSON values for rows and journals."""
+"""Messages of a conversation, and their JSON form for rows and journals."""
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal, TypedDict
+
+from .clock import now
+from .ids import new_hex_id
 
 Role = Literal["system", "user", "assistant", "tool"]
 NOTE = "note"
-"""The `metadata["origin"]` of a message that a model wrote down about the user: their meaning, not their words."""
-
-
-def _new_id() -> str:
-    return uuid.uuid4().hex
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+"""The `metadata["origin"]` of a message in which a model noted something about the user: their meaning, not their words."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call that a model asked for. `arguments` is the decoded JSON object."""
+    """A tool call that a model asked for. `arguments` is the decoded JSON object."""
 
     id: str
     name: str
@@ -31,39 +25,45 @@ class ToolCall:
 
 
 class Provenance(TypedDict):
-    """What `metadata["memory"]` of a retrieved message says: why it is there, and where it came from."""
+    """The `metadata["memory"]` of a retrieved message: what it is, and where it comes from."""
 
     id: str
+    """The memory's id."""
     kind: str
     """A `MemoryKind` value."""
     score: float
-    """0..1 within one answer, higher is better; comparable between the hits of one query only."""
+    """0..1, higher is better; comparable only between the memories of one query."""
     sources: list[str]
-    """Ids of the messages that this memory was made from."""
+    """Ids of the messages that the memory was derived from."""
     created_at: str
-    """ISO 8601 with time zone."""
+    """ISO 8601 with a time zone."""
     backend: str
+    """The name of the memory that returned it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation. `name` is the speaker; `tool_call_id` the call that a tool message answers."""
+    """One message of a conversation."""
 
     role: Role
     content: str
-    id: str = field(default_factory=_new_id)
+    id: str = field(default_factory=new_hex_id)
     name: str | None = None
-    created_at: datetime = field(default_factory=_now)
+    """The speaker; None if the role says enough."""
+    created_at: datetime = field(default_factory=now)
+    """When it was said."""
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     tool_calls: tuple[ToolCall, ...] = ()
+    """The calls that an assistant message asks for."""
     tool_call_id: str | None = None
+    """The call that a tool message answers; None for every other role."""
 
 
 _FIELDS = tuple(field.name for field in fields(Message))
 
 
 def message_json(message: Message) -> dict[str, Any]:
-    """Every field by its name; the time as ISO 8601. What `metadata` holds must be JSON already."""
+    """Every field by its name, the time in ISO 8601. The values of `metadata` must be JSON already."""
     value = {field: getattr(message, field) for field in _FIELDS}
     value["created_at"] = message.created_at.isoformat()
     value["tool_calls"] = [asdict(call) for call in message.tool_calls]
@@ -71,7 +71,7 @@ def message_json(message: Message) -> dict[str, Any]:
 
 
 def message_of(value: Mapping[str, Any]) -> Message:
-    """The message that `message_json` made the value of."""
+    """The inverse of `message_json`."""
     known: dict[str, Any] = dict(value)
     known["tool_calls"] = tuple(ToolCall(**call) for call in value["tool_calls"])
     known["created_at"] = datetime.fromisoformat(value["created_at"])

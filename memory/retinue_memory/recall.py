@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import numbers
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from typing import Any, cast
 from .errors import MemoryBackendError, RetinueError
 from .memory import InvocationContext, Memory, MemoryKind
 from .messages import Message, Provenance
+from .text import same_text
 
 log = logging.getLogger(__name__)
 
@@ -157,11 +157,6 @@ def _storable(value: object) -> str:
 def _standing(answer: Sequence[Message], place: int) -> tuple[float, datetime]:
     score = _score(answer[place])
     return 1.0 - place / len(answer) if score is None else score, moment(answer[place])
-
-
-def same_text(text: str) -> str:
-    """What texts have in common that differ in white space, case, or the full stop at the end."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split()).rstrip(" .!")
 
 
 def _joined(message: Message, *others: Message) -> Message:

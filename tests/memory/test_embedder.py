@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from retinue_memory.errors import ModelError
 from retinue_memory.native import embedder
-from retinue_memory.native.embedder import MOST_TOKENS, MiniLM, Recent
+from retinue_memory.native.embedder import MAX_TOKENS, MiniLM, Recent
 from retinue_memory.native.quantized import in_int8
 from retinue_memory.testing import HashEmbedder
 from retinue_memory.weights import (
@@ -104,7 +104,7 @@ def test_a_text_is_read_in_three_ways(minilm: MiniLM) -> None:
         np.testing.assert_allclose(np.linalg.norm(reading.vector), 1, atol=1e-5)
     (long,) = minilm.read(["heron " * 500])
     assert long.tokens is not None
-    assert len(long.tokens) == MOST_TOKENS
+    assert len(long.tokens) == MAX_TOKENS
 
 
 def test_any_embedder_is_read(minilm: MiniLM) -> None:
@@ -166,7 +166,7 @@ def test_a_text_is_embedded_once_while_it_is_recent() -> None:
             asked.extend(texts)
             return super().embed(texts)
 
-    recent = Recent(Counting(), most=2)
+    recent = Recent(Counting(), max_readings=2)
     for texts in (["a"], ["b", "a", "b"], [], ["c"], ["b"], ["a"]):
         np.testing.assert_array_equal(recent.embed(texts), HashEmbedder().embed(texts))
     assert asked == ["a", "b", "c", "a"]

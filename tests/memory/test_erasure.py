@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import gc
 import hashlib
 import random
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,6 @@ from retinue_memory import Embedder, Message, Scope
 from retinue_memory.database.base import Connection
 from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_memory.errors import MemoryBackendError
-from retinue_memory.native import words
 from retinue_memory.native.memory import NativeMemory
 from retinue_memory.testing import HashEmbedder, turn_of
 
@@ -54,6 +56,17 @@ def traces(path: Path, texts: Iterable[str], marks: Iterable[str] = (MARK,)) -> 
     for text, vector in zip(texts, Dense().embed(list(texts)), strict=True):
         wanted += [(f"vector of {text}", vector[start : start + 4].tobytes()) for start in (0, 30, 60)]
     return [f"{name}: {what}" for name, data in files(path) for what, piece in wanted if piece in data]
+
+
+def cached(word: str) -> Counter[str]:
+    """The functions of this process that have cached a text with this word, and how many such caches each has."""
+    gc.collect()
+    return Counter(
+        cache.__name__
+        for cache in gc.get_objects()
+        if isinstance(cache, functools._lru_cache_wrapper)  # pyright: ignore[reportPrivateUsage]
+        and any(isinstance(held, str) and word in held.casefold() for held in gc.get_referents(cache))
+    )
 
 
 async def fill(memory: NativeMemory, seed: int = 1, turns: int = 150) -> list[str]:
@@ -126,15 +139,33 @@ async def test_the_caches_let_go(database: SQLiteDatabase) -> None:
     text, query = f"My {MARK} is blue", f"what colour is my {MARK}"
     await memory.update([Message("user", text)], ctx=turn_of(VICTIM.id))
     await memory.retrieve(query, ctx=turn_of(VICTIM.id))
-    assert VICTIM in memory.indexes.kept()
+    assert VICTIM in memory.indexes.scopes()
+    assert cached(MARK.casefold())
     await memory.erase(VICTIM)
-    assert VICTIM not in memory.indexes.kept()
-    assert words._terms_of.cache_info().currsize == 0  # pyright: ignore[reportPrivateUsage]
+    assert VICTIM not in memory.indexes.scopes()
+    assert cached(MARK.casefold()) == Counter()
     asked = len(embedder.asked)
     await memory.update([Message("user", text)], ctx=turn_of("somebody else"))
     await memory.retrieve(query, ctx=turn_of("somebody else"))
     assert len(embedder.asked) == asked + 2, "one of the vectors had been kept"
     await memory.aclose()
+
+
+async def test_memories_share_no_caches(tmp_path: Path) -> None:
+    """Each memory of a process caches what it reads by itself; an erasure clears the caches of its memory, and no other's."""
+    word = "wolpertinger"
+    one, two = (NativeMemory(f"sqlite:///{tmp_path}/{name}.db") for name in ("one", "two"))
+    for memory in (one, two):
+        await memory.update([Message("user", f"The {word} is mine")], ctx=turn_of("alice"))
+        await memory.retrieve(f"whose is the {word}", ctx=turn_of("alice"))
+    both = cached(word)
+    assert set(both.values()) == {2}
+    await one.erase(Scope.of(turn_of("alice")))
+    assert cached(word) == Counter(dict.fromkeys(both, 1))
+    await two.erase(Scope.of(turn_of("somebody else")))
+    assert cached(word) == Counter()
+    for memory in (one, two):
+        await memory.aclose()
 
 
 async def test_what_is_not_there_is_erased_too(database: SQLiteDatabase) -> None:

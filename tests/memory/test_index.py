@@ -13,11 +13,11 @@ from retinue_memory import Scope
 from retinue_memory.native.index import (
     LOOK_BACK,
     NEVER,
-    PAUSE,
-    WINDOW,
+    SEGMENT_PAUSE_S,
+    SEGMENT_SIZE,
     Index,
 )
-from retinue_memory.native.index_cache import Indexes
+from retinue_memory.native.index_cache import IndexCache
 from retinue_memory.native.rows import IndexRow
 from retinue_memory.testing import HashEmbedder
 
@@ -38,7 +38,7 @@ COLUMNS = (
         "speakers",
     ),
     *(
-        "stretches",
+        "segments",
         "token_counts",
         "kinds",
         "created_at",
@@ -81,7 +81,7 @@ def tokens(index: Index) -> list[NDArray[np.int8]]:
 
 
 def same(one: Index, other: Index) -> None:
-    assert (one.version, one.size, one.stretch_count) == (other.version, other.size, other.stretch_count)
+    assert (one.version, one.size, one.segment_count) == (other.version, other.size, other.segment_count)
     assert (one.speaker_codes, one.kind_codes) == (other.speaker_codes, other.kind_codes)
     for name in COLUMNS:
         np.testing.assert_array_equal(one.column(name), other.column(name), name)
@@ -91,8 +91,8 @@ def same(one: Index, other: Index) -> None:
     np.testing.assert_array_equal(one.around, other.around)
     for a, b in zip(tokens(one), tokens(other), strict=True):
         np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(one.stretch_sizes, other.stretch_sizes)
-    np.testing.assert_array_equal(np.bincount(one.column("stretches"), minlength=0), one.stretch_sizes)
+    np.testing.assert_array_equal(one.segment_sizes, other.segment_sizes)
+    np.testing.assert_array_equal(np.bincount(one.column("segments"), minlength=0), one.segment_sizes)
     found, expected = (index.postings(["tea", "cake", "of", "car"]) for index in (one, other))
     for part in ("holding", "places", "counts"):
         np.testing.assert_array_equal(getattr(found, part), getattr(expected, part))
@@ -158,7 +158,7 @@ def test_a_new_epoch_forgets_everything() -> None:
 
 def test_memories_follow_each_other_within_a_session() -> None:
     """One and two before, one and two after; another session, or a long silence, is another talk."""
-    times = [0, 1, 2, 3, 4 + PAUSE]
+    times = [0, 1, 2, 3, 4 + SEGMENT_PAUSE_S]
     sessions = ["a", "a", "b", "a", "a"]
     rows = [
         row(i + 1, "tea", created_at=int(at * 10**6), session_id=session)
@@ -172,16 +172,16 @@ def test_memories_follow_each_other_within_a_session() -> None:
         [1, 0, -1, -1],
         [-1, -1, -1, -1],
     ]
-    stretches = index.column("stretches")
-    assert stretches[0] == stretches[1] == stretches[3]
-    assert len({int(stretches[place]) for place in (0, 2, 4)}) == 3
+    segments = index.column("segments")
+    assert segments[0] == segments[1] == segments[3]
+    assert len({int(segments[place]) for place in (0, 2, 4)}) == 3
 
 
-def test_a_long_session_is_several_stretches() -> None:
-    """After so many memories another stretch begins, in the same session."""
-    index = index_of(*(row(i, "tea", session_id="a") for i in range(1, WINDOW + 3)))
-    assert index.column("stretches").tolist() == [0] * WINDOW + [1, 1]
-    assert index.around[WINDOW, 0] == WINDOW - 1
+def test_a_long_session_is_several_segments() -> None:
+    """After so many memories another segment begins, in the same session."""
+    index = index_of(*(row(i, "tea", session_id="a") for i in range(1, SEGMENT_SIZE + 3)))
+    assert index.column("segments").tolist() == [0] * SEGMENT_SIZE + [1, 1]
+    assert index.around[SEGMENT_SIZE, 0] == SEGMENT_SIZE - 1
 
 
 def test_novelty_is_measured_against_what_was_said_lately() -> None:
@@ -256,19 +256,19 @@ def test_terms_a_few_at_a_time_are_the_same() -> None:
 
 def test_the_least_recently_used_goes_first() -> None:
     """Beyond the bound of bytes; one that alone is too large is kept as the last."""
-    indexes = Indexes(most_bytes=60_000)
+    indexes = IndexCache(max_bytes=60_000)
     scopes = [Scope("", "x", "user", str(i)) for i in range(6)]
     for scope in scopes:
         index = indexes.put(scope, index_of(*(row(seq, f"word{seq} of a text") for seq in range(1, 40))))
-        indexes.settle(scope, index)
+        indexes.resized(scope, index)
         indexes.get(scopes[0])
-    kept = list(indexes.kept())
+    kept = list(indexes.scopes())
     assert scopes[0] in kept
     assert scopes[-1] in kept
     assert scopes[1] not in kept
-    indexes.settle(scopes[0], index_of(row(1, "not the one that is kept")))
-    lonely = Indexes(most_bytes=1)
-    lonely.settle(scopes[0], lonely.put(scopes[0], index_of(row(1, "tea"))))
+    indexes.resized(scopes[0], index_of(row(1, "not the one that is kept")))
+    lonely = IndexCache(max_bytes=1)
+    lonely.resized(scopes[0], lonely.put(scopes[0], index_of(row(1, "tea"))))
     assert lonely.get(scopes[0]) is not None
 
 

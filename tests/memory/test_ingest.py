@@ -232,7 +232,7 @@ async def test_what_a_turn_wrote_need_not_be_read_again(database: SQLiteDatabase
 
     def unread() -> dict[int, frozenset[str]]:
         version = database.read_now(lambda db: rows.state(db, ALICE)).version
-        return database.read_now(lambda db: ingest.unread_slots(db, ALICE, version))
+        return database.read_now(lambda db: ingest.missing_slots(db, ALICE, version))
 
     messages = [
         Message("user", "Hi!"),

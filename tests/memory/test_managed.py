@@ -22,6 +22,7 @@ from retinue_memory import (
     Message,
     Scope,
 )
+from retinue_memory.clock import to_us
 from retinue_memory.database.base import Connection
 from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_memory.errors import ConfigError
@@ -29,6 +30,7 @@ from retinue_memory.native import filters, rows
 from retinue_memory.native.memory import NativeMemory
 from retinue_memory.registry import open_memory
 from retinue_memory.testing import HashEmbedder, turn_of
+from retinue_memory.text import estimate_tokens
 
 ALICE = Scope.of(turn_of("alice"))
 DAY = timedelta(days=1)
@@ -66,7 +68,7 @@ async def draft(
     """Store a drafted memory, as extraction does; its id."""
     await memory.update([], ctx=turn_of("alice"))
     memory.open()
-    at = rows.microseconds(said_at)
+    at = to_us(said_at)
     new = rows.NewMemory(
         "system",
         "",
@@ -75,13 +77,13 @@ async def draft(
         at,
         tuple(rows.Source(source, at, position=n) for n, source in enumerate(sources)),
         kind=kind,
-        expires_at=None if expires_at is None else rows.microseconds(expires_at),
+        expires_at=None if expires_at is None else to_us(expires_at),
         quarantined=quarantined,
     )
 
     def write(db: Connection) -> str:
-        change = rows.Change(db, ALICE, rows.begin(db, ALICE))
-        id_ = change.draft(new).id
+        change = rows.Change(db, ALICE, rows.start_generation(db, ALICE))
+        id_ = change.store(new).id
         if supersedes is not None:
             assert change.supersede(supersedes, by=id_, at=at)
         return id_
@@ -256,7 +258,7 @@ async def test_a_budget_bounds_the_tokens(memory: NativeMemory) -> None:
 
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_law_tokens_grow_with_the_text(one: str, other: str) -> None:
-    assert 0 < filters.tokens(one) <= filters.tokens(one + other)
+    assert 0 < estimate_tokens(one) <= estimate_tokens(one + other)
 
 
 @given(st.lists(st.integers(0, 4000), max_size=8), st.floats(0.5, 1000))

@@ -287,7 +287,7 @@ async def test_what_cannot_be_heeded_is_said(native: NativeMemory, caplog: pytes
     memory = AsyncMemory(native)
     with caplog.at_level(logging.WARNING):
         await memory.add("I row", user_id="al", metadata={"topic": "sport"})
-    assert "metadata is not kept: topic" in caplog.text
+    assert "metadata is not stored: topic" in caplog.text
     for filters, said in (
         ({"user_id": "al", "topic": "sport"}, "cannot be filtered by 'topic'"),
         ({"OR": [{"user_id": "al"}, {"user_id": "bo"}]}, "cannot be filtered by 'OR'"),

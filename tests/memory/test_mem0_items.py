@@ -112,15 +112,15 @@ async def test_what_is_anothers_is_refused_whole(
     [
         ({"memory": " "}, "memory is missing or empty"),
         ({"memory": None}, "memory is missing or empty"),
-        ({"memory": ["a"]}, "memory is .'a'., not a text"),
+        ({"memory": ["a"]}, "memory is .'a'.: expected a text"),
         ({"id": ""}, "id is missing or empty"),
-        ({"id": 7}, "id is 7, not a text"),
+        ({"id": 7}, "id is 7: expected a text"),
         ({"user_id": 7}, "user_id is 7"),
-        ({"created_at": "yesterday"}, "created_at is 'yesterday', not a time"),
-        ({"created_at": "0001-01-01T00:00:00+14:00"}, "created_at is .*not a time"),
+        ({"created_at": "yesterday"}, "created_at is 'yesterday': expected a time"),
+        ({"created_at": "0001-01-01T00:00:00+14:00"}, "created_at is .*expected a time"),
         ({"updated_at": 1700000000}, "updated_at is 1700000000"),
-        ({"expiration_date": "soon"}, "expiration_date is 'soon', not a day"),
-        ({"categories": "food"}, "categories is 'food', not a list"),
+        ({"expiration_date": "soon"}, "expiration_date is 'soon': expected a day"),
+        ({"categories": "food"}, "categories is 'food': expected a list"),
     ],
 )
 async def test_what_is_malformed_is_told_by_its_place(memory: NativeMemory, wrong: dict[str, Any], said: str) -> None:
@@ -163,7 +163,7 @@ def test_the_shapes_that_hold_items() -> None:
     assert items_of(ITEMS[0]) == ITEMS[:1]
     others: list[Any] = [None, 7, "text", {}, {"results": {}}, {"format": "retinue-memory"}]
     for other in others:
-        with pytest.raises(ValueError, match="not a list of memories"):
+        with pytest.raises(ValueError, match="expected a list of memories"):
             items_of(other)
     with pytest.raises(ValueError, match="item 4: 7 is not an object"):
         read_item(7, "item 4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import shutil
 import sqlite3
 from contextlib import closing
@@ -18,6 +19,7 @@ from retinue_memory import (
     Message,
     Scope,
 )
+from retinue_memory.clock import to_us
 from retinue_memory.database.base import Connection
 from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_memory.errors import StoreError
@@ -44,7 +46,7 @@ def old(tmp_path: Path) -> Path:
 
 
 def write_as_version_1(db: Connection) -> None:
-    at = rows.microseconds(SAID)
+    at = to_us(SAID)
     for seq, (user, role, content, embedded) in enumerate(
         [
             ("alice", "user", "I am from Italy", True),
@@ -105,6 +107,27 @@ async def test_what_version_1_wrote_comes_through(old: Path) -> None:
     assert [hit.content for hit in await memory.retrieve("from", top_k=1, ctx=turn_of("alice"))] == ["I am from Italy"]
     await memory.aclose()
     assert b"Peru" not in await asyncio.to_thread(old.read_bytes)
+
+
+async def test_the_scopes_of_the_first_version_keep_their_generations(tmp_path: Path) -> None:
+    """A file of a real server: every memory is there, and a write that started before the upgrade still counts."""
+    file = tmp_path / "first.db"
+    file.write_bytes(gzip.decompress((Path(__file__).parents[1] / "data" / "first.db.gz").read_bytes()))
+    with closing(sqlite3.connect(file)) as db:
+        (life,) = db.execute("SELECT life FROM memory_scopes WHERE owner_id = 'alice' AND tenant = ''").fetchone()
+        (count,) = db.execute("SELECT count(*) FROM memories WHERE owner_id = 'alice' AND tenant = ''").fetchone()
+    database = SQLiteDatabase(file)
+    memory = NativeMemory(database)
+    alice = Scope.of(turn_of("alice"))
+    page = await memory.browse(alice, MemoryFilter(superseded=True, quarantined=True))
+    assert len(page.records) == count
+    assert (await database.read(lambda db: rows.state(db, alice))).generation == life
+    hits = await memory.search(alice, "Where do I live now?")
+    assert "I live in Oslo." not in [hit.record.content for hit in hits]
+    await memory.erase(alice)
+    assert await memory.remains(alice) == {}
+    await memory.aclose()
+    await database.aclose()
 
 
 def test_a_migrated_file_is_like_a_new_one(old: Path, tmp_path: Path) -> None:

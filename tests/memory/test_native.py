@@ -238,7 +238,7 @@ async def test_who_only_asks_leaves_nothing_behind(database: SQLiteDatabase) -> 
     memory = NativeMemory(database, cache_mb=0.1)
     for number in range(200):
         assert await contents(memory, "anything", turn_of(None, session=f"s{number}")) == []
-    assert len(list(memory.indexes.kept())) <= 25
+    assert len(list(memory.indexes.scopes())) <= 25
     await memory.aclose()
 
 
@@ -251,7 +251,7 @@ async def test_no_embedder_is_said_once(database: SQLiteDatabase, caplog: pytest
     await memory.aclose()
     said = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(said) == 1
-    assert "by its words alone" in said[0].getMessage()
+    assert "by their words alone" in said[0].getMessage()
 
 
 class Broken(Embedder):

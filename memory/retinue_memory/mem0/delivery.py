@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
+from retinue_memory.clock import now_us as now
 from retinue_memory.database.base import Operation
 from retinue_memory.delivery import Deliveries, DeliveryWorker, Group
 from retinue_memory.errors import RetinueError
@@ -26,7 +27,7 @@ from .service import (
     ServiceError,
     TooMany,
 )
-from .turns import Turn, Turns, now
+from .turns import Turn, Turns
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""mem0, imported as late as can be, and never to phone home."""
+"""The import of mem0: late, and without its telemetry."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from retinue_memory.errors import ConfigError, MemoryBackendError
 
 
 def check_installed(backend: str) -> None:
-    """Raises ConfigError where mem0 is not installed. Imports nothing."""
+    """Raises ConfigError if mem0 is not installed. Imports nothing."""
     if find_spec("mem0") is None:
         raise ConfigError("mem0 is not installed: pip install 'retinue[mem0]'", key="backend", value=backend)
 
 
 def import_mem0(folder: Path | None = None) -> Any:
-    """The library, which takes seconds. Its telemetry is off before it is imported, and what it would keep in the home folder is
-    in `folder`, or in one that ends with the process; MEM0_DIR names another. Raises MemoryBackendError."""
+    """Import mem0, which takes seconds. Raises MemoryBackendError if that fails.
+
+    The files that mem0 would store in the home folder go to `folder`, or to a temporary one; MEM0_DIR overrides both.
+    """
     os.environ["MEM0_TELEMETRY"] = "False"
     if not os.environ.get("MEM0_DIR"):
-        os.environ["MEM0_DIR"] = str(folder or _passing())
+        os.environ["MEM0_DIR"] = str(folder or _temporary_folder())
     try:
         mem0 = importlib.import_module("mem0")
     except ImportError as error:
         raise MemoryBackendError(f"mem0 cannot be imported ({error}): pip install 'retinue[mem0]'") from error
     logger = logging.getLogger("mem0")
     if logger.level == logging.NOTSET:
-        logger.setLevel(logging.WARNING)  # below that it logs what users said
+        logger.setLevel(logging.WARNING)  # at INFO it logs what users said
     return mem0
 
 
-def _passing() -> str:
+def _temporary_folder() -> str:
     folder = tempfile.mkdtemp(prefix="retinue-mem0-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -1,7 +1,7 @@
-"""mem0's `Memory` over a folder of its own: with our embedder and model, without a network, safe from any thread.
+"""mem0's `Memory` on a folder of its own: with our embedder and model, without a network, usable from any thread.
 
-What the library leaves undone is done here: its vector store has no lock, and what it deletes stays in its history, its table
-of last messages and the bytes of its files. Everything blocks: call it from worker threads.
+Adds what the library lacks: a lock around its vector store, and the deletion of deleted texts from its history, its table of
+last messages and its files. Everything blocks: call it from worker threads.
 """
 
 from __future__ import annotations
@@ -30,18 +30,17 @@ from .service import TURN, Entity
 log = logging.getLogger(__name__)
 
 Generate = Callable[[Sequence[Mapping[str, str]]], str]
-"""Answers a conversation of {"role", "content"} with a JSON object as text. Blocks; what it raises ends the `add`."""
+"""Answers messages of {"role", "content"} with a JSON object as text. Blocks; what it raises ends the `add`."""
 
 _PROVIDER = "retinue"
 _COLLECTION = "memories"
 _ALL = 2**31 - 1
 _ADDING = "adding"
-_EMBEDDER = "embedder.json"
-"""Which embedder made the vectors of a folder: those of another cannot be compared with them."""
+_EMBEDDER = "embedder.json"  # names the embedder of a folder's vectors: those of another cannot be compared with them
 
 
 class Embedding:
-    """What mem0 calls an embedding model; `config.model` is our `Embedder`."""
+    """An embedding model in mem0's interface; `config.model` is our `Embedder`."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -55,7 +54,7 @@ class Embedding:
 
 
 class Llm:
-    """What mem0 calls a model; `config.model` is a `Generate`."""
+    """A language model in mem0's interface; `config.model` is a `Generate`."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -66,10 +65,9 @@ class Llm:
 
 
 class Library:
-    """One folder's memories. `generate` answers for a model where facts are to be drawn; None: nothing is ever drawn.
+    """The memories of one folder, which the caller has locked (see `held`). `generate` is needed to `infer`.
 
-    The folder is the caller's alone: see `held`. Raises MemoryBackendError where it was made with another embedder, or is
-    damaged.
+    Raises MemoryBackendError if the folder has vectors of another embedder, or is damaged.
     """
 
     def __init__(self, folder: Path, embedder: Embedder, generate: Generate | None = None) -> None:
@@ -77,8 +75,8 @@ class Library:
         self._generate = generate
         self._qdrant = threading.Lock()
         self._writing = threading.Lock()
-        """Held by whoever writes; not while a model answers."""
-        self._drawing = threading.local()
+        """Held while writing, but not while a model answers."""
+        self._inferring = threading.local()
         self._erasures: dict[Entity, int] = {}
         self._closing = False
         mem0 = import_mem0(folder)
@@ -105,7 +103,7 @@ class Library:
         embeddings: Any = importlib.import_module("mem0.embeddings.configs")
         llms: Any = importlib.import_module("mem0.llms.configs")
         persistence: Any = importlib.import_module("qdrant_client.local.persistence")
-        persistence.CollectionPersistence.CHECK_SAME_THREAD = False  # our lock is what it would guess at
+        persistence.CollectionPersistence.CHECK_SAME_THREAD = False  # our lock does what it checks for
         factory.EmbedderFactory.provider_to_class[_PROVIDER] = f"{__name__}.Embedding"
         factory.LlmFactory.register_provider(_PROVIDER, f"{__name__}.Llm")
         _stay_offline()
@@ -113,24 +111,24 @@ class Library:
         settings = config.MemoryConfig(
             vector_store={"provider": "qdrant", "config": {**store, "embedding_model_dims": embedder.dimensions}},
             history_db_path=str(self.folder / "history.db"),
-            # made without validation: that knows only the providers which mem0 brings
+            # created without validation, which knows mem0's own providers only
             embedder=embeddings.EmbedderConfig.model_construct(
                 provider=_PROVIDER, config={"model": embedder, "embedding_dims": embedder.dimensions}
             ),
             llm=llms.LlmConfig.model_construct(provider=_PROVIDER, config={"model": self._answer}),
         )
         memory = mem0.Memory(settings)
-        memory.vector_store._has_bm25_slot = False  # its encoder would be fetched from a hub
+        memory.vector_store._has_bm25_slot = False  # its encoder would be downloaded
         self._client = memory.vector_store.client
         memory.vector_store.client = _Locked(self._client, self._qdrant)
         return memory
 
     def closing(self) -> None:
-        """From now on an `add` whose model gives no answer ends with an error, and keeps nothing."""
+        """From now on, an `add` whose model does not answer raises and keeps nothing."""
         self._closing = True
 
     def close(self) -> None:
-        """Waits for whoever writes."""
+        """Wait for writes in progress, then close the files."""
         with self._writing, self._qdrant:
             self._opened.close()
 
@@ -142,10 +140,10 @@ class Library:
         )
         return found["results"]
 
-    def listed(self, entity: Entity, *, most: int = _ALL, turn: str | None = None) -> list[dict[str, Any]]:
-        """By id, which never changes; those of one turn where it is given."""
+    def listed(self, entity: Entity, *, limit: int = _ALL, turn: str | None = None) -> list[dict[str, Any]]:
+        """The entity's memories, ordered by id; those of one turn if it is given."""
         filters = entity.filter if turn is None else {**entity.filter, TURN: {"eq": turn}}
-        found: dict[str, list[dict[str, Any]]] = self.memory.get_all(filters=filters, top_k=most, show_expired=True)
+        found: dict[str, list[dict[str, Any]]] = self.memory.get_all(filters=filters, top_k=limit, show_expired=True)
         return found["results"]
 
     def get(self, id: str) -> dict[str, Any] | None:
@@ -157,7 +155,7 @@ class Library:
         return steps
 
     def beside(self, entity: Entity) -> dict[str, int]:
-        """Rows of the entity that are no memories, by table, where there are any."""
+        """Rows of the entity beside its memories, by table, without zeros."""
         ids = json.dumps(self._ids(entity))
         scope = _session_scope(entity)
         counted = {
@@ -175,31 +173,35 @@ class Library:
     def add(
         self, messages: Sequence[Mapping[str, str]], entity: Entity, metadata: Mapping[str, Any], *, infer: bool
     ) -> None:
-        """Keep what a model draws from the messages, or where it gives nothing that can be used, the messages. What was begun
-        before an erasure is not kept."""
-        with self._whole(entity, metadata.get(TURN)), self._writing:
+        """Store what the model infers from the messages, or the messages if it gives no valid answer.
+
+        Nothing is stored if the entity was erased since this started.
+        """
+        with self._all_or_none(entity, metadata.get(TURN)), self._writing:
             erasures = self._erasures.get(entity, 0)
             kept = functools.partial(self.memory.add, list(messages), metadata=dict(metadata), **entity.filter)
             if infer:
-                self._drawing.wanted = lambda: self._erasures.get(entity, 0) == erasures
+                self._inferring.wanted = lambda: self._erasures.get(entity, 0) == erasures
                 try:
                     kept(infer=True)
                     return
                 except Exception as error:
                     if self._erasures.get(entity, 0) != erasures:
-                        log.info("mem0: a turn was dropped: its scope was erased meanwhile")
+                        log.info("mem0: dropped a turn, its scope was erased meanwhile")
                         return
                     if self._closing:
                         raise MemoryBackendError("mem0: the memory was closed while its model answered") from error
-                    log.warning("mem0: no facts drawn, what was said is kept as it is: %s", error)
+                    log.warning("mem0: the model inferred nothing, storing the messages as they are: %s", error)
                 finally:
-                    self._drawing.wanted = _always
+                    self._inferring.wanted = _always
             kept(infer=False)
 
     @contextmanager
-    def _whole(self, entity: Entity, turn: object) -> Generator[None]:
-        """All of a turn's memories or none, though they are written one by one: a note says whose they are until all are there,
-        so that they are taken back where the writing fails, or the process dies."""
+    def _all_or_none(self, entity: Entity, turn: object) -> Generator[None]:
+        """Delete a turn's memories, which mem0 writes one by one, if not all of them are written.
+
+        A file names the turn until they are, in case the process dies.
+        """
         note = self.folder / _ADDING / f"{uuid.uuid4().hex}.json"
         note.parent.mkdir(exist_ok=True)
         note.write_text(json.dumps([entity.field, entity.id, turn]), encoding="utf-8")
@@ -216,27 +218,27 @@ class Library:
             self.memory.vector_store.client.delete(_COLLECTION, points_selector=_selected(entity, turn))
 
     def _undo(self) -> None:
-        """What a process that died had begun."""
+        """Delete what a process that died had half written."""
         for note in (self.folder / _ADDING).glob("*.json"):
             try:
                 field, id, turn = json.loads(note.read_text(encoding="utf-8"))
-            except ValueError:  # it died before it wrote anything
+            except ValueError:  # it died before it wrote the file
                 pass
             else:
                 self._take_back(Entity(field, id), turn)
             note.unlink()
 
     def _answer(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The model's, during which others may write."""
+        """The model's answer; others may write meanwhile."""
         if self._generate is None:
-            raise MemoryBackendError("mem0 was asked to draw facts, but there is no model")
+            raise MemoryBackendError("mem0 was asked to infer, but there is no model")
         self._writing.release()
         try:
             answer = self._generate(messages)
         finally:
             self._writing.acquire()
-        if not getattr(self._drawing, "wanted", _always)():
-            raise MemoryBackendError("everything was erased meanwhile")
+        if not getattr(self._inferring, "wanted", _always)():
+            raise MemoryBackendError("the scope was erased meanwhile")
         return answer
 
     def change(self, id: str, text: str, metadata: Mapping[str, Any]) -> None:
@@ -244,7 +246,7 @@ class Library:
             self.memory.update(id, text=text, metadata=dict(metadata))
 
     def delete(self, id: str) -> None:
-        """With its history, and the last messages of whose it was, from which it may have been drawn."""
+        """Delete a memory with its history and its owner's last messages, from which it may have been inferred."""
         with self._writing:
             found = self.memory.get(id)
             if found is None:
@@ -255,7 +257,7 @@ class Library:
             self._blank()
 
     def delete_all(self, entity: Entity) -> None:
-        """Memories, entities, history, last messages: from the tables and from what is held in memory."""
+        """Delete memories, entities, history and last messages, from the tables and from memory."""
         with self._writing:
             self._erasures[entity] = self._erasures.get(entity, 0) + 1
             self._forget(json.dumps(self._ids(entity)), _session_scope(entity))
@@ -278,21 +280,20 @@ class Library:
             return count
 
     def _forget(self, ids: str, session_scope: str) -> None:
-        """Take these memories out of the history, and a scope's last messages; and what an unclean end left in the history of
-        memories that are no more."""
+        """Delete the history of these memories, and a scope's last messages."""
         with self._history_lock() as db, db:
             db.execute("DELETE FROM history WHERE memory_id IN (SELECT value FROM json_each(?))", [ids])
             db.execute("DELETE FROM messages WHERE session_scope = ?", [session_scope])
 
     def _sweep(self) -> None:
-        """The history of memories that an unclean end left deleted only halfway."""
+        """Delete the history of memories that are gone: the process died between the two deletions."""
         with self._qdrant:
             known = json.dumps([str(id) for id in self._client._client.collections[_COLLECTION].ids])
         with self._history_lock() as db, db:
             db.execute("DELETE FROM history WHERE memory_id NOT IN (SELECT value FROM json_each(?))", [known])
 
     def _blank(self) -> None:
-        """The vector store only marks what it deletes: let go of the texts that it holds in memory."""
+        """Drop the deleted texts that the vector store only marks as deleted in memory."""
         with self._qdrant:
             for collection in self._client._client.collections.values():
                 for place in collection.deleted.nonzero()[0]:
@@ -302,7 +303,7 @@ class Library:
                             vectors[place] = 0.0
 
     def scrub(self) -> str | None:
-        """Write the files anew, without what was deleted, which takes as much of the disk again; in words where that fails."""
+        """Rewrite the files without deleted rows, which takes as much disk again. Returns what failed, in words, or None."""
         try:
             with self._writing, self._history_lock(), self._qdrant:
                 vacuum(self.connections())
@@ -316,7 +317,7 @@ class Library:
             yield self.memory.db.connection
 
     def connections(self) -> list[Connection]:
-        """Of the files in which memories and their history are kept."""
+        """Those of the files with memories and history."""
         return [self.memory.db.connection] + [one.storage.storage for one in self._client._client.collections.values()]
 
 
@@ -325,7 +326,7 @@ def _always() -> bool:
 
 
 class _Locked:
-    """The vector store's client, one call at a time: it has no lock of its own, and loses points without one."""
+    """The vector store's client, one call at a time: it has no lock and loses points without one."""
 
     def __init__(self, client: Any, lock: threading.Lock) -> None:
         self._client = client
@@ -345,7 +346,7 @@ class _Locked:
 
 
 def _only(entity: Entity) -> Any:
-    """The filter of an entity's points. A session's are those that name no user."""
+    """The filter of an entity's points; a session's are those that name no user."""
     models: Any = importlib.import_module("qdrant_client.models")
     must = [models.FieldCondition(key=entity.field, match=models.MatchValue(value=entity.id))]
     if entity.field == "run_id":
@@ -366,7 +367,7 @@ def _session_scope(entity: Entity) -> str:
 
 
 def _scope_of(ids: Mapping[str, str]) -> str:
-    """The key under which mem0 keeps the last messages."""
+    """mem0's key of the last messages."""
     main: Any = importlib.import_module("mem0.memory.main")
     scope: str = main._build_session_scope(ids)
     return scope
@@ -401,7 +402,7 @@ def _check_embedder(folder: Path, embedder: Embedder) -> None:
 
 
 def _stay_offline() -> None:
-    """mem0 fetches a language model for spaCy where that is installed without one."""
+    """Keep mem0 from downloading a language model for a spaCy that is installed without one."""
     if importlib.util.find_spec("spacy") is None or importlib.util.find_spec("en_core_web_sm") is None:
         spacy: Any = importlib.import_module("mem0.utils.spacy_models")
         spacy._load_failed_full = spacy._load_failed_lemma = True

@@ -1,4 +1,4 @@
-"""Mem0Local: the mem0 library in this process, over a folder of its own, with our embedder and any of our models."""
+"""Mem0Local: the mem0 library in this process, on a folder of its own, with our embedder and any of our models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from retinue_memory.errors import MemoryBackendError, ModelError
 from retinue_memory.importer import import_chat_model
 from retinue_memory.messages import Message
 
-from .delivery import Delivery
 from .importing import check_installed
 from .library import Library, held
 from .memory import Mem0
@@ -36,9 +35,8 @@ from .service import (
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_READERS = 4
-_WRITERS = 8
-"""For what waits for a model: one writes at a time."""
+_READER_THREADS = 4
+_WRITER_THREADS = 8  # most of them wait for the model; one writes at a time
 _FACT = {
     "id": {"type": "string"},
     "text": {"type": "string"},
@@ -56,16 +54,16 @@ SCHEMA: Mapping[str, Any] = {
     "required": ["memory"],
     "additionalProperties": False,
 }
-"""What mem0's extraction prompt asks for."""
+"""The JSON Schema of what mem0's extraction prompt asks for."""
 
 
 class Mem0Local(Mem0):
-    """What is remembered lives in `path`, a folder of this memory's own: an embedded vector store, and mem0's history.
+    """A memory in the folder `path`, which holds an embedded vector store and mem0's history.
 
-    `model` draws facts from what was said (`infer`); None: what was said is kept word for word, and so it is where the model
-    fails or takes more than `model_timeout` seconds. The caller closes it. `embedder` is an embedder or a function that finds
-    one; None: the built-in MiniLM. A folder belongs to one process at a time, and to the embedder that it was made with. The
-    rest is as `Mem0` takes it. Raises ConfigError where mem0 is not installed.
+    `model` extracts facts from messages (`infer`) and is closed by the caller; None: messages are kept word for word, as they
+    are if the model fails or takes more than `model_timeout` seconds. `embedder` is an embedder or a function that returns
+    one; None: the built-in MiniLM. A folder is used by one process at a time, and with one embedder only. The other arguments
+    are those of `Mem0`. Raises ConfigError if mem0 is not installed.
     """
 
     def __init__(
@@ -83,11 +81,17 @@ class Mem0Local(Mem0):
     ) -> None:
         check_installed("mem0-local")
         service = LocalService(Path(path), model, embedder, model_timeout=model_timeout)
-        if database is None:  # its rows belong beside it: what is under way when the process dies is in them
+        if database is None:  # beside the folder's other files, as the turns in flight belong to them
             database = f"sqlite:///{(Path(path) / 'retinue.db').as_posix()}"
-        drawn = infer and model is not None
-        super().__init__(service, space=space, name=name, database=database, infer=drawn, patience=patience)
-        self._library = service
+        super().__init__(
+            service,
+            space=space,
+            name=name,
+            database=database,
+            infer=infer and model is not None,
+            patience=patience,
+            before_open=service.hold,
+        )
 
     @classmethod
     def from_config(
@@ -105,14 +109,9 @@ class Mem0Local(Mem0):
             arguments["model"] = import_chat_model(settings.model)
         return cls(**arguments, embedder=embedder, space=name, name=name)
 
-    async def _open(self) -> Delivery:
-        """The folder first: where another process has it, its rows are that one's too. mem0 itself may be loading meanwhile."""
-        await self._library.hold()
-        return await super()._open()
-
 
 class LocalService(Service):
-    """The library's calls, on threads; its model's, on the event loop of the memory."""
+    """The library's calls, on threads; the model is called on the memory's event loop."""
 
     name = "mem0-local"
     elsewhere = "copies of the folder, snapshots and backups; the disk's own spare blocks"
@@ -131,11 +130,11 @@ class LocalService(Service):
         self._held: FileLock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._answering: set[Future[str]] = set()
-        self._reading = ThreadPoolExecutor(_READERS, thread_name_prefix="mem0-read")
-        self._writing = ThreadPoolExecutor(_WRITERS if model else 1, thread_name_prefix="mem0-write")
+        self._reading = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="mem0-read")
+        self._writing = ThreadPoolExecutor(_WRITER_THREADS if model else 1, thread_name_prefix="mem0-write")
 
     async def hold(self) -> None:
-        """Take the folder, which is no matter of time. Raises ServiceError where it is another's."""
+        """Lock the folder for this process. Raises ServiceError if another process or memory has it."""
         if self._held is None:
             await self._in_thread(self._reading, self._hold)
 
@@ -158,15 +157,15 @@ class LocalService(Service):
         at: datetime,
     ) -> Added:
         known = {**metadata, "created_at": at.isoformat()}
-        drawn = infer and self._model is not None
-        await self._run(self._writing, lambda mem0: mem0.add(messages, entity, known, infer=drawn))
+        infer = infer and self._model is not None
+        await self._run(self._writing, lambda mem0: mem0.add(messages, entity, known, infer=infer))
         return Added()
 
     async def search(self, query: str, entity: Entity, *, top_k: int) -> list[Item]:
         return list(map(Item.of, await self._run(self._reading, lambda mem0: mem0.search(query, entity, top_k))))
 
     async def page(self, entity: Entity, number: int) -> list[Item]:
-        rows = await self._run(self._reading, lambda mem0: mem0.listed(entity, most=number * PAGE))
+        rows = await self._run(self._reading, lambda mem0: mem0.listed(entity, limit=number * PAGE))
         return list(map(Item.of, rows[(number - 1) * PAGE :]))
 
     async def of_turn(self, entity: Entity, turn: str, said: str) -> list[Item] | None:
@@ -224,7 +223,7 @@ class LocalService(Service):
             raise
         except MemoryBackendError as error:
             raise ServiceError(str(error)) from error
-        except Exception as error:  # an `add` that fails leaves nothing: it was not applied
+        except Exception as error:  # mem0 raises anything; a failed `add` leaves nothing behind, so it was not applied
             raise ServiceError(f"{self.name}: {type(error).__name__}: {error!s:.200}") from error
 
     def _opened(self) -> Library:
@@ -249,8 +248,8 @@ class LocalService(Service):
     # -- the model ----------------------------------------------------------------------------------------------------
 
     def _answer(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """What the model says, as mem0 wants it; on one of our threads. Raises ModelError."""
-        assert self._loop is not None  # noqa: S101 - `add` came by way of it
+        """The model's answer in mem0's form; on one of our threads. Raises ModelError."""
+        assert self._loop is not None  # noqa: S101 - `add` set it
         answering = asyncio.run_coroutine_threadsafe(self._asked(messages), self._loop)
         self._answering.add(answering)
         try:
@@ -259,7 +258,7 @@ class LocalService(Service):
             self._answering.discard(answering)
 
     async def _asked(self, messages: Sequence[Mapping[str, str]]) -> str:
-        assert self._model is not None  # noqa: S101 - else the library is not told to ask
+        assert self._model is not None  # noqa: S101 - else the library gets no `generate`
         prompt = [Message("system" if one["role"] == "system" else "user", one["content"]) for one in messages]
         answer = ""
         try:
@@ -272,7 +271,7 @@ class LocalService(Service):
 
 
 def facts_of(answer: str) -> str:
-    """The JSON object of a model's answer. Raises ModelError where mem0 could not use it."""
+    """The JSON object in a model's answer. Raises ModelError if mem0 cannot use it."""
     start, end = answer.find("{"), answer.rfind("}")
     try:
         value: Any = json.loads(answer[start : end + 1], strict=False)

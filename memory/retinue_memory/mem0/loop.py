@@ -15,7 +15,6 @@ P = ParamSpec("P")
 
 
 class _HasLoop(Protocol):
-    name: str
     _loop: LoopThread
 
 
@@ -32,6 +31,6 @@ def on_own_loop(
         try:
             return await self._loop.call(lambda: method(self, *args, **kwargs))  # pyright: ignore[reportPrivateUsage]
         except LoopClosed:
-            raise MemoryBackendError(f"{self.name}: the memory is closed") from None
+            raise MemoryBackendError(f"{self._loop.name} is closed") from None
 
     return cast("Callable[Concatenate[M, P], CoroutineType[Any, Any, T]]", run)

@@ -1,15 +1,16 @@
-"""Between mem0's memories and ours: pure functions."""
+"""Conversions between mem0's items, turns, and this project's records and messages: pure functions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from retinue_memory.memory import MemoryFilter, MemoryKind, MemoryRecord
 from retinue_memory.messages import Message, Provenance
 from retinue_memory.pending import words
+from retinue_memory.text import storable
 
 from .service import (
     ABOUT,
@@ -19,32 +20,28 @@ from .service import (
     moment,
 )
 
-T = TypeVar("T")
-
-_SOURCES = 20
-"""Message ids that a memory names at most: mem0 bounds its metadata."""
-_BYTES_A_TOKEN, _TOKENS_A_MEMORY = 4, 8
+HEADER: Mapping[str, Any] = {"format": "retinue-mem0", "version": 1}
+"""The first value of an export."""
+_MAX_SOURCES = 20  # mem0 bounds its metadata
 
 
-def clean(text: str) -> str:
-    """The text as JSON and every store can hold it: NUL and halves of surrogate pairs become U+FFFD."""
-    return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def worth_keeping(messages: Iterable[Message]) -> list[Message]:
-    """What the user and the assistant said. What was recalled (system) and what tools returned is no new memory."""
+def said_by_people(messages: Iterable[Message]) -> list[Message]:
+    """The messages of the user and the assistant, without what a store does not need; no recalled memories, no tool results."""
     return [
-        replace(message, content=clean(message.content), metadata={}, tool_calls=(), id=clean(message.id))
+        replace(message, content=storable(message.content), metadata={}, tool_calls=(), id=storable(message.id))
         for message in messages
         if message.role in ("user", "assistant") and message.content.strip()
     ]
 
 
 def metadata_of(turn: str, messages: Sequence[Message], about: Mapping[str, Any]) -> dict[str, Any]:
-    """What goes with a turn to mem0: its id, and under `ABOUT` `sources` (message ids), `said_at` (ISO 8601) and what else is
-    given, such as `session`, `kind`, `pinned`, `version`, `origin`, and what mem0 knew of an imported one."""
+    """The metadata that mem0 stores with a turn: its id, and under `ABOUT` the ids of its messages (`sources`), when the first
+    was said (`said_at`, ISO 8601), and `about`.
+
+    `about` may have `session`, `kind`, `pinned`, `version`, `origin` (the id before an import), and `metadata` of mem0 itself.
+    """
     known = {
-        "sources": [message.id for message in messages][:_SOURCES],
+        "sources": [message.id for message in messages][:_MAX_SOURCES],
         "said_at": messages[0].created_at.isoformat(),
     }
     theirs = dict(about)
@@ -52,13 +49,13 @@ def metadata_of(turn: str, messages: Sequence[Message], about: Mapping[str, Any]
 
 
 def about(item: Item) -> Mapping[str, Any]:
-    """What `metadata_of` said of it; empty for what somebody else wrote."""
+    """What `metadata_of` stored under `ABOUT`; empty for an item that others wrote."""
     found = item.metadata.get(ABOUT)
     return dict(found) if isinstance(found, Mapping) else {}  # pyright: ignore[reportUnknownArgumentType]
 
 
 def kind_of(item: Item) -> MemoryKind:
-    """As it was given; else a preference where a category of mem0 says so, else an entity: a fact that mem0 drew."""
+    """The kind that was stored; else a preference if a category of mem0 says so, else an entity."""
     given = about(item).get("kind")
     if given in list(MemoryKind):
         return MemoryKind(given)
@@ -67,6 +64,7 @@ def kind_of(item: Item) -> MemoryKind:
 
 
 def record_of(item: Item) -> MemoryRecord:
+    """The record of an item that mem0 returned."""
     known = about(item)
     said_at = moment(known["said_at"]) if "said_at" in known else item.created_at
     version, sources = known.get("version"), known.get("sources")
@@ -85,8 +83,8 @@ def record_of(item: Item) -> MemoryRecord:
     )
 
 
-def waiting_record(message: Message, about: Mapping[str, Any]) -> MemoryRecord:
-    """What mem0 has not made searchable, as it was said; its id is the message's."""
+def unconfirmed_record(message: Message, about: Mapping[str, Any]) -> MemoryRecord:
+    """The record of a message that mem0 does not find yet; it has the message's id."""
     kind = about.get("kind")
     return MemoryRecord(
         id=message.id,
@@ -103,6 +101,7 @@ def waiting_record(message: Message, about: Mapping[str, Any]) -> MemoryRecord:
 
 
 def message_of(item: Item, backend: str) -> Message:
+    """The retrieved message of an item."""
     record = record_of(item)
     provenance = Provenance(
         id=record.id,
@@ -115,19 +114,21 @@ def message_of(item: Item, backend: str) -> Message:
     return Message("system", item.text, id=item.id, created_at=record.created_at, metadata={"memory": provenance})
 
 
-def merged(laid_over: Sequence[Message], found: Sequence[Message], top_k: int) -> list[Message]:
-    """The best `top_k` of what waits and of what mem0 found, the same text once. Half of the places, or what mem0 leaves
-    free, is for what waits: it may not be pushed out, and may not push out everything."""
-    found = list(_once(found))
+def merged(unconfirmed: Sequence[Message], found: Sequence[Message], top_k: int) -> list[Message]:
+    """The best `top_k` of the unconfirmed messages and of what mem0 found, each text once.
+
+    Half of the places, or those that mem0 leaves free, are for unconfirmed messages: neither side pushes out the other.
+    """
+    found = list(_distinct(found))
     texts = {message.content.strip() for message in found}
-    waiting = [message for message in _once(laid_over) if message.content.strip() not in texts]
+    new = [message for message in _distinct(unconfirmed) if message.content.strip() not in texts]
     places = max(-(-top_k // 2), top_k - len(found))
-    chosen = [*waiting[:places], *found]
-    cut = [*waiting[:places], *found[: max(0, top_k - min(places, len(waiting)))]]
+    chosen = [*new[:places], *found]
+    cut = [*new[:places], *found[: max(0, top_k - min(places, len(new)))]]
     return sorted(cut if len(chosen) > top_k else chosen, key=lambda message: -message.metadata["memory"]["score"])
 
 
-def _once(messages: Iterable[Message]) -> Iterator[Message]:
+def _distinct(messages: Iterable[Message]) -> Iterator[Message]:
     seen = set[str]()
     for message in messages:
         if (text := message.content.strip()) not in seen:
@@ -135,36 +136,26 @@ def _once(messages: Iterable[Message]) -> Iterator[Message]:
             yield message
 
 
-def meant(record: MemoryRecord, where: MemoryFilter) -> bool:
-    """Whether a filter means it. Raises ValueError for what mem0 cannot tell: what held at an earlier time."""
+def selects(where: MemoryFilter, record: MemoryRecord) -> bool:
+    """Whether the filter selects the record. Raises ValueError for `as_of`, which mem0 does not support."""
     if where.as_of is not None:
-        raise ValueError("mem0 does not keep from when to when something held: leave out as_of")
-    return (not where.kinds or record.kind in where.kinds) and between(record, where.since, where.until)
+        raise ValueError("mem0 does not store when a memory held: leave out as_of")
+    return (not where.kinds or record.kind in where.kinds) and said_between(record, where.since, where.until)
 
 
-def between(record: MemoryRecord, since: datetime | None, until: datetime | None) -> bool:
+def said_between(record: MemoryRecord, since: datetime | None, until: datetime | None) -> bool:
+    """Whether it was first said from `since` (inclusive) to `until` (exclusive). None: no bound."""
     return (since is None or record.created_at >= since) and (until is None or record.created_at < until)
 
 
 def contains(record: MemoryRecord, query: str) -> bool:
-    """Whether it has all the words of the query; of one without words, the query itself."""
+    """Whether the record has all words of the query, or the query itself if that has no words."""
     asked = words(query)
     return asked <= words(record.content) if asked else query.strip() in record.content
 
 
-def within(budget: int | None, found: Iterable[T], text: Callable[[T], str]) -> Iterator[T]:
-    """As many of the found, best first, as fit into `budget` tokens, about; None: all."""
-    for one in found:
-        if budget is not None:
-            need = _TOKENS_A_MEMORY + -(-len(text(one).encode("utf-8", "replace")) // _BYTES_A_TOKEN)
-            if need > budget:
-                continue
-            budget -= need
-        yield one
-
-
 def versions(record: MemoryRecord, changes: Sequence[Change]) -> list[MemoryRecord]:
-    """The record's earlier versions, oldest first, and the record itself. mem0 lists a step for a change of metadata, too."""
+    """The earlier versions of a record, oldest first, then the record. Changes of metadata only are left out."""
     steps: list[Change] = []
     for change in changes:
         if change.text is not None and (not steps or steps[-1].text != change.text):
@@ -181,7 +172,7 @@ def versions(record: MemoryRecord, changes: Sequence[Change]) -> list[MemoryReco
 
 
 def exported(record: MemoryRecord, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A memory as a JSON value; `metadata` is what mem0 knows beside."""
+    """A memory as a JSON value; `metadata` is the item's."""
     theirs = {key: value for key, value in metadata.items() if key not in (TURN, ABOUT)}
     return {
         "id": record.id,
@@ -193,3 +184,24 @@ def exported(record: MemoryRecord, metadata: Mapping[str, Any]) -> dict[str, Any
         "pinned": record.pinned,
         "metadata": theirs,
     }
+
+
+def imported(value: Mapping[str, Any], number: int) -> tuple[str, Message, dict[str, Any]]:
+    """The id, the message and the `about` of an exported value. Raises ValueError, naming value `number`, for any other."""
+    try:
+        id, content, kind = value["id"], value["content"], MemoryKind(value["kind"])
+        said_at = datetime.fromisoformat(value["said_at"])
+        if not isinstance(id, str) or not isinstance(content, str) or not content.strip() or said_at.tzinfo is None:
+            raise ValueError("expected an id, a content that is not empty, and a said_at with a time zone")
+        sources, metadata = list(value["sources"]), dict(value["metadata"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"value {number} is not an exported memory: {type(error).__name__}: {error}") from None
+    known = {
+        "origin": id,
+        "kind": kind.value,
+        "session": str(value.get("session", "")),
+        "sources": sources,
+        "pinned": value.get("pinned") is True,
+        "metadata": metadata,
+    }
+    return id, Message("user", storable(content), created_at=said_at), known

@@ -1,14 +1,14 @@
-"""The turns that were accepted and that mem0 may not have made searchable yet, as rows."""
+"""The rows of turns that were accepted, and that mem0 may not find yet."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from typing import Any, Literal, TypeVar, cast
 
+from retinue_memory.clock import DAY_US, now_us
 from retinue_memory.database.base import Connection, Database, Operation
 from retinue_memory.database.migrations import named_queries
 from retinue_memory.database.url import IN_MEMORY_URL, open_database
@@ -21,14 +21,12 @@ State = Literal["new", "sent", "pending", "done", "failed"]
 
 _FOLDER = files("retinue_memory.mem0")
 _SQL = named_queries(_FOLDER.joinpath("turns.sql").read_text(encoding="utf-8"))
-_EPOCH, _MICROSECOND = datetime.fromtimestamp(0, UTC), timedelta(microseconds=1)
-KEPT_DAYS = 30
-"""How long the id of a turn that is done is kept, so that it is not sent again."""
+_KEEP_DONE_DAYS = 30  # a turn that comes again within these is recognised
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn's messages on their way to mem0."""
+    """A turn's messages on their way to mem0. The columns of `mem0_turns` explain the fields."""
 
     scope: str
     id: str
@@ -56,26 +54,23 @@ class Turn:
         return self.scope, self.id
 
 
-def now() -> int:
-    """Microseconds since the epoch."""
-    return (datetime.now(UTC) - _EPOCH) // _MICROSECOND
-
-
 class Turns:
-    """The rows of one memory, in a database that others may share; None: in this process' memory only. `grace`: seconds after
-    which a request whose outcome nobody knows is looked into at the latest."""
+    """The rows of one memory, in a database that others may share; None: in this process only.
 
-    def __init__(self, database: Database | str | None, space: str, grace: float) -> None:
-        self._grace = grace
+    `grace_s`: a turn whose request has no known outcome is due after so many seconds.
+    """
+
+    def __init__(self, database: Database | str | None, space: str, grace_s: float) -> None:
+        self._grace_s = grace_s
         self._owned = database is None or isinstance(database, str)
         self._space = space
         database = IN_MEMORY_URL if database is None else database
         self._database = open_database(database) if isinstance(database, str) else database
 
     def open(self) -> None:
-        """Bring the tables up to date. Blocks. Raises StoreError."""
+        """Create or upgrade the tables, and delete old rows. Blocks. Raises StoreError."""
         self._database.migrate("mem0", _FOLDER)
-        before = now() - KEPT_DAYS * 86_400 * 1_000_000
+        before = now_us() - _KEEP_DONE_DAYS * DAY_US
         self._database.write_now(lambda db: db.execute(_SQL["drop_old"], {"space": self._space, "before": before}))
 
     def close(self) -> None:
@@ -102,8 +97,8 @@ class Turns:
                 "about": json.dumps(turn.about),
                 "infer": turn.infer,
                 "state": "new" if waits else "sent",
-                "now": now(),
-                "due": now() if waits else _in(self._grace),
+                "now": now_us(),
+                "due": now_us() if waits else _in(self._grace_s),
             }
             if db.execute(_SQL["accept"], values).rowcount:
                 return replace(turn, fresh=True, state="new" if waits else "sent")
@@ -112,14 +107,14 @@ class Turns:
         return await self._database.write(write)
 
     async def of_scope(self, scope: str) -> list[Turn]:
-        """Those that mem0 may not find yet, and the void ones, as they were said."""
+        """The turns of a scope that mem0 may not find yet, and the void ones, in the order in which they were accepted."""
         return await self._database.read(lambda db: list(map(_turn, _rows(db, "of_scope", self._of(scope)))))
 
-    async def due(self, most: int = 64) -> tuple[list[Turn], float | None]:
-        """Those to be looked at, and in how many seconds there are more to come; None: there are none."""
+    async def due(self, limit: int = 64) -> tuple[list[Turn], float | None]:
+        """The turns that are due, and in how many seconds the next one will be. None: there is no other."""
 
         def read(db: Connection) -> tuple[list[Turn], float | None]:
-            values = {"space": self._space, "now": now(), "most": most}
+            values = {"space": self._space, "now": now_us(), "limit": limit}
             later = db.execute(_SQL["next_due"], values).fetchone()[0]
             seconds = None if later is None else max(0.0, (later - values["now"]) / 1e6)
             return list(map(_turn, _rows(db, "due", values))), seconds
@@ -127,7 +122,7 @@ class Turns:
         return await self._database.read(read)
 
     async def waiting(self, scope: str | None) -> int:
-        """How many mem0 may still make searchable: of a scope, or of all."""
+        """How many turns mem0 is working on or has not taken: of a scope, or of all (None)."""
         return await self._database.read(
             lambda db: int(db.execute(_SQL["waiting"], {"space": self._space, "scope": scope}).fetchone()[0])
         )
@@ -142,32 +137,32 @@ class Turns:
             "event": event,
             "infer": turn.infer and not failed,
             "failures": turn.failures + failed,
-            "now": now(),
+            "now": now_us(),
             "due": _in(seconds),
         }
         rows = await self._database.write(lambda db: db.execute(_SQL["advance"], values).fetchall())
         return not rows or bool(rows[0][0])
 
     async def again(self, turn: Turn, seconds: float) -> None:
-        """Look at it again in `seconds`; nothing is new."""
+        """Make a turn due in `seconds`, with the same state."""
         await self._execute("again", self._key(turn) | {"due": _in(seconds)})
 
     async def make_void(self, scope: str, turn: str | None = None) -> None:
-        """What becomes of the turn, or of all of the scope, is not wanted any more. Their text is gone at once."""
+        """Void one turn, or all of a scope (None), and delete its text."""
         await self._execute("make_void", self._of(scope) | {"turn": turn})
 
     async def drop(self, turn: Turn) -> None:
         await self._execute("drop", self._key(turn))
 
     async def drop_settled(self, scope: str) -> int:
-        """Delete those that mem0 does not work on; how many that were."""
+        """Delete the turns of a scope that mem0 is not working on. Returns how many there were."""
         return await self._execute("drop_settled", self._of(scope))
 
     async def count(self, scope: str) -> int:
         return await self._database.read(lambda db: int(db.execute(_SQL["count"], self._of(scope)).fetchone()[0]))
 
     async def scrub(self, deleted: int) -> str | None:
-        """Leave nothing in the file of the rows that were deleted, now or before; in words what may still hold it."""
+        """Remove the bytes of rows that were deleted, now or before, from the file. Returns what may still hold them, or None."""
         if not deleted and self._database.scrubbed:
             return None
         return await self._database.scrub()
@@ -183,7 +178,7 @@ class Turns:
 
 
 def _in(seconds: float) -> int:
-    return now() + int(seconds * 1_000_000)
+    return now_us() + int(seconds * 1_000_000)
 
 
 def _rows(db: Connection, query: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:

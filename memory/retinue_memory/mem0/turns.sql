@@ -1,4 +1,4 @@
--- The rows of mem0_turns as they come and go.
+-- The rows of mem0_turns. Every statement names the space.
 
 -- name: accept
 INSERT INTO mem0_turns (
@@ -16,7 +16,7 @@ SELECT 1 FROM mem0_turns WHERE space = :space AND scope = :scope AND state = 'ne
 SELECT * FROM mem0_turns WHERE space = :space AND scope = :scope AND turn = :turn
 
 -- name: of_scope
--- Everything that is not certainly with mem0 and searchable, in the order in which it was said.
+-- All turns but those that mem0 finds, in the order in which they were accepted.
 SELECT * FROM mem0_turns
 WHERE space = :space AND scope = :scope AND (state <> 'done' OR void)
 ORDER BY accepted_at, turn
@@ -28,7 +28,7 @@ WHERE space = :space AND due <= :now AND state IN ('new', 'sent', 'pending') AND
     SELECT 1 FROM mem0_turns AS earlier
     WHERE earlier.space = this.space AND earlier.scope = this.scope AND earlier.state = 'new'
       AND earlier.accepted_at < this.accepted_at))
-ORDER BY due LIMIT :most
+ORDER BY due LIMIT :limit
 
 -- name: next_due
 SELECT min(due) FROM mem0_turns WHERE space = :space AND due > :now AND state IN ('new', 'sent', 'pending')
@@ -59,7 +59,7 @@ WHERE space = :space AND scope = :scope AND (:turn IS NULL OR turn = :turn)
 DELETE FROM mem0_turns WHERE space = :space AND scope = :scope AND turn = :turn
 
 -- name: drop_settled
--- Of an erased scope, all that mem0 does not work on any more. Those it may still make something of stay, void, till it has.
+-- Of an erased scope, the turns that mem0 is not working on. The others stay void until it has finished.
 DELETE FROM mem0_turns WHERE space = :space AND scope = :scope AND state IN ('new', 'done', 'failed')
 
 -- name: drop_old

@@ -1,8 +1,8 @@
 -- The built-in memory's tables. Text compares byte for byte (BINARY is SQLite's default collation). Times are
 -- microseconds since the epoch, UTC. A scope is (tenant, space, owner, owner_id), and leads every key.
 
--- What is known of a scope: `version` grows with every write, and a row says at which version it last changed, so an index
--- in memory catches up by reading only what is newer. `epoch` grows where rows were taken away: indexes start over.
+-- The state of a scope. Every write raises `version`, and every row holds the version of its last change, so an index in
+-- memory catches up by reading newer rows only. `epoch` is raised when rows are deleted: indexes are rebuilt.
 CREATE TABLE memory_scopes (
     tenant    TEXT    NOT NULL,
     space     TEXT    NOT NULL,
@@ -14,7 +14,7 @@ CREATE TABLE memory_scopes (
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE memories (
-    seq          INTEGER PRIMARY KEY AUTOINCREMENT, -- the order of writing, and so of an index; never used twice
+    seq          INTEGER PRIMARY KEY AUTOINCREMENT, -- the order of writing and of an index; never reused
     tenant       TEXT    NOT NULL,
     space        TEXT    NOT NULL,
     owner        TEXT    NOT NULL,
@@ -23,13 +23,13 @@ CREATE TABLE memories (
     version      INTEGER NOT NULL,               -- of the scope, when this row last changed
     kind         TEXT    NOT NULL,               -- a MemoryKind
     role         TEXT    NOT NULL,
-    speaker      TEXT    NOT NULL,               -- '' where the message named none
+    speaker      TEXT    NOT NULL,               -- '' if the message named none
     content      TEXT    NOT NULL,
-    content_hash BLOB    NOT NULL,               -- sha256 of role, speaker and normalised content: said twice, stored once
+    content_hash BLOB    NOT NULL,               -- sha256 of role, speaker and normalized content: the same words are stored once
     session_id   TEXT    NOT NULL,               -- where it was first said
     created_at   INTEGER NOT NULL,               -- when it was first said
     said_at      INTEGER NOT NULL,               -- when it was last said
-    embedder     TEXT,                           -- the model that made the vector; NULL: there is none
+    embedder     TEXT,                           -- the model of the vector; NULL: there is none
     dimensions   INTEGER,
     vector       BLOB,                           -- float32, little-endian, L2-normalised
     CHECK ((embedder IS NULL) = (vector IS NULL) AND (vector IS NULL) = (dimensions IS NULL)),
@@ -40,7 +40,7 @@ CREATE TABLE memories (
 
 CREATE INDEX memories_by_version ON memories (tenant, space, owner, owner_id, version);
 
--- The messages that a memory was made from. A message is taken once: by its id, and by its place in its turn.
+-- The messages that a memory was derived from. A message is stored once, by its id and by its position in its turn.
 CREATE TABLE memory_sources (
     tenant     TEXT    NOT NULL,
     space      TEXT    NOT NULL,
@@ -48,7 +48,7 @@ CREATE TABLE memory_sources (
     owner_id   TEXT    NOT NULL,
     message_id TEXT    NOT NULL,
     memory_seq INTEGER NOT NULL REFERENCES memories (seq) ON DELETE CASCADE,
-    turn_id    TEXT,                             -- NULL where the caller asked for no idempotency by turn
+    turn_id    TEXT,                             -- NULL if the caller gave none
     position   INTEGER NOT NULL,                 -- of the message among the turn's messages
     said_at    INTEGER NOT NULL,
     PRIMARY KEY (tenant, space, owner, owner_id, message_id),

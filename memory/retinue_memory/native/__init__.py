@@ -1,12 +1,12 @@
-"""The built-in memory: rows in SQLite, an index of each scope in memory, ranked by words, meaning and what is around them.
+"""The built-in memory: rows in a database, an index of each scope in memory, ranked by words, meaning and context.
 
-Nothing of this package is imported before a native memory is opened; what reads texts (`reading`, `lasting`, `words`) may be,
-for it needs no database and no arrays.
+Nothing of this package is imported before a native memory is opened, except `reading`, `lasting` and `words`, which need neither
+a database nor arrays.
 """
 
 import os
 
-# One thread a query: the arrays are small, and threads that wait for each other cost 5-10 ms on busy cores. Both are
-# read when the libraries load, and what the user has set stays.
+# One thread for a query: the arrays are small, and threads that wait for each other cost 5-10 ms on busy cores. The libraries
+# read both variables when they load; a user's own values stay.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

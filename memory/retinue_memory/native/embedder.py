@@ -1,10 +1,10 @@
-"""The built-in embedder: all-MiniLM-L6-v2 in int8 through onnxruntime, its tokenizer from BERT's vocabulary.
+"""The built-in embedder: all-MiniLM-L6-v2 in int8 with onnxruntime, its tokenizer from BERT's vocabulary.
 
 Sole importer of onnxruntime and tokenizers, which come with the extra `local`; both load at the first text.
 
-One pass over a text gives what it is remembered by, what it asks with, and its single words' vectors. Two things differ
-from the model's own recipe, both measured to help recall in talk: stop words, punctuation and the special tokens are left
-out of the mean (in what asks they count a little), and the int8 weights are multiplied as int8.
+One pass over a text computes its vector as a memory, its vector as a query, and its token vectors. Two things differ from the
+model's recipe; both improve recall in conversations: stop words, punctuation and special tokens are left out of the mean (as a
+query, they count a little), and int8 weights are multiplied as int8.
 """
 
 from __future__ import annotations
@@ -32,39 +32,36 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TOKEN_WIDTH = 48
-"""Dimensions that are kept of a token's vector: a fixed random rotation of the 384, cut off. 64 gain nothing that lasts."""
-MOST_TOKENS = 48
-"""Tokens of a text whose vectors are kept."""
-_BATCH = 16
-"""Texts of about one length at a time: padding costs more than the calls save."""
-_LONGEST = 256
-"""Tokens, as the model was trained; the rest of a longer text is not seen."""
+"""Dimensions of a token vector: the 384 of the model after a fixed random rotation, cut off. 64 improve nothing."""
+MAX_TOKENS = 48
+"""Token vectors of a text at most."""
+_BATCH = 16  # texts of about the same length: padding costs more than fewer calls save
+_MAX_INPUT_TOKENS = 256  # as the model was trained; the rest of a longer text is ignored
 _CLS, _SEP = 101, 102
-_SPECIAL_ASKS, _STOP_WORD_ASKS = 0.5, 0.25
-"""What [CLS] and [SEP], and stop words and punctuation, count in what asks, beside 1 for a word with a meaning."""
+_SPECIAL_WEIGHT, _STOP_WORD_WEIGHT = 0.5, 0.25  # in a query, beside 1 for a word with a meaning
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What an embedder makes of a text.
-
-    `vector`, by which it is remembered, and `asks`, with which it asks: shape (dimensions,), float32, L2-normalised.
-    `tokens`: its words' vectors, shape (at most `MOST_TOKENS`, width), int8, unit length at 127; None: not known.
-    """
+    """The vectors of a text."""
 
     vector: NDArray[np.float32]
+    """As a memory: shape (dimensions,), L2-normalised."""
     asks: NDArray[np.float32]
+    """As a query: shape (dimensions,), L2-normalised."""
     tokens: NDArray[np.int8] | None = None
+    """Of its single words: shape (at most `MAX_TOKENS`, width), norm 127. None if the embedder computes none."""
 
 
 class Reader(Embedder):
-    """An embedder in this process that tells more of a text than one vector. `token_width`: numbers to a token; 0: none."""
+    """An embedder in this process that computes more than one vector of a text."""
 
     token_width: int = 0
+    """Numbers of a token vector; 0: it computes none."""
 
     @abstractmethod
     def read(self, texts: Sequence[str]) -> list[Reading]:
-        """What there is to know of each text. Called as `embed` is, and raises what it raises."""
+        """The vectors of each text. Called like `embed`, and raises the same."""
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         vectors = [reading.vector for reading in self.read(texts)]
@@ -72,26 +69,26 @@ class Reader(Embedder):
 
 
 def find_embedder() -> Embedder | None:
-    """The built-in embedder where its weights and its runtime are installed, else None. Nothing is fetched."""
+    """The built-in embedder, or None if its weights or its runtime are not installed. Downloads nothing."""
     model, vocabulary = locate(MINILM), locate(VOCAB)
     runtime = all(importlib.util.find_spec(name) is not None for name in ("onnxruntime", "tokenizers"))
     return MiniLM(model, vocabulary) if model is not None and vocabulary is not None and runtime else None
 
 
 class Recent(Reader):
-    """Any embedder as a `Reader` that keeps its last readings: a turn's query is the message stored at the turn's end."""
+    """Any embedder as a `Reader` that caches its latest readings: a turn's query is the message stored at its end."""
 
-    def __init__(self, embedder: Embedder, *, most: int = 512) -> None:
+    def __init__(self, embedder: Embedder, *, max_readings: int = 512) -> None:
         self.name, self.dimensions = embedder.name, embedder.dimensions
         self.token_width = embedder.token_width if isinstance(embedder, Reader) else 0
         self._embedder = embedder
-        self._most = most
+        self._max_readings = max_readings
         self._lock = threading.Lock()
         self._readings: OrderedDict[str, Reading] = OrderedDict()
         self._forgotten = 0
 
     def known(self, texts: Iterable[str]) -> dict[str, Reading]:
-        """What it has at hand of these."""
+        """The cached readings among these."""
         with self._lock:
             return {text: self._readings[text] for text in texts if text in self._readings}
 
@@ -101,16 +98,16 @@ class Recent(Reader):
         if unknown:
             known |= zip(unknown, self._read(unknown), strict=True)
         with self._lock:
-            if forgotten == self._forgotten:  # else what is being forgotten may be among them
+            if forgotten == self._forgotten:  # else the text of an erased user may be among them
                 for text in texts:
                     self._readings[text] = known[text]
                     self._readings.move_to_end(text)
-            while len(self._readings) > self._most:
+            while len(self._readings) > self._max_readings:
                 self._readings.popitem(last=False)
         return [known[text] for text in texts]
 
     def forget(self, texts: Iterable[str] | None = None) -> None:
-        """Keep nothing of these texts any longer; None: of any."""
+        """Drop the cached readings of these texts, or all (None)."""
         with self._lock:
             self._forgotten += 1
             for text in list(self._readings) if texts is None else texts:
@@ -124,9 +121,9 @@ class Recent(Reader):
 
 
 class MiniLM(Reader):
-    """Sentence vectors of 384 dimensions; loads (0.3 s, 90 MB) at the first text.
+    """Sentence vectors of 384 dimensions. Loads at the first text (0.3 s, 90 MB).
 
-    A sentence takes about 1 ms on one thread, by its length and the machine; `threads` is what one call may use.
+    A sentence takes about 1 ms on one thread. `threads` bounds the threads of one call.
     """
 
     name = "all-minilm-l6-v2-int8-fixed-content"
@@ -166,7 +163,7 @@ class MiniLM(Reader):
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """The model. `content`: which entries of the vocabulary mean something, bool; `rotation`: (384, TOKEN_WIDTH)."""
+    """The model. `content`: a mask of the vocabulary's words with a meaning; `rotation`: shape (384, TOKEN_WIDTH)."""
 
     session: Any
     tokenizer: Any
@@ -175,7 +172,7 @@ class _Loaded:
 
 
 def _hidden(session: Any, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-    """The last layer: shape (texts, longest, 384)."""
+    """The model's last layer: shape (texts, tokens of the longest, 384)."""
     shape = len(ids), max(map(len, ids))
     tokens, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     for row, text in enumerate(ids):
@@ -188,9 +185,9 @@ def _hidden(session: Any, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
 
 def _reading(model: _Loaded, ids: NDArray[np.int64], hidden: NDArray[np.float32]) -> Reading:
     content = model.content[ids]
-    words = hidden[content][:MOST_TOKENS]
-    asks = np.where(content, np.float32(1.0), np.float32(_STOP_WORD_ASKS))
-    asks[[0, -1]] = _SPECIAL_ASKS
+    words = hidden[content][:MAX_TOKENS]
+    asks = np.where(content, np.float32(1.0), np.float32(_STOP_WORD_WEIGHT))
+    asks[[0, -1]] = _SPECIAL_WEIGHT
     shares = np.stack((content if len(words) else np.ones_like(content), asks)) / np.sqrt(np.vecdot(hidden, hidden))
     vector, asking = _normalised(shares @ hidden)  # of the tokens at unit length
     tokens = np.round(_normalised(words @ model.rotation) * 127).astype(np.int8)
@@ -208,7 +205,7 @@ def _content(words: Sequence[str]) -> NDArray[np.bool_]:
 
 
 def _rotation() -> NDArray[np.float32]:
-    """The first directions of a random rotation, the same on every machine: nothing is fitted to any text."""
+    """The first columns of a random rotation, the same on every machine."""
     random = np.random.default_rng(7).standard_normal((MiniLM.dimensions, MiniLM.dimensions))
     return np.ascontiguousarray(np.linalg.qr(random)[0][:, :TOKEN_WIDTH].astype(np.float32))
 
@@ -223,9 +220,7 @@ def _session(model: Path, threads: int) -> Any:
         in_int8(model.read_bytes()),
         options,
         providers=["CPUExecutionProvider"],
-        disabled_optimizers=[
-            "SkipLayerNormFusion"
-        ],  # an addition and a norm apart take a third of what they take as one
+        disabled_optimizers=["SkipLayerNormFusion"],  # takes three times as long as the two steps that it replaces
     )
 
 
@@ -236,5 +231,5 @@ def _tokenizer(words: Sequence[str]) -> Any:
     tokenizer.normalizer = library.normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = library.processors.BertProcessing(("[SEP]", _SEP), ("[CLS]", _CLS))
-    tokenizer.enable_truncation(_LONGEST)
+    tokenizer.enable_truncation(_MAX_INPUT_TOKENS)
     return tokenizer

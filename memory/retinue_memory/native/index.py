@@ -1,8 +1,7 @@
-"""A scope's memories in the form that ranking reads: term postings, vectors and columns, all in memory, growing in place.
+"""A scope's memories in the form that ranking reads: term postings, vectors and columns, in memory, growing in place.
 
-Nothing is rebuilt when a memory is added: what ranking needs to know of its surroundings (what it follows, its stretch of
-talk, how new it is) is worked out once, when it is appended. An index is made from rows and catches up with newer ones; it
-is a cache and never the truth. `Indexes` keeps the recently used ones within a bound of bytes.
+Nothing is rebuilt when a memory is added: what ranking needs to know of its surroundings (what it follows, its segment, how new
+it is) is computed once, when it is appended. An index is built from rows and catches up with newer ones; it is a cache.
 """
 
 from __future__ import annotations
@@ -28,24 +27,19 @@ from .words import terms
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-WINDOW = 30
-"""Memories of a session that are taken as one stretch of talk."""
-PAUSE = 2 * 3600.0
-"""Seconds of silence that end a stretch."""
-LOOK_BACK = 8
-"""Memories against which the novelty of the next is measured."""
+SEGMENT_SIZE = 30  # memories at most
+SEGMENT_PAUSE_S = 2 * 3600.0  # a longer silence starts a new segment
+LOOK_BACK = 8  # memories that the novelty of the next is measured against
 READ_WITH = (0.6, 0.3)
-"""The shares of the one and the two memories before it with which a vector is read: an answer means what it means after
+"""The weights of the previous memory's vector and the one before it when a vector is compared: an answer gets its meaning from
 its question."""
 _SHARES = np.array(READ_WITH, np.float32)[:, None]
 _FROM_ITSELF = np.arange(LOOK_BACK + 1)
-_AT_ONCE = 512
-"""Memories that are related to those before them in one go: some 6 MB of vectors."""
-FULL = 20
-"""Words from which a memory counts as full."""
+_RELATE_BATCH = 512  # memories whose vectors are compared in one step: 6 MB
+_FULL_WORDS = 20  # `fullness` is 1 from so many words
 
 _COLUMNS: dict[str, tuple[type[np.generic], float]] = {
-    # name: (type, what stands where nothing was written)
+    # name: (type, initial value)
     "seqs": (np.int64, 0),
     "said_at": (np.float64, 0),
     "lengths": (np.float32, 0),
@@ -59,7 +53,7 @@ _COLUMNS: dict[str, tuple[type[np.generic], float]] = {
     "standing": (np.bool_, 0),
     "embedded": (np.bool_, 0),
     "speakers": (np.int32, 0),
-    "stretches": (np.int32, 0),
+    "segments": (np.int32, 0),
     "token_starts": (np.int64, 0),
     "token_counts": (np.int32, 0),
     "kinds": (np.int32, 0),
@@ -73,27 +67,28 @@ _COLUMNS: dict[str, tuple[type[np.generic], float]] = {
     "substance": (np.float32, 1),
 }
 NEVER = 2**63 - 1
-"""The time of what has no end."""
-_PASSING = 0.6
-"""What the score of small talk and questions counts for, which are kept for a while only."""
+"""A time in microseconds: no end."""
+_PASSING_SUBSTANCE = 0.6  # of small talk and questions, which are kept for a while only
 _INDEX_BYTES, _TERM_BYTES, _POSTING_BYTES = 4_000, 250, 8
 _WORD = re.compile(r"\w+")
-_NOWHERE: tuple[array[int], array[float]] = array("i"), array("f")
+_NO_POSTINGS: tuple[array[int], array[float]] = array("i"), array("f")
 _ASSISTANTS = frozenset({"assistant", "ai", "bot"})
-"""Speakers of imported logs, in which every message may stand as a user's."""
+"""Speakers who are no user, in imported logs that give every message the role of one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Postings:
-    """Where some terms stand, one term's after the other's. `holding`: how many memories hold each; `places`: which, and
-    `counts`: how often. Shape (terms,), (all,) and (all,)."""
+    """The memories that contain each of some terms: one term's after the other's."""
 
     holding: NDArray[np.intp]
+    """How many memories contain each term: shape (terms,)."""
     places: NDArray[np.intp]
+    """Which: shape (sum of `holding`,)."""
     counts: NDArray[np.float32]
+    """How often: the shape of `places`."""
 
     def in_parts(self, most: int) -> Iterator[Postings]:
-        """At most `most` terms at a time, one at least."""
+        """Split into parts of at most `most` terms, and at least one."""
         count, most = len(self.holding), max(1, most)
         if count <= most:
             yield self
@@ -106,20 +101,22 @@ class Postings:
 
 
 @dataclass(slots=True)
-class _Talk:
-    """Where a session's talk has got to: its last memory and when that was first said, and the stretch it is in."""
+class _Session:
+    """The end of a session so far."""
 
     last: int
+    """The place of its last memory."""
     at: int
-    stretch: int
+    """When that was first said, in microseconds."""
+    segment: int
     filled: int
+    """Memories in that segment."""
 
 
 class Index:
-    """The memories of one scope in the order in which they were first written; array element i is memory i.
+    """The memories of one scope in the order of their insertion; element i of every array is the memory at place i.
 
-    `version` and `epoch` are those of the rows it was made from. Vectors of another model than `embedder` are not taken
-    in. Not safe for use by several threads at once: hold `lock`.
+    `embedder` names the model whose vectors it holds; vectors of other models are ignored. Hold `lock` while using it.
     """
 
     def __init__(self, embedder: str | None, dimensions: int, token_width: int = 0) -> None:
@@ -130,24 +127,24 @@ class Index:
         self.start_over(epoch=0)
 
     def start_over(self, epoch: int) -> None:
-        """Become the empty index of `epoch`."""
+        """Empty the index, for the rows of another epoch."""
         self.version = 0
         self.epoch = epoch
-        self.life = self.slots_version = 0
-        """Of the scope's `store.State`, when it was last looked at."""
+        self.generation = self.slots_version = 0
+        """Those of the scope's `rows.State` when it was last read."""
         self.size = 0
-        self.stretch_count = 0
+        self.segment_count = 0
         self.has_vectors = False
         self.speaker_codes: dict[str, int] = {}
-        """Speakers as they were written, by first appearance: the number of each is what `speakers` holds."""
+        """The numbers in the column `speakers`, by the speaker as written."""
         self.names: list[tuple[int, re.Pattern[str]]] = []
-        """How a query may name the speakers who have a name, by their numbers."""
+        """A speaker's number, and the pattern by which a query may name them."""
         self.kind_codes: dict[str, int] = {}
-        """The same for kinds."""
-        self._talks: dict[str, _Talk] = {}
+        """The numbers in the column `kinds`, by kind."""
+        self._sessions: dict[str, _Session] = {}
         self._columns: dict[str, NDArray[Any]] = {name: np.zeros(0, dtype) for name, (dtype, _) in _COLUMNS.items()}
         self._around = np.zeros((4, 0), np.int32)
-        self._stretch_sizes = np.zeros(0, np.int32)
+        self._segment_sizes = np.zeros(0, np.int32)
         self._vectors = np.zeros((0, self._dimensions), np.float32)
         self._tokens = np.zeros((0, self._token_width), np.int8)
         self._token_size = 0
@@ -159,39 +156,40 @@ class Index:
     # -- what ranking reads -------------------------------------------------------------------------------------------
 
     def column(self, name: str) -> NDArray[Any]:
-        """One of the columns, an element a memory:
+        """A column, of shape (size,). Set when a memory is appended or embedded:
 
-        seqs: row numbers in the store. said_at: when it was last said, seconds since the epoch. lengths, distinct: terms,
-        and different ones. fullness: 0..1, from nothing to `FULL` words. asking: share of the words that stand in
-        questions. novelty: 1 - the highest cosine to the `LOOK_BACK` before it. context_norms: 1 / the length of the
-        vector summed with `READ_WITH` of those before it. cues: bits of `cues`. by_user: said by the user, or made from
-        what was said. embedded: has a vector of the current model. speakers: numbers of `speaker_codes`. stretches: which
-        stretch of talk, below `stretch_count`. token_starts, token_counts: its rows of `tokens`.
+        - seqs: row numbers. speakers: see `speaker_codes`. by_user: not said by an assistant. cues: bits of `cues`.
+        - lengths, distinct: terms, and different terms. fullness: 0..1, by the number of words. asking: 0..1, the share of words
+          in questions. segments: the segment, below `segment_count`.
+        - embedded: has a vector. novelty: 1 - the highest cosine to the `LOOK_BACK` memories before it. context_norms: 1 / the
+          norm of the vector plus `READ_WITH` of those before it. token_starts, token_counts: the rows of `tokens`.
 
-        And what may change of it: kinds: numbers of `kind_codes`. standing: a preference that is an instruction for every
-        answer. created_at, valid_from, valid_to, expires_at: in microseconds, NEVER for what has no end. pinned,
-        quarantined. found_until: until when it is found by who asks for nothing special. substance: 0..1, what its score
-        counts for.
+        Updated when the row changes:
+
+        - said_at: when it was last said, in seconds since the epoch. created_at, valid_from, valid_to, expires_at: microseconds,
+          `NEVER` for no end. found_until: until when a search without conditions finds it.
+        - kinds: see `kind_codes`. standing: a preference that instructs every answer. pinned, quarantined. substance: 0..1, a
+          factor for the score.
         """
         return self._columns[name][: self.size]
 
     @property
     def around(self) -> NDArray[np.int32]:
-        """The memories one and two before it, and one and two after it, in its session: shape (size, 4), -1 for none."""
+        """Places of the memories one and two before, and one and two after, in the session: shape (size, 4), -1 for none."""
         return self._around[:, : self.size].T
 
     def neighbours(self, places: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
-        """The same of these memories, in columns: shape (4, places)."""
+        """`around` of these places, transposed: shape (4, places)."""
         return self._around.take(places, axis=1)
 
     @property
-    def stretch_sizes(self) -> NDArray[np.int32]:
-        """How many memories each stretch of talk has: shape (stretch_count,), at least 1."""
-        return self._stretch_sizes[: self.stretch_count]
+    def segment_sizes(self) -> NDArray[np.int32]:
+        """The memories in each segment: shape (segment_count,), at least 1."""
+        return self._segment_sizes[: self.segment_count]
 
     @property
     def vectors(self) -> NDArray[np.float32]:
-        """Shape (size, dimensions), L2-normalised; zeros where there is none."""
+        """Shape (size, dimensions), L2-normalised; zeros for a memory without a vector."""
         return self._vectors[: self.size]
 
     @property
@@ -201,12 +199,12 @@ class Index:
 
     @property
     def average_length(self) -> float:
-        """Terms of a memory, on average, at least 1."""
+        """The mean of `lengths`, at least 1."""
         return max(self._total_length / max(self.size, 1), 1.0)
 
     def postings(self, terms: Iterable[str]) -> Postings:
-        """Where these terms stand."""
-        found = [self._postings.get(term, _NOWHERE) for term in terms]
+        """The memories that contain these terms."""
+        found = [self._postings.get(term, _NO_POSTINGS) for term in terms]
         places, counts = array("i"), array("f")
         for held, often in found:
             places += held
@@ -216,7 +214,7 @@ class Index:
 
     @property
     def nbytes(self) -> int:
-        """About what the index occupies."""
+        """The bytes that the index occupies, estimated."""
         columns = sum(column.nbytes for column in self._columns.values())
         words = self._posted * _POSTING_BYTES + len(self._postings) * _TERM_BYTES
         return _INDEX_BYTES + columns + self._around.nbytes + self._vectors.nbytes + self._tokens.nbytes + words
@@ -224,23 +222,23 @@ class Index:
     # -- keeping up ---------------------------------------------------------------------------------------------------
 
     def apply(self, rows: Sequence[IndexRow], version: int) -> None:
-        """Take in rows written or changed since `self.version`; afterwards the index is at `version`, or newer.
+        """Add or update rows that were written since `self.version`; the index is then at `version` or newer.
 
-        What may change of a row it knows is all but its text: who takes a text away starts a new epoch.
+        The text of a row never changes within an epoch.
         """
         self._reserve(self.size + len(rows))
-        new: list[int] = []  # those that are given a vector
-        late: list[int] = []
+        new: list[int] = []  # places that come with a vector
+        late: list[int] = []  # places that get one later
         for row in rows:
             known = self._places.get(row.seq)
             place = self._append(row) if known is None else known
             if not self._columns["embedded"][place] and self._embed(place, row):
                 (new if known is None else late).append(place)
             self._refresh(place, row)
-        for start in range(0, len(new), _AT_ONCE):
-            self._relate(np.array(new[start : start + _AT_ONCE]))
-        for start in range(0, len(late), _AT_ONCE):
-            self._relate(self._affected(np.array(late[start : start + _AT_ONCE])))
+        for start in range(0, len(new), _RELATE_BATCH):
+            self._relate(np.array(new[start : start + _RELATE_BATCH]))
+        for start in range(0, len(late), _RELATE_BATCH):
+            self._relate(self._affected(np.array(late[start : start + _RELATE_BATCH])))
         self.version = max([self.version, version, *(row.version for row in rows)])
 
     def _refresh(self, place: int, row: IndexRow) -> None:
@@ -259,7 +257,7 @@ class Index:
         hidden = row.quarantined or valid_to != NEVER
         columns["found_until"][place] = 0 if hidden else NEVER if row.pinned else expires_at
         passes = row.kind == MemoryKind.RECENT_MESSAGE and expires_at != NEVER
-        columns["substance"][place] = _PASSING if passes else 1.0
+        columns["substance"][place] = _PASSING_SUBSTANCE if passes else 1.0
 
     def _append(self, row: IndexRow) -> int:
         place, columns = self.size, self._columns
@@ -276,7 +274,7 @@ class Index:
         columns["seqs"][place] = row.seq
         columns["lengths"][place] = counts.total()
         columns["distinct"][place] = len(counts)
-        columns["fullness"][place] = min(1.0, math.log1p(said) / math.log1p(FULL))
+        columns["fullness"][place] = min(1.0, math.log1p(said) / math.log1p(_FULL_WORDS))
         columns["asking"][place] = asking(row.content)
         columns["cues"][place] = cues(row.content)
         columns["by_user"][place] = row.role != "assistant" and row.speaker.casefold() not in _ASSISTANTS
@@ -296,26 +294,26 @@ class Index:
         return code
 
     def _follow(self, place: int, row: IndexRow) -> None:
-        """Tie the memory to the one it follows in its session, and put it into a stretch."""
+        """Link the memory to the one it follows in its session, and add it to a segment."""
         around = self._around
-        talk = self._talks.get(row.session_id)
-        if talk is None or row.created_at - talk.at > PAUSE * 1e6:
-            talk = self._talks[row.session_id] = _Talk(place, row.created_at, -1, WINDOW)
+        session = self._sessions.get(row.session_id)
+        if session is None or row.created_at - session.at > SEGMENT_PAUSE_S * 1e6:
+            session = self._sessions[row.session_id] = _Session(place, row.created_at, -1, SEGMENT_SIZE)
         else:
-            last, before_last = talk.last, int(around[0, talk.last])
+            last, before_last = session.last, int(around[0, session.last])
             around[:2, place], around[2, last] = (last, before_last), place
             if before_last >= 0:
                 around[3, before_last] = place
-            talk.last, talk.at = place, row.created_at
-        if talk.filled >= WINDOW:
-            talk.stretch, talk.filled = self.stretch_count, 0
-            self.stretch_count += 1
-        talk.filled += 1
-        self._stretch_sizes[talk.stretch] = talk.filled
-        self._columns["stretches"][place] = talk.stretch
+            session.last, session.at = place, row.created_at
+        if session.filled >= SEGMENT_SIZE:
+            session.segment, session.filled = self.segment_count, 0
+            self.segment_count += 1
+        session.filled += 1
+        self._segment_sizes[session.segment] = session.filled
+        self._columns["segments"][place] = session.segment
 
     def _embed(self, place: int, row: IndexRow) -> bool:
-        """Take in the vectors, if they are of this model; whether there is one now."""
+        """Copy the vectors, if they are of this model. Returns whether there is one now."""
         if row.embedder is None or row.embedder != self._embedder:
             return False
         if row.tokens and self._token_width and not len(row.tokens) % self._token_width:
@@ -327,7 +325,7 @@ class Index:
         return True
 
     def _affected(self, places: NDArray[np.int64]) -> NDArray[np.integer[Any]]:
-        """These and those after them, as far as they have a vector: what is read in the light of these."""
+        """These places and those after them that have a vector: their novelty and norm depend on these."""
         after = (places[:, None] + _FROM_ITSELF).ravel()
         at = np.unique(np.concatenate((after, self._around[2:, places].ravel())))
         at = at[(at >= 0) & (at < self.size)]
@@ -335,7 +333,7 @@ class Index:
         return at[embedded]
 
     def _relate(self, at: NDArray[np.integer[Any]]) -> None:
-        """How new these are, and how long their vectors are with those before; they have one."""
+        """Compute the novelty and the context norms of these places, which have a vector."""
         columns, vectors = self._columns, self._vectors
         own, before = vectors[at], at[:, None] - _FROM_ITSELF[1:]
         cosines = np.vecdot(own[:, None], vectors[np.maximum(before, 0)]) * (before >= 0)
@@ -362,12 +360,12 @@ class Index:
         for name, (_, fill) in _COLUMNS.items():
             self._columns[name] = _longer(self._columns[name], room, fill)
         self._around = _longer(self._around.T, room, -1).T.copy()
-        self._stretch_sizes = _longer(self._stretch_sizes, room)
+        self._segment_sizes = _longer(self._segment_sizes, room)
         self._vectors = _longer(self._vectors, room)
 
 
 def _longer(column: NDArray[Any], room: int, fill: float = 0) -> NDArray[Any]:
-    longer = np.zeros((room, *column.shape[1:]), column.dtype)  # whose memory is only had when it is written to
+    longer = np.zeros((room, *column.shape[1:]), column.dtype)  # the system provides its pages when they are written to
     longer[: len(column)] = column
     if fill:
         longer[len(column) :] = fill

@@ -1,6 +1,6 @@
--- Every statement names the whole scope, but `pending_scopes`, which finds the scopes of a space that have work left.
+-- Every statement names the whole scope, except `pending_scopes`, which finds the scopes with pending messages.
 
--- name: unread
+-- name: missing_slots
 SELECT seq, content FROM memories
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
   AND version > (
@@ -14,19 +14,19 @@ SELECT seq, content FROM memories
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
   AND version > :version AND role IN ('user', 'system') AND valid_to IS NULL AND quarantined IS NULL
 ORDER BY version DESC
-LIMIT :most
+LIMIT :limit
 
 -- name: add_slots
--- Of [seq, slot] each; of rows that are there yet.
+-- `:slots` is a list of [seq, slot]; those of rows deleted meanwhile are left out.
 INSERT OR IGNORE INTO memory_slots (tenant, space, owner, owner_id, slot, memory_seq)
 SELECT :tenant, :space, :owner, :owner_id, json_extract(claimed.value, '$[1]'), seq
 FROM json_each(:slots) AS claimed
 JOIN memories ON seq = json_extract(claimed.value, '$[0]')
 WHERE +tenant = :tenant AND +space = :space AND +owner = :owner AND +owner_id = :owner_id
 
--- name: meeting
--- What a new memory may join or end: of the rows in question (:seqs) and of those about the same (:slots) what is current and
--- of its speaker. What there is to know of each comes in the order of `Old`.
+-- name: candidates
+-- The current memories of a speaker that a new one may merge with or supersede: among the rows :seqs, and those that have one
+-- of the slots :slots. The columns are the fields of `Candidate`.
 SELECT seq, id, role, content, session_id, created_at, coalesce(valid_from, created_at) FROM memories
 WHERE +tenant = :tenant AND +space = :space AND +owner = :owner AND +owner_id = :owner_id
   AND seq IN (
@@ -53,7 +53,7 @@ ORDER BY created_at DESC, seq DESC
 LIMIT 1
 
 -- name: set_pending
-UPDATE memories SET pending = :pending
+UPDATE memories SET pending = 1
 WHERE +tenant = :tenant AND +space = :space AND +owner = :owner AND +owner_id = :owner_id AND seq = :seq
 
 -- name: pending_scopes
@@ -65,9 +65,9 @@ SELECT seq FROM memories
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
   AND pending IS NOT NULL AND session_id = :session_id
 ORDER BY seq
-LIMIT :most
+LIMIT :limit
 
--- name: settled
+-- name: set_extracted
 UPDATE memories SET pending = NULL, expires_at = CASE WHEN pinned THEN expires_at ELSE coalesce(:expires_at, expires_at) END,
     version = :version
 WHERE +tenant = :tenant AND +space = :space AND +owner = :owner AND +owner_id = :owner_id

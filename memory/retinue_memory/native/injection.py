@@ -1,7 +1,7 @@
-"""What may not be stored, and what may not reach a prompt: secrets are redacted, orders in foreign text are quarantined.
+"""Prompt injection: find orders in texts that others wrote, and tell them from a user's own instructions.
 
-Pure functions over texts. Nothing here is proof against a determined attacker: recalled text is fenced as data all the
-same (see `rendering`). The patterns look for the forms that secrets and orders have, and are tested both ways.
+Pure functions of texts. A determined attacker gets past them: recalled text is fenced as data all the same, see `prompt`. The
+patterns look for the forms of orders, and are tested on texts with and without them.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ _TAKES_OVER = tuple(
         ),
     )
 )
-"""Orders to whoever reads the text as a model: they change who commands, what it is, or what the user may know."""
+"""Orders to a model that reads the text: they change who gives orders, its role, or what the user may know."""
 _ORDERS = re.compile(
     r"""
     (?:^|[.!?:;\n>*-]\s*)(?:please\s+)?(?:always|never|from\ now\ on,?|remember\ (?:to|that)|make\ sure\ to|
@@ -95,7 +95,7 @@ _ORDERS = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
-"""Orders that a user may give, and a page, a file or another agent may not."""
+"""Orders that a user may give, but a page, a file or another agent may not."""
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\U000e0000-\U000e007f]")
 _QUOTES = re.compile('[`<>"\u201c]')
 _QUOTED = re.compile(
@@ -105,22 +105,23 @@ _QUOTED = re.compile(
     re.IGNORECASE | re.DOTALL | re.MULTILINE,
 )
 OWN = "user"
-"""The origin of a user's own words; others are "assistant", "tool", "file", "page", "agent", and whatever a caller names."""
+"""The origin of a user's own words. Others are "assistant", "tool", "file", "page", "agent", or what a caller names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Screened:
-    """A message as it may be stored: `text`, kept from every prompt where `reason` says why; `apart` is what was quoted in
-    it and is to be stored by itself, quarantined for `apart_reason`."""
+    """A message as it may be stored."""
 
     text: str
     reason: str | None = None
-    apart: str = ""
-    apart_reason: str | None = None
+    """Why it is quarantined; None: it is not."""
+    quoted: str = ""
+    """Quotations that were cut out of `text`, and are stored as a quarantined memory; "" if there are none."""
+    quoted_reason: str | None = None
 
 
 def screen(text: str, origin: str = OWN) -> Screened:
-    """Whether a text gives orders that it has no right to give. A user's own words have; what they quote has not."""
+    """Quarantine a text that gives orders, or the quotations in a user's own words that do; a user may give orders."""
     if origin != OWN:
         return Screened(text, orders(text, origin))
     if _QUOTES.search(text) is None:
@@ -136,8 +137,10 @@ def screen(text: str, origin: str = OWN) -> Screened:
 
 
 def orders(text: str, origin: str) -> str | None:
-    """Why a text of foreign origin is not to reach a prompt; None: it may. An assistant's advice ("always rinse rice") may, and
-    what it noted that the user wants."""
+    """Why a text that the user did not write is to be quarantined. Returns None if it gives no orders to a model.
+
+    An assistant may give advice ("always rinse rice"), and note what the user wants.
+    """
     seen = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
     said = words_in(seen)
     forms = [form for form in _TAKES_OVER if form.may_be_in(seen, said)]
@@ -182,10 +185,10 @@ _MANNER = re.compile(
 
 
 def is_standing(sentence: str) -> bool:
-    """Whether a user's sentence is an instruction for all time to come ("never suggest pork"), not a request of the moment."""
+    """Whether a user's sentence is an instruction for all future answers ("never suggest pork"), not a single request."""
     return not sentence.rstrip().endswith("?") and _STANDING.match(sentence.strip().replace("\u2019", "'")) is not None
 
 
 def applies_always(text: str) -> bool:
-    """Whether a text holds a standing instruction about how to answer, which applies to every question."""
+    """Whether a text has a standing instruction about how to answer, which applies to every question."""
     return _MANNER.search(text) is not None and any(map(is_standing, split(text)))

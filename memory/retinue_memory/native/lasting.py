@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 
 from .claims import words_of
 from .reading import plain, split
+from .text_caches import cached
 from .words import (
     RECENT_TEXTS,
     asks,
@@ -47,12 +47,7 @@ _SHORT_ANSWER = 90
 """Characters: an assistant's sentence longer than this is more than a formula, however it begins."""
 
 
-def forget() -> None:
-    """Keep no text any longer that was looked at."""
-    is_lasting.cache_clear()
-
-
-@lru_cache(maxsize=RECENT_TEXTS)
+@cached(RECENT_TEXTS)
 def is_lasting(role: str, text: str) -> bool:
     """Whether a message is a memory for long; what is not stays findable as a recent message."""
     return any(tells(role, sentence) for sentence in split(text))

@@ -13,9 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 
-from . import lasting, reading
 from .claims import (
     ME,
     MOMENT,
@@ -31,6 +29,7 @@ from .reading import (
     read,
     split,
 )
+from .text_caches import cached
 from .words import terms
 
 # -- near duplicates ----------------------------------------------------------------------------------------------------
@@ -58,14 +57,7 @@ _FEW = 10
 """Different words: texts of fewer say the same only in the same words."""
 
 
-def forget() -> None:
-    """Keep no text any longer that was read."""
-    _words_of.cache_clear()
-    lasting.forget()
-    reading.forget()
-
-
-@lru_cache(maxsize=4096)
+@cached(4096)
 def _words_of(text: str) -> tuple[str, ...]:
     words = _WORD.findall(plain(text).casefold())
     return tuple(word for word in words if word not in _FILLERS) or tuple(words)

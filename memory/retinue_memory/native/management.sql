@@ -1,4 +1,4 @@
--- What the owner of a memory does with it. Every statement names the whole scope.
+-- The owner's operations. Every statement names the whole scope.
 
 -- name: page
 SELECT seq, created_at FROM memories
@@ -14,7 +14,7 @@ WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :own
   )
   AND (:kinds IS NULL OR kind IN (SELECT value FROM json_each(:kinds)))
 ORDER BY created_at DESC, seq DESC
-LIMIT :most
+LIMIT :limit
 
 -- name: revisions
 SELECT memory_seq, revision, kind, content, replaced_at FROM memory_revisions
@@ -23,7 +23,7 @@ WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :own
 ORDER BY memory_seq, revision
 
 -- name: lineage
--- The memory and all that it superseded, and what those superseded before.
+-- The memory, those that it superseded, and those that they superseded, and so on.
 WITH RECURSIVE line (seq, id) AS (
     SELECT seq, id FROM memories
     WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id AND id = :id
@@ -74,8 +74,8 @@ UNION ALL
 SELECT memory_seq, content FROM memory_revisions
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
 
--- name: made_of
--- What was drafted from the messages that these memories are.
+-- name: derived_from
+-- The memories that were derived from the messages :seqs.
 SELECT DISTINCT made.memory_seq
 FROM memory_sources AS theirs
 JOIN memory_sources AS made
@@ -96,8 +96,8 @@ DELETE FROM memory_sources
 WHERE +tenant = :tenant AND +space = :space AND +owner = :owner AND +owner_id = :owner_id
   AND memory_seq IN (SELECT value FROM json_each(:seqs))
 
--- name: leave_successors
--- What it superseded stays superseded, by nothing that can still be read.
+-- name: clear_successors
+-- What a deleted memory superseded stays superseded, without naming its successor.
 UPDATE memories SET superseded_by = NULL, version = :version
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
   AND superseded_by IN (SELECT id FROM memories WHERE seq IN (SELECT value FROM json_each(:seqs)))
@@ -148,21 +148,21 @@ SELECT count(*) FROM memory_scopes
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
 
 -- name: least_valuable
--- What goes first where there is too much: what holds no longer, or has expired, then what was kept from prompts, then what
--- others said, then messages before facts; of each sort, what was said longest ago. Not what is being written.
+-- What to delete first from a full scope: superseded or expired memories, then quarantined ones, then those of the assistant,
+-- then messages before facts; within each group the oldest. Never what the current write stores.
 SELECT seq FROM memories
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id AND NOT pinned
   AND version < :version
 ORDER BY valid_to IS NULL AND coalesce(expires_at > :now, TRUE), quarantined IS NULL, role <> 'assistant',
     kind <> 'RecentMessage', said_at, seq
-LIMIT :most
+LIMIT :limit
 
--- name: of_other_models
+-- name: without_vector
 SELECT seq, revision, content FROM memories
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id AND embedder IS NOT :embedder
   AND seq < :before
 ORDER BY seq DESC
-LIMIT :most
+LIMIT :limit
 
 -- name: set_vector
 UPDATE memories
@@ -176,7 +176,7 @@ SELECT seq, id, kind, role, speaker, content, session_id, created_at, said_at, v
 FROM memories
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id AND seq > :after
 ORDER BY seq
-LIMIT :most
+LIMIT :limit
 
 -- name: all_sources
 SELECT memory_seq, message_id, said_at, turn_id, position FROM memory_sources

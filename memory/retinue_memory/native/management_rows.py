@@ -1,4 +1,4 @@
-"""What the owner of a memory does with its rows: leaf through them, correct, pin, forget, erase. See `management.sql`."""
+"""The owner's operations on rows: pages, history, edits, pins, deletions. The statements are in `management.sql`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib.resources import files
 
+from retinue_memory.clock import from_us, now_us, to_us
 from retinue_memory.database.base import Connection
 from retinue_memory.database.migrations import named_queries
 from retinue_memory.memory import (
@@ -25,16 +26,14 @@ from .rows import (
     by_id,
     by_seq,
     content_hash,
+    json_list,
     key_of,
-    microseconds,
-    moment,
 )
 from .words import terms
 
 SQL = named_queries(files("retinue_memory.native").joinpath("management.sql").read_text(encoding="utf-8"))
-TABLES = ("memory_slots", "memory_revisions", "memory_sources", "memories", "memory_scopes")
-"""In the order in which they may be emptied."""
-_EVER = 2**63 - 1
+TABLES = ("memory_slots", "memory_revisions", "memory_sources", "memories", "memory_scopes")  # referencing ones first
+_MAX_INT = 2**63 - 1
 _CURSOR = re.compile(r"(-?\d{1,18})\.(\d{1,18})")
 
 
@@ -44,21 +43,23 @@ _CURSOR = re.compile(r"(-?\d{1,18})\.(\d{1,18})")
 def page(
     db: Connection, scope: Scope, where: MemoryFilter, limit: int, cursor: str | None
 ) -> tuple[list[MemoryRecord], str | None]:
-    """`limit` memories that `where` means, newest first, after `cursor`, and the next cursor. Raises ValueError for a cursor
-    that no page gave."""
+    """`limit` memories that `where` selects, newest first, from `cursor` on, and the next cursor (None: there is no more).
+
+    Raises ValueError for a cursor that no page returned.
+    """
     found = _CURSOR.fullmatch(cursor) if cursor is not None else None
     if cursor is not None and found is None:
-        raise ValueError(f"{cursor!r} is not a cursor: pass the `next` of the page before")
+        raise ValueError(f"{cursor!r} is not a cursor: pass the `next` of the previous page")
     values = key_of(scope) | {
-        "before_time": int(found[1]) if found else _EVER,
-        "before_seq": int(found[2]) if found else _EVER,
-        "since": -_EVER if where.since is None else microseconds(where.since),
-        "until": _EVER if where.until is None else microseconds(where.until),
+        "before_time": int(found[1]) if found else _MAX_INT,
+        "before_seq": int(found[2]) if found else _MAX_INT,
+        "since": -_MAX_INT if where.since is None else to_us(where.since),
+        "until": _MAX_INT if where.until is None else to_us(where.until),
         "quarantined": where.quarantined,
         "mode": "as_of" if where.as_of is not None else "all" if where.superseded else "current",
-        "at": microseconds(datetime.now(UTC) if where.as_of is None else where.as_of),
+        "at": now_us() if where.as_of is None else to_us(where.as_of),
         "kinds": json.dumps([str(kind) for kind in where.kinds]) if where.kinds else None,
-        "most": limit + 1,
+        "limit": limit + 1,
     }
     rows = db.execute(SQL["page"], values).fetchall()
     records = by_seq(db, scope, [seq for seq, _ in rows[:limit]])
@@ -67,7 +68,7 @@ def page(
 
 
 def history(db: Connection, scope: Scope, id: str) -> list[MemoryRecord]:
-    """The earlier versions of a memory and all that it superseded, oldest first; the memory itself last."""
+    """The earlier versions of a memory and those it superseded, oldest first, then the memory itself."""
     seqs = [seq for (seq,) in db.execute(SQL["lineage"], key_of(scope) | {"id": id})]
     records = by_seq(db, scope, seqs)
     replaced: dict[int, list[MemoryRecord]] = {}
@@ -79,7 +80,7 @@ def history(db: Connection, scope: Scope, id: str) -> list[MemoryRecord]:
             content=content,
             version=revision,
             valid_from=before[-1].valid_to if before and before[-1].valid_to else records[seq].valid_from,
-            valid_to=moment(at),
+            valid_to=from_us(at),
             superseded_by=None,
         )
         before.append(earlier)
@@ -89,22 +90,25 @@ def history(db: Connection, scope: Scope, id: str) -> list[MemoryRecord]:
 
 
 def remains(db: Connection, scope: Scope) -> dict[str, int]:
-    """How many rows there are of a scope, by table; none are left out, so empty is nothing."""
+    """The rows of a scope by table, without zeros."""
     counts = {table: int(db.execute(SQL[f"count_{table}"], key_of(scope)).fetchone()[0]) for table in TABLES}
     return {table: count for table, count in counts.items() if count}
 
 
 def said_between(db: Connection, scope: Scope, since: datetime | None, until: datetime | None) -> set[int]:
-    """What was said, the first, the last or any other time, from `since` to before `until`."""
+    """Row numbers of memories that were said, at whatever repetition, from `since` (inclusive) to `until` (exclusive)."""
     values = key_of(scope) | {
-        "since": -_EVER if since is None else microseconds(since),
-        "until": _EVER if until is None else microseconds(until),
+        "since": -_MAX_INT if since is None else to_us(since),
+        "until": _MAX_INT if until is None else to_us(until),
     }
     return {seq for (seq,) in db.execute(SQL["said_between"], values)}
 
 
-def holding(db: Connection, scope: Scope, query: str) -> set[int]:
-    """The memories in which, now or before an edit, all words of the query occur; stop words count where it has no others."""
+def containing(db: Connection, scope: Scope, query: str) -> set[int]:
+    """Row numbers of memories whose text, or an earlier version of it, has all words of the query.
+
+    Stop words count only if the query has no others.
+    """
     wanted = frozenset(terms(query))
     words = query.casefold().split()
 
@@ -121,20 +125,22 @@ def seqs_of(db: Connection, scope: Scope, ids: Iterable[str]) -> set[int]:
     return {seq for (seq,) in db.execute(rows.SQL["seqs_by_id"], key_of(scope) | {"ids": json.dumps(list(ids))})}
 
 
-def of_other_models(
-    db: Connection, scope: Scope, embedder: str, most: int, before: int = _EVER
+def without_vector(
+    db: Connection, scope: Scope, embedder: str, limit: int, before: int = _MAX_INT
 ) -> list[tuple[int, int, str]]:
-    """(seq, revision, content) of the latest memories without a vector of this model, and with a seq below `before`."""
-    values = key_of(scope) | {"embedder": embedder, "most": most, "before": before}
-    return db.execute(SQL["of_other_models"], values).fetchall()
+    """(seq, revision, content) of the latest memories with no vector of this embedder, and with a seq below `before`."""
+    values = key_of(scope) | {"embedder": embedder, "limit": limit, "before": before}
+    return db.execute(SQL["without_vector"], values).fetchall()
 
 
 # -- writing --------------------------------------------------------------------------------------------------------------
 
 
 def edit(change: Change, id: str, new: NewMemory, at: int) -> MemoryRecord | None:
-    """Put the content and vector of `new` in the place of a memory's; the old text becomes a revision. A current memory that
-    says the same already is superseded by it."""
+    """Replace a memory's content and vector by those of `new`; the old text becomes a revision.
+
+    Another current memory with the same words is superseded by it. Returns None if there is none with this id.
+    """
     row = change.db.execute(SQL["for_edit"], change.key | {"id": id}).fetchone()
     if row is None:
         return None
@@ -148,7 +154,7 @@ def edit(change: Change, id: str, new: NewMemory, at: int) -> MemoryRecord | Non
             "revision": revision,
             "kind": kind,
             "replaced_at": at,
-            "content_hash": hashed if current else rows.no_words(),
+            "content_hash": hashed if current else rows.random_hash(),
             "embedder": new.embedder,
             "dimensions": new.dimensions,
             "vector": new.vector,
@@ -158,7 +164,7 @@ def edit(change: Change, id: str, new: NewMemory, at: int) -> MemoryRecord | Non
             change.supersede(same, by=id, at=at)
         change.db.execute(SQL["insert_revision"], values | {"content": content})
         change.db.execute(SQL["rewrite"], values | {"content": new.content})
-        change.start_over()
+        change.start_epoch()
     return by_id(change.db, change.scope, [id]).get(id)
 
 
@@ -168,45 +174,47 @@ def pin(change: Change, id: str, pinned: bool) -> MemoryRecord | None:
 
 
 def forget(change: Change, seqs: Iterable[int]) -> dict[str, int]:
-    """Delete memories, what was drafted from the messages they are, and all that hangs on them; how many rows, by table."""
-    chosen = change.key | {"seqs": json.dumps(sorted(seqs))}
-    drafts = [seq for (seq,) in change.db.execute(SQL["made_of"], chosen)]
-    chosen["seqs"] = json.dumps(sorted({*json.loads(str(chosen["seqs"])), *drafts}))
-    change.db.execute(SQL["leave_successors"], chosen | {"version": change.version})
+    """Delete memories, those derived from them, their revisions and sources. Returns the deleted rows by table."""
+    seqs = set(seqs)
+    derived = change.db.execute(SQL["derived_from"], change.key | {"seqs": json_list(sorted(seqs))}).fetchall()
+    chosen = change.key | {"seqs": json_list(sorted(seqs.union(seq for (seq,) in derived)))}
+    change.db.execute(SQL["clear_successors"], chosen | {"version": change.version})
     counts = {
         "memory_revisions": change.db.execute(SQL["delete_revisions"], chosen).rowcount,
         "memory_sources": change.db.execute(SQL["delete_sources"], chosen).rowcount,
         "memories": change.db.execute(SQL["delete_memories"], chosen).rowcount,
     }
-    change.touched += sum(counts.values())
+    change.rows_changed += sum(counts.values())
     if counts["memories"]:
-        change.start_over()
+        change.start_epoch()
     return counts
 
 
 def erase(db: Connection, scope: Scope) -> dict[str, int]:
-    """Delete every row of the scope, and with it its life: what began in it is not written any more."""
+    """Delete every row of the scope, which ends its generation. Returns the deleted rows by table."""
     return {table: db.execute(SQL[f"erase_{table}"], key_of(scope)).rowcount for table in TABLES}
 
 
-def trim(change: Change, most: int) -> int:
-    """Where the scope has more than `most` memories, delete the least valuable of those that are not pinned, down to nine
-    tenths of it, so that it is seldom done. Looked at once in so many writes. How many went."""
-    if not change.changed or change.version % max(1, min(64, most // 20)):
+def trim(change: Change, max_memories: int) -> int:
+    """If the scope has more than `max_memories`, delete the least valuable that are not pinned, down to nine tenths.
+
+    Counts once in a number of writes. Returns how many memories were deleted.
+    """
+    if not change.changed or change.version % max(1, min(64, max_memories // 20)):
         return 0
     (count,) = change.db.execute(SQL["count_memories"], change.key).fetchone()
-    if count <= most:
+    if count <= max_memories:
         return 0
     values = change.key | {
-        "now": microseconds(datetime.now(UTC)),
+        "now": now_us(),
         "version": change.version,
-        "most": count - most + most // 10,
+        "limit": count - max_memories + max_memories // 10,
     }
     return forget(change, [seq for (seq,) in change.db.execute(SQL["least_valuable"], values)])["memories"]
 
 
 def set_vectors(change: Change, rows: Sequence[tuple[int, int, NewMemory]]) -> None:
-    """Give memories, by (seq, revision), the vectors of `NewMemory`; what was edited or deleted meanwhile is passed over."""
+    """Set the vectors of memories, given as (seq, revision, vectors); those edited or deleted meanwhile are skipped."""
     for seq, revision, new in rows:
         values: dict[str, object] = {
             "seq": seq,
@@ -217,4 +225,4 @@ def set_vectors(change: Change, rows: Sequence[tuple[int, int, NewMemory]]) -> N
             "vector": new.vector,
             "tokens": new.tokens,
         }
-        change.touched += change.db.execute(SQL["set_vector"], change.key | values).rowcount
+        change.rows_changed += change.db.execute(SQL["set_vector"], change.key | values).rowcount

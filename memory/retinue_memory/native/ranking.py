@@ -1,9 +1,8 @@
-"""How well each memory of a scope answers a query: pure functions over an `Index`, numpy only.
+"""How well each memory of a scope answers a query: pure functions of an `Index`, numpy only.
 
-A memory is judged by what it says, read in the light of what was said just before it (and a little of what came after):
-by words, by meaning, and token by token. Then by who said it, when, in what stretch of talk, and whether it looks like
-an answer at all. Every signal is 0..1; the score is their sum by `Weights`, scaled to 0..1. A signal that has nothing to
-go by, without an embedder or without a name in the query, gives nothing.
+A memory is compared together with what was said just before it (and a little of what came after): by words, by meaning, and
+token by token. Then counts who said it, when, in which segment of a session, and whether it looks like an answer. Every signal
+is 0..1; the score is their sum by `Weights`, scaled to 0..1. A signal without data, such as meaning without an embedder, is 0.
 
 Term weights are BM25's (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009); the token signal is the
 MaxSim of Khattab and Zaharia, "ColBERT" (2020), over the tokens of the sentence embedder.
@@ -37,58 +36,53 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """How much each signal counts. Few, round, and the same for every kind of conversation: recall is flat around them."""
+    """The weight of each signal. Few, round, and the same for all conversations: recall is flat around them."""
 
     words: float = 0.4
-    """The query's terms, by rarity, in the memory and, for less, in those around it. Without vectors, `meaning` too."""
+    """The query's terms, by rarity, in the memory and, for less, around it. Without vectors, with the weight of `meaning` too."""
     meaning: float = 0.4
-    """Cosine of the query's vector and the memory's, read with the two memories before it."""
+    """Cosine of the query's vector and the memory's, summed with those of the two memories before it."""
     tokens: float = 0.3
     """For each token of the query, the nearest token in the memory or around it."""
-    stretch: float = 0.3
-    """The three best memories of the same stretch of talk: one hit makes its surroundings likelier."""
+    segment: float = 0.3
+    """The three best memories of the same segment: one hit makes its surroundings likelier."""
     speaker: float = 0.3
-    """Said by the one speaker whom the query names."""
+    """Said by the only speaker that the query names."""
     role: float = 0.4
-    """Said by the user; by the assistant where the query asks what the assistant said. Not where a speaker is named."""
+    """Said by the user, or by the assistant if the query asks what the assistant said. 0 if the query names a speaker."""
     date: float = 0.4
-    """Said on, or soon after, a day that the query names."""
+    """Said on a day that the query names, or soon after."""
     answer: float = 0.15
-    """Holds the sort of thing that is asked for: a time, a place, a number, a title, a reason."""
+    """Has what is asked for: a time, a place, a number, a title, a reason."""
     question: float = -0.2
-    """Asks rather than tells: the share of its words that do."""
+    """The share of its words that are in questions."""
     echo: float = -0.4
-    """Asks what the query asks: the share of a question's words that are in the query. It answers nothing."""
+    """The share of a question's words that are in the query: it asks the same, and answers nothing."""
     novelty: float = 0.2
-    """Unlike the eight memories before it: it brings something up."""
+    """Unlike the eight memories before it."""
     fullness: float = 0.3
-    """More than a greeting or a thank-you: its length, up to twenty words."""
+    """Its length, up to twenty words: more than a greeting."""
     recency: float = 0.02
-    """Lately said, halved every 30 days: it orders what is otherwise equal."""
+    """How recently it was said, halved every 30 days: it orders what is otherwise equal."""
 
 
 WEIGHTS = Weights()
 
 _K1, _B = 0.9, 0.4
 _FROM = np.array(((0.8,), (0.6,), (0.4,), (0.2,)), np.float32)
-"""What a match counts that is one and two memories before, and one and two after: in the order of `Index.around`."""
+"""Factors for a match one and two memories before, and one and two after: in the order of `Index.around`."""
 _TO = np.array(((0.4,), (0.2,), (0.8,), (0.6,)), np.float32)
-"""What a match counts to those around it: to the one before it, it is one after."""
-_CANDIDATES = 80
-"""Memories, the best by all other signals, whose tokens are compared."""
-_TABLE = 1_000_000
-"""Numbers of a table of terms and memories: 4 MB."""
-_LONGEST_END = 600
-"""Characters of the beginning, and of the end, of a query."""
-_STRETCH_BEST = 3
-_MOSTLY = 0.5
-"""The share of questions from which a memory counts as one."""
-_ASSISTANT = 0.7
-"""What a match in an assistant's text is worth beside one in a user's."""
-_HALF_LIFE = 30 * 86_400.0
-_DAYS_AFTER, _DAYS_BEFORE, _ANNOUNCED = 10, 7, 0.3
-"""How long after a day people tell of it; how long before they announce it, and what that counts."""
-_MOST_YEARS = 30
+"""The same factors seen from the match: for the memory before it, it is one after."""
+_MAX_CANDIDATES = 80  # memories, the best by all other signals, whose tokens are compared
+_MAX_TABLE_SIZE = 1_000_000  # of terms times memories: 4 MB
+_QUERY_END_CHARS = 600  # read at the start and at the end of a query
+_SEGMENT_BEST = 3
+_QUESTION_SHARE = 0.5  # a memory with more of its words in questions is one
+_ASSISTANT_WORTH = 0.7  # of a match in an assistant's text, beside 1 in a user's
+_HALF_LIFE_S = 30 * 86_400.0
+_DAYS_AFTER = 10  # people tell of a day so long after it
+_DAYS_BEFORE, _ANNOUNCED = 7, 0.3  # and announce it so long before, which counts less
+_MAX_YEARS = 30
 
 _TOLD = (
     r"(?:advi[sc]e|answer|ask|call|came up|choose|chose|creat|describ|explain|gave|give|help|list|mention|name|pick|plan"
@@ -110,46 +104,47 @@ _POLITE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query as ranking reads it. `vector` is that of `for_embedder`, L2-normalised; `tokens` are its words', shape (count,
-    width), int8, unit length at 127. Without them, ranking goes by what there is."""
+    """A query as ranking reads it."""
 
     text: str
     terms: tuple[str, ...]
     named: tuple[int, ...]
-    """Numbers of the speakers whom the query names."""
+    """Numbers of the speakers that the query names."""
     asks_assistant: bool
     wanted: int
-    """Bits of `cues`: the sorts of answer that would do."""
+    """Bits of `cues`: the kinds of answer that it asks for."""
     vector: Floats | None = None
+    """The vector of `for_embedder`: shape (dimensions,), L2-normalised. None: meaning does not count."""
     tokens: NDArray[np.int8] | None = None
+    """Its token vectors: shape (count, width), norm 127. None: tokens do not count."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """`scores`: 0..1 for every memory, higher is better; -1 for what was not allowed. `signals`: what each signal gave, in
-    the same parts: they add up to the score, but where it is cut off at 0."""
+    """The result for every memory of an index."""
 
     scores: Floats
+    """0..1, higher is better; -1 for a memory that was not allowed. Shape (size,)."""
     signals: dict[str, Floats]
+    """The weighted signals, each of shape (size,); they add up to the score, which is cut off at 0."""
 
     def explain(self, place: int) -> dict[str, float]:
-        """What each signal gave this memory, adding up to its score; those that gave nothing are left out. "floor" is what
-        lifts a sum below 0 to it."""
+        """The signals of one memory that are not 0. They add up to its score; "floor" raises a negative sum to 0."""
         parts = {name: part for name, values in self.signals.items() if (part := float(values[place]))}
         below = sum(parts.values())
         return parts | {"floor": -below} if below < 0 else parts
 
 
 class _Signals:
-    """The signals of a ranking as they are given, each a row of one table, weighted so that all of them sum up to 1 at most."""
+    """The weighted signals of a ranking, each a row of one table. Their sum is at most 1."""
 
     def __init__(self, size: int, weights: Weights) -> None:
         self.named: dict[str, Floats] = {}
         self._weights = _scaled(weights)
         self._table = np.empty((len(self._weights), size), np.float32)
 
-    def give(self, name: str, values: NDArray[Any], instead_of: str | None = None) -> None:
-        """Values of 0..1. `instead_of`: a signal that cannot be had, for which this one counts too."""
+    def add(self, name: str, values: NDArray[Any], instead_of: str | None = None) -> None:
+        """Add a signal of values 0..1. `instead_of`: a missing signal whose weight this one gets as well."""
         weight = self._weights[name] + (self._weights[instead_of] if instead_of else 0)
         self.named[name] = np.multiply(values, np.float32(weight), out=self._table[len(self.named)])
 
@@ -159,9 +154,9 @@ class _Signals:
 
 
 def for_embedder(text: str, index: Index) -> str:
-    """The query as it is embedded: names of speakers replaced by "they", politeness left out.
+    """The query to embed: names of speakers replaced by "they", politeness left out.
 
-    A vector that holds a name is nearer to what was said *to* that person than to what the person said.
+    The vector of a text with a name is nearer to what was said *to* that person than to what they said.
     """
     neutral = _POLITE.sub(" ", _ends(text))
     for _, pattern in list(index.names):  # it may grow while it is read
@@ -170,12 +165,12 @@ def for_embedder(text: str, index: Index) -> str:
 
 
 def _ends(text: str) -> str:
-    """A long text's beginning and end: what is asked about it stands before or after it."""
-    return text if len(text) <= 2 * _LONGEST_END else f"{text[:_LONGEST_END]}\n{text[-_LONGEST_END:]}"
+    """The start and end of a long text: what is asked about a pasted text is before or after it."""
+    return text if len(text) <= 2 * _QUERY_END_CHARS else f"{text[:_QUERY_END_CHARS]}\n{text[-_QUERY_END_CHARS:]}"
 
 
 def read(text: str, index: Index, reading: Reading | None = None) -> Query:
-    """The query as ranking reads it; `reading` is the embedder's, of `for_embedder`."""
+    """Read a query; `reading` is the embedder's of `for_embedder`, None without an embedder."""
     named: list[int] = []
     text = _ends(text)
     bare = _POLITE.sub(" ", text)
@@ -193,9 +188,9 @@ def read(text: str, index: Index, reading: Reading | None = None) -> Query:
 def rank(
     index: Index, query: Query, now: datetime, allowed: NDArray[np.bool_] | None = None, weights: Weights = WEIGHTS
 ) -> Ranking:
-    """How well each memory of the index answers the query. The same for the same arguments.
+    """Rank every memory of the index. Deterministic.
 
-    `allowed`: which memories may be found at all (all of them, where it is None); the others score -1 and lift no other.
+    `allowed`: a mask of the memories that may be found, None for all; the others score -1 and do not raise their neighbours.
     """
     if not index.size:
         return Ranking(np.zeros(0, np.float32), {})
@@ -205,32 +200,31 @@ def rank(
     matches = index.postings(query.terms)
     echo, worth = _repeats(index, query, matches)
     worth = _only(allowed, worth, 0.0)
-    _give_priors(signals, index, query, now)
-    signals.give("echo", echo)
+    _add_priors(signals, index, query, now)
+    signals.add("echo", echo)
     around, alone = lexical(index, matches, worth)
     evidence = [alone]
     if query.vector is not None and index.has_vectors:
-        signals.give("words", around)
+        signals.add("words", around)
         in_context, cosines = semantic(index, query.vector, worth)
-        signals.give("meaning", in_context)
+        signals.add("meaning", in_context)
         evidence.append(cosines)
     else:
-        signals.give("words", around, instead_of="meaning")
+        signals.add("words", around, instead_of="meaning")
     if query.tokens is not None and len(query.tokens) and len(index.tokens):
         so_far = _only(allowed, signals.sum(), -1.0)
-        around, alone = max_sim(index, query.tokens, _top(so_far, _CANDIDATES), worth)
-        signals.give("tokens", around)
+        around, alone = max_sim(index, query.tokens, _top(so_far, _MAX_CANDIDATES), worth)
+        signals.add("tokens", around)
         evidence.append(alone)
     mean = reduce(np.add, evidence) / np.float32(len(evidence))
-    signals.give("stretch", _stretch(index, _only(allowed, mean, 0.0)))
+    signals.add("segment", _segment(index, _only(allowed, mean, 0.0)))
     scores = signals.sum()
     np.minimum(np.maximum(scores, 0.0, out=scores), 1.0, out=scores)
     return Ranking(_only(allowed, scores, -1.0), signals.named)
 
 
 def best(scores: Floats, most: int) -> list[int]:
-    """The places of the `most` highest scores, highest first; of equal ones, what was written later. Those below 0 are left
-    out."""
+    """The places of the `most` highest scores that are not negative, highest first; of equal ones, the newer first."""
     places = _top(scores, most)
     places = places[scores[places] >= 0]
     return [int(place) for place in places[np.lexsort((-places, -scores[places]))][:most]]
@@ -240,15 +234,15 @@ def best(scores: Floats, most: int) -> list[int]:
 
 
 def lexical(index: Index, matches: Postings, worth: Floats) -> tuple[Floats, Floats]:
-    """The share of the query's terms, by rarity, that each memory holds with those around it, and alone.
+    """The share of the query's terms, by rarity, that each memory contains: with those around it, and alone.
 
-    A term weighs as in BM25, but at most 1, and the share is of all that the query asks: where little of it is known, the
-    one memory that has a word in common with it gets little. `worth`: what a match in each memory counts, 0..1.
+    A term weighs as in BM25, but at most 1, and the share is of all terms of the query: a memory that has one common word of
+    many gets little. `worth`: a factor 0..1 for a match in each memory.
     """
     size, width = index.size, index.size + 1  # the last of a row is for place -1
     around, alone, total = np.zeros(width, np.float32), np.zeros(width, np.float32), 1e-9
     longer, shortest = np.float32(_K1 * _B / index.average_length), np.float32(_K1 * (1 - _B))
-    for few in matches.in_parts(_TABLE // width):
+    for few in matches.in_parts(_MAX_TABLE_SIZE // width):
         rarity = [math.log1p((size - held + 0.5) / (held + 0.5)) for held in few.holding.tolist()]
         total += sum(rarity)
         norms = index.column("lengths").take(few.places) * longer + shortest
@@ -267,7 +261,7 @@ def lexical(index: Index, matches: Postings, worth: Floats) -> tuple[Floats, Flo
 
 
 def semantic(index: Index, vector: Floats, worth: Floats) -> tuple[Floats, Floats]:
-    """Cosines of the query's vector and each memory's: read with shares of those before it, and alone; both scaled to 0..1."""
+    """Cosines of the query's vector and each memory's: summed with those before it, and alone; both scaled to 0..1."""
     known = np.zeros(index.size + 1, np.float32)  # the last element is where place -1 points
     alone = known[:-1]
     np.vecdot(index.vectors, vector, out=alone)  # as fast as @ on one thread, and never on several
@@ -298,60 +292,59 @@ def max_sim(index: Index, query_tokens: NDArray[np.int8], candidates: Places, wo
     own *= worth.take(candidates)[:, None]
     row_of = np.full(index.size + 1, -1, np.int32)  # the last element is where place -1 points
     row_of[candidates] = np.arange(len(candidates))
-    reach = known.take(row_of.take(index.neighbours(candidates)), axis=0)
-    reach *= _FROM[:, None]
-    reach = np.maximum(own, np.maximum.reduce(reach))
-    around[candidates] = _min_max(np.add.reduce(reach, axis=1))
+    nearby = known.take(row_of.take(index.neighbours(candidates)), axis=0)
+    nearby *= _FROM[:, None]
+    nearby = np.maximum(own, np.maximum.reduce(nearby))
+    around[candidates] = _min_max(np.add.reduce(nearby, axis=1))
     alone[candidates] = _min_max(np.add.reduce(own, axis=1))
     return around, alone
 
 
-def _give_priors(signals: _Signals, index: Index, query: Query, now: datetime) -> None:
-    """What of a memory speaks for it before a word of it is compared."""
+def _add_priors(signals: _Signals, index: Index, query: Query, now: datetime) -> None:
+    """Add the signals that do not compare texts."""
     if len(query.named) == 1:
-        signals.give("speaker", index.column("speakers") == query.named[0])
+        signals.add("speaker", index.column("speakers") == query.named[0])
     elif not query.named:
-        signals.give("role", index.column("by_user") != query.asks_assistant)
+        signals.add("role", index.column("by_user") != query.asks_assistant)
     if names_days(query.text) and (days := _spans(index, query.text, now)):
-        signals.give("date", _dated(index, days))
+        signals.add("date", _dated(index, days))
     if query.wanted:
-        signals.give("answer", (index.column("cues") & query.wanted) != 0)
-    signals.give("question", index.column("asking"))
-    signals.give("novelty", index.column("novelty"))
-    signals.give("fullness", index.column("fullness"))
+        signals.add("answer", (index.column("cues") & query.wanted) != 0)
+    signals.add("question", index.column("asking"))
+    signals.add("novelty", index.column("novelty"))
+    signals.add("fullness", index.column("fullness"))
     age = (index.column("said_at") - now.timestamp()).astype(np.float32)
-    signals.give("recency", np.exp2(np.minimum(age, 0.0) / np.float32(_HALF_LIFE)))
+    signals.add("recency", np.exp2(np.minimum(age, 0.0) / np.float32(_HALF_LIFE_S)))
 
 
-def _stretch(index: Index, evidence: Floats) -> Floats:
-    """The mean of the three best of each memory's stretch of talk."""
-    stretches, sizes = index.column("stretches"), index.stretch_sizes
-    order = stretches.argsort(kind="stable")  # they are nearly in order
-    # floats from 0 up are ordered as their bits are: how much, and then where, in one number
+def _segment(index: Index, evidence: Floats) -> Floats:
+    """The mean of the three best memories of each memory's segment."""
+    segments, sizes = index.column("segments"), index.segment_sizes
+    order = segments.argsort(kind="stable")  # they are nearly in order
+    # floats from 0 up are ordered like their bits: value and place in one number
     left = (evidence.take(order).view(np.int32).astype(np.int64) << 32) | np.arange(index.size)
-    starts, highest = sizes.cumsum() - sizes, np.empty((_STRETCH_BEST, len(sizes)), np.int64)
+    starts, highest = sizes.cumsum() - sizes, np.empty((_SEGMENT_BEST, len(sizes)), np.int64)
     for taken in highest:
         np.maximum.reduceat(left, starts, out=taken)
         at = taken & 0xFFFFFFFF
         left[at] = at
     total = np.add.reduce((highest >> 32).astype(np.int32).view(np.float32))
-    best_of: Floats = (total / np.minimum(sizes, _STRETCH_BEST).astype(np.float32)).take(stretches)
+    best_of: Floats = (total / np.minimum(sizes, _SEGMENT_BEST).astype(np.float32)).take(segments)
     return best_of
 
 
 def _repeats(index: Index, query: Query, matches: Postings) -> tuple[Floats, Floats]:
-    """What repeats the query. First the echo: of what asks rather than tells, the share of its different terms that the query
-    holds. Then what a match in each memory is worth, 0..1, to itself and to those around it.
+    """The echo of each memory, and the worth of a match in it, both 0..1.
 
-    The same question asked before, where the query has hardly another term either, is worth nothing, nor what was answered
-    to it then: that only repeats, or guesses, what there was to know. Other answers are worth less than a user's words.
-    Asked what it said, the assistant is heard.
+    Echo: the share of a question's different terms that the query contains. A question that was asked before in the same words
+    is worth nothing, nor is the answer to it, which only repeats, or guesses, what was known. Other texts of the assistant are
+    worth less than the user's, unless the query asks what the assistant said.
     """
     echo, by_user = np.zeros(index.size, np.float32), index.column("by_user")
-    worth: Floats = np.maximum(by_user, np.float32(1 if query.asks_assistant else _ASSISTANT))
+    worth: Floats = np.maximum(by_user, np.float32(1 if query.asks_assistant else _ASSISTANT_WORTH))
     if not len(matches.places):
         return echo, worth
-    matched = np.bincount(matches.places, minlength=index.size) * (index.column("asking") > _MOSTLY)
+    matched = np.bincount(matches.places, minlength=index.size) * (index.column("asking") > _QUESTION_SHARE)
     (asking,) = matched.nonzero()
     count = matched.take(asking).astype(np.float32)
     echo[asking] = share = count / index.column("distinct").take(asking)
@@ -364,18 +357,18 @@ def _repeats(index: Index, query: Query, matches: Postings) -> tuple[Floats, Flo
     if not query.asks_assistant:
         answers = index.around[asked, 2]
         known = (answers >= 0) & ~by_user[answers]
-        worth[answers[known]] = np.float32(_ASSISTANT) * left[known]
+        worth[answers[known]] = np.float32(_ASSISTANT_WORTH) * left[known]
     return echo, worth
 
 
 def _spans(index: Index, text: str, now: datetime) -> list[Span]:
     said = index.column("said_at")
     first, last = (datetime.fromtimestamp(float(at), UTC).year for at in (said.min(), said.max()))
-    return spans(text, now.date(), range(max(first, last - _MOST_YEARS), last + 1))
+    return spans(text, now.date(), range(max(first, last - _MAX_YEARS), last + 1))
 
 
 def _dated(index: Index, days: Iterable[Span]) -> Floats:
-    """1 on the days, less and less for ten days after, and a little in the week before."""
+    """1 on these days, falling for ten days after, and a little in the week before."""
     said = np.floor_divide(index.column("said_at"), 86_400.0)
     dated = np.zeros(index.size)
     for first, last in days:
@@ -392,7 +385,7 @@ def _dated(index: Index, days: Iterable[Span]) -> Floats:
 
 @lru_cache(maxsize=8)
 def _scaled(weights: Weights) -> dict[str, float]:
-    """The weights by their names; those above 0 add up to 1."""
+    """The weights by name, scaled so that the positive ones add up to 1."""
     highest = sum(max(0.0, float(getattr(weights, field.name))) for field in fields(weights))
     return {field.name: getattr(weights, field.name) / highest for field in fields(weights)}
 

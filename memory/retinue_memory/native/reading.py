@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from .claims import (
     DAYS,
@@ -15,6 +14,7 @@ from .claims import (
     Clause,
 )
 from .forms import claims_of
+from .text_caches import cached
 from .words import (
     RECENT_TEXTS,
     Form,
@@ -120,7 +120,7 @@ _UNREAL = Form.of(
 """What is not said to be so: wishes, chances, hearsay, the past."""
 
 
-@lru_cache(maxsize=RECENT_TEXTS)
+@cached(RECENT_TEXTS)
 def plain(text: str) -> str:
     """The text with contractions, quotes and spellings in one form."""
     if not text.isascii():
@@ -163,13 +163,7 @@ _IT_IS = Form.of("not", r"^(?P<thing>.+?) (?:is|are) not (?P<old>.+?),? (?:it is
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def forget() -> None:
-    """Keep no text any longer that was read."""
-    for kept in (read, plain, split):
-        kept.cache_clear()
-
-
-@lru_cache(maxsize=4096)
+@cached(4096)
 def read(text: str) -> tuple[Sentence, ...]:
     """The sentences of a text with their claims. Quotations, code, lists and questions claim nothing."""
     if len(text) > 20_000:
@@ -177,7 +171,7 @@ def read(text: str) -> tuple[Sentence, ...]:
     return tuple(_sentence(part) for part in split(text))
 
 
-@lru_cache(maxsize=RECENT_TEXTS)
+@cached(RECENT_TEXTS)
 def split(text: str) -> tuple[str, ...]:
     """The sentences of a text; together they are the text, but for white space between them."""
     parts = tuple(part for part in _SENTENCES.split(text.strip()) if part.strip())

@@ -1,7 +1,7 @@
-"""What may not be stored, and what may not reach a prompt: secrets are redacted, orders in foreign text are quarantined.
+"""Redaction: remove secrets, card numbers and the like from a text before it is stored.
 
-Pure functions over texts. Nothing here is proof against a determined attacker: recalled text is fenced as data all the
-same (see `rendering`). The patterns look for the forms that secrets and orders have, and are tested both ways.
+The patterns look for the forms of secrets, and are tested on texts with and without them. They find no secret that looks like
+any other word.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from retinue_memory.errors import ConfigError
 
 from .words import Form, words_in
-
-# -- redaction ----------------------------------------------------------------------------------------------------------
 
 _TOKENS = r"""
     sk-(?:ant-|proj-|or-)?[\w-]{20,}                 # OpenAI, Anthropic, OpenRouter
@@ -62,10 +60,10 @@ def _secrets(text: str) -> str:
 
 
 def _named(found: re.Match[str]) -> str:
-    """ "password: x" whatever x; "my password is x" only where x looks like one: not "my password is too short"."""
-    value, said = found["value"], "is" in found["tie"].casefold()
+    """Redact "password: x" for any x, "my password is x" only if x looks like one: not "my password is too short"."""
+    value, is_prose = found["value"], "is" in found["tie"].casefold()
     looks = any(not c.isalpha() for c in value.rstrip(".!?)")) or value[1:].lower() != value[1:]
-    if _PLACEHOLDER.fullmatch(value) or value.startswith("[redacted") or (said and not looks):
+    if _PLACEHOLDER.fullmatch(value) or value.startswith("[redacted") or (is_prose and not looks):
         return found[0]
     return f"{found['name']}{found['tie']}[redacted secret]"
 
@@ -96,7 +94,7 @@ def _luhn(text: str) -> bool:
 
 
 def _mod97(text: str) -> bool:
-    """ISO 13616: the country and check digits last, letters as numbers from 10, the rest by 97 is 1."""
+    """The check of ISO 13616: country and check digits moved to the end, letters as numbers from 10, modulo 97 is 1."""
     packed = text.replace(" ", "")
     number = "".join(str(int(c, 36)) for c in packed[4:] + packed[:4])
     return 15 <= len(packed) <= 34 and int(number) % 97 == 1
@@ -107,9 +105,9 @@ DEFAULT = ("secret", "card")
 
 
 class Redaction:
-    """What is taken out of every text before it is stored: "secret", "card" (IBANs too), "email", "phone", "regex:...".
+    """Replaces what it finds by "[redacted secret]" and the like, irrevocably.
 
-    What is taken out is replaced by "[redacted secret]" and the like, and cannot be had back. Raises ConfigError.
+    `kinds`: "secret", "card" (and IBANs), "email", "phone", "regex:...". Raises ConfigError for any other.
     """
 
     def __init__(self, kinds: Sequence[str] = DEFAULT) -> None:
@@ -129,9 +127,9 @@ def _step(kind: object) -> Callable[[str], str]:
         except re.error as error:
             raise ConfigError(f"not a regular expression: {error}", key="redact", value=kind) from None
         if pattern.fullmatch(""):
-            raise ConfigError("the expression matches nothing at all, and so everywhere", key="redact", value=kind)
+            raise ConfigError("the expression matches the empty text, and so everywhere", key="redact", value=kind)
         return lambda text: pattern.sub("[redacted]", text)
     if not isinstance(kind, str) or kind not in _REDACTIONS:
         known = ", ".join(_REDACTIONS)
-        raise ConfigError(f'what can be redacted is {known}, or "regex:..."', key="redact", value=kind)
+        raise ConfigError(f'expected {known}, or "regex:..."', key="redact", value=kind)
     return _REDACTIONS[kind]

@@ -1,6 +1,7 @@
-"""The rows of the built-in memory. Every statement carries the whole scope.
+"""The rows of the built-in memory. Every statement names the whole scope.
 
-Reading: functions that take a connection and a scope. Writing: a `Change`, made inside one write of the database.
+Reading: functions of a connection and a scope. Writing: a `Change`, created inside one write of the database. Times in rows are
+microseconds since the epoch, UTC.
 """
 
 from __future__ import annotations
@@ -8,122 +9,105 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from typing import Any
 
+from retinue_memory.clock import from_us
 from retinue_memory.database.base import Connection, Database
 from retinue_memory.database.migrations import named_queries
-from retinue_memory.ids import new_id
+from retinue_memory.ids import new_hex_id
 from retinue_memory.memory import MemoryKind, MemoryRecord, Scope
+from retinue_memory.text import normalized
 
 _FOLDER = files("retinue_memory.native")
 SQL = named_queries(_FOLDER.joinpath("rows.sql").read_text(encoding="utf-8"))
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _KINDS = {str(kind): kind for kind in MemoryKind}
 
 
 class Erased(Exception):
-    """The scope was erased since the write began: nothing of it may be written any more."""
+    """The scope was erased after the write started; nothing of it may be written."""
 
 
 def migrate(database: Database) -> None:
-    """Create or upgrade the tables. Raises StoreError; blocks."""
+    """Create or upgrade the tables. Blocks. Raises StoreError."""
     database.migrate("memory", _FOLDER)
 
 
-def storable(text: str) -> str:
-    """The text as every database can hold it: NUL and halves of surrogate pairs become U+FFFD."""
-    if "\0" not in text and text.isascii():
-        return text
-    return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def microseconds(moment: datetime) -> int:
-    """Since the epoch; a time without zone is taken as UTC."""
-    return ((moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
-
-
-def moment(microseconds: int) -> datetime:
-    """The inverse of `microseconds`, in UTC."""
-    return _EPOCH + timedelta(microseconds=microseconds)
-
-
 def content_hash(role: str, speaker: str, content: str, *, quarantined: bool = False) -> bytes:
-    """The same for what is the same but for white space and Unicode composition; what is quarantined is apart."""
-    text = " ".join(unicodedata.normalize("NFC", content).split())
+    """Equal for texts that differ in white space and Unicode composition only. Quarantined texts have other hashes."""
+    text = normalized(content)
     parts = (role, speaker, text, "quarantined") if quarantined else (role, speaker, text)
     return hashlib.sha256("\0".join(parts).encode()).digest()
 
 
-def no_words() -> bytes:
-    """A content hash that no words have: for what is not current, which may be said anew."""
+def random_hash() -> bytes:
+    """A content hash that no text has, for a memory that is not current: the same words may be stored again."""
     return secrets.token_bytes(32)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A message that a memory is made from. `turn_id` and `position` (its place in the turn) where it *is* the memory."""
+    """A message that a memory is derived from."""
 
     message_id: str
     said_at: int
     turn_id: str | None = None
+    """Set if the memory is this message word for word, and the caller named the turn."""
     position: int = 0
+    """The message's position in its turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewMemory:
-    """A memory on its way into the store. Times in microseconds.
-
-    `role` is "user" or "assistant" for a message word for word, "system" for what was drafted from messages. `vector` is
-    float32 bytes, made by the model that `embedder` names; `tokens` int8 bytes of its single words, where it gives them.
-    """
+    """A memory to be stored."""
 
     role: str
+    """"user" or "assistant" for a message word for word, "system" for what is derived from messages."""
     speaker: str
     content: str
     session_id: str
     said_at: int
     sources: tuple[Source, ...] = ()
     embedder: str | None = None
+    """The model of `vector` and `tokens`; None: it has none yet."""
     dimensions: int | None = None
     vector: bytes | None = None
+    """float32, little-endian, L2-normalised."""
     tokens: bytes | None = None
+    """Token vectors, int8; None if the embedder returns none."""
     kind: str = MemoryKind.RECENT_MESSAGE
     valid_from: int | None = None
-    """When it began to hold; None: when it was said."""
+    """When it started to hold; None: when it was said."""
     expires_at: int | None = None
     quarantined: str | None = None
-    """Why it is kept from every prompt; None: it is not."""
+    """Why it is kept out of every prompt; None: it is not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What became of a new memory: `fresh` is False where its words were there already, and were refreshed."""
+    """The row of a memory that was stored. `is_new` is False if a row with the same words was refreshed."""
 
     seq: int
     id: str
-    fresh: bool
+    is_new: bool
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Of a scope; all 0 where nothing was ever written, or everything erased. See `memory_scopes`."""
+    """The state of a scope, see `memory_scopes`; all 0 if nothing was ever written or everything was erased."""
 
     version: int = 0
     epoch: int = 0
-    life: int = 0
+    generation: int = 0
     slots_version: int = 0
-    """Up to which version the rows were read for what they claim."""
+    """The version up to which slots are stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexRow:
-    """What an index needs of a memory. Times in microseconds."""
+    """The columns of a memory that an index holds."""
 
     seq: int
     version: int
@@ -152,19 +136,18 @@ def state(db: Connection, scope: Scope) -> State:
     return State(*row) if row is not None else State()
 
 
-def changed_since(db: Connection, scope: Scope, version: int, most: int = -1) -> list[IndexRow]:
-    """The rows that were written or changed after `version`, in the order in which they were first written: the first `most`
-    of them, all where it is negative."""
-    values = key_of(scope) | {"version": version, "most": most}
+def changed_since(db: Connection, scope: Scope, version: int, limit: int = -1) -> list[IndexRow]:
+    """The rows written or changed after `version`, in the order of their insertion: the first `limit`, all if it is negative."""
+    values = key_of(scope) | {"version": version, "limit": limit}
     return [IndexRow(*row) for row in db.execute(SQL["changed_since"], values)]
 
 
 def by_seq(db: Connection, scope: Scope, seqs: Iterable[int]) -> dict[int, MemoryRecord]:
-    """The memories of this scope among `seqs`."""
+    """The memories of the scope with these row numbers."""
     key = key_of(scope)
     found: dict[int, MemoryRecord] = {}
     several: set[int] = set()
-    for row in db.execute(SQL["by_seq"], key | {"seqs": listed(seqs)}).fetchall():
+    for row in db.execute(SQL["by_seq"], key | {"seqs": json_list(seqs)}).fetchall():
         seq = row[0]
         if seq in found:
             several.add(seq)
@@ -177,13 +160,13 @@ def by_seq(db: Connection, scope: Scope, seqs: Iterable[int]) -> dict[int, Memor
 
 
 def by_id(db: Connection, scope: Scope, ids: Iterable[str]) -> dict[str, MemoryRecord]:
-    """The memories of this scope among `ids`."""
+    """The memories of the scope with these ids."""
     found = db.execute(SQL["seqs_by_id"], key_of(scope) | {"ids": json.dumps(list(ids))}).fetchall()
     return {record.id: record for record in by_seq(db, scope, [seq for (seq,) in found]).values()}
 
 
-def listed(numbers: Iterable[int]) -> str:
-    """Numbers as a JSON list, for `json_each`."""
+def json_list(numbers: Iterable[int]) -> str:
+    """Numbers as a JSON array, for `json_each`."""
     return f"[{','.join(map(str, numbers))}]"
 
 
@@ -192,11 +175,11 @@ def key_of(scope: Scope) -> dict[str, object]:
 
 
 def _record(row: Sequence[Any]) -> MemoryRecord:
-    """Of a row of `by_seq`, and so with one of its sources."""
+    """The record of a row of `by_seq`, which has one of its sources."""
     _, id, kind, content, role, speaker, session_id, at, since, until, by, pinned, expires_at, why, revision, source = (
         row
     )
-    created_at = moment(at)
+    created_at = from_us(at)
     return MemoryRecord(
         id=id,
         kind=_KINDS[kind],
@@ -205,12 +188,12 @@ def _record(row: Sequence[Any]) -> MemoryRecord:
         speaker=speaker,
         session_id=session_id,
         created_at=created_at,
-        valid_from=created_at if since is None else moment(since),
-        valid_to=None if until is None else moment(until),
+        valid_from=created_at if since is None else from_us(since),
+        valid_to=None if until is None else from_us(until),
         superseded_by=by,
         sources=() if source is None else (source,),
         pinned=bool(pinned),
-        expires_at=None if expires_at is None else moment(expires_at),
+        expires_at=None if expires_at is None else from_us(expires_at),
         quarantined=why,
         version=revision,
     )
@@ -219,48 +202,47 @@ def _record(row: Sequence[Any]) -> MemoryRecord:
 # -- writing ------------------------------------------------------------------------------------------------------------
 
 
-def begin(db: Connection, scope: Scope) -> int:
-    """The life of the scope, which begins here if it has none. A `write`, before what a `Change` will store is made."""
-    db.execute(SQL["begin"], key_of(scope) | {"life": secrets.randbits(61) + 1})
-    return state(db, scope).life
+def start_generation(db: Connection, scope: Scope) -> int:
+    """The generation of the scope; starts one if the scope has none. Part of a write, before the write of a `Change`."""
+    db.execute(SQL["start_generation"], key_of(scope) | {"generation": secrets.randbits(61) + 1})
+    return state(db, scope).generation
 
 
 class Change:
-    """One write to one scope: `await database.write(lambda db: Change(db, scope, life).add(memories))`.
+    """One write to one scope: `await database.write(lambda db: Change(db, scope, generation).store(memory))`.
 
-    All that it changes carries one new version of the scope, by which indexes catch up. Raises Erased where the scope is
-    not in the life in which the caller began (`begin`, or the `life` of `state`): an erasure wins.
+    All that it changes gets one new version of the scope, by which indexes catch up. Raises Erased if the scope is not in
+    this generation any more (see `start_generation` and `State.generation`): it was erased.
     """
 
-    def __init__(self, db: Connection, scope: Scope, life: int) -> None:
+    def __init__(self, db: Connection, scope: Scope, generation: int) -> None:
         self.before = state(db, scope)
-        if self.before.life != life:
+        if self.before.generation != generation:
             raise Erased
         self.db = db
         self.scope = scope
         self.key = key_of(scope)
-        self.bare = False
+        self.lacks_vectors = False
         """Whether a memory was stored without a vector."""
-        self.touched = 0
-        """How many rows were written so far."""
+        self.rows_changed = 0
         self._version: int | None = None
         self._slots_version = self.before.slots_version
 
     @property
     def version(self) -> int:
-        """The scope's new version, counted up when the first row is about to change."""
+        """The scope's new version; saved when it is first asked for."""
         if self._version is None:
             self._version = self.before.version + 1
-            self._count_up()
+            self._save_version()
         return self._version
 
-    def slots_read(self) -> None:
-        """Note that whatever is there up to the new version is being read for what it claims."""
-        counted, self._slots_version = self.changed, self.before.version + 1
-        if counted:
-            self._count_up()
+    def mark_slots_stored(self) -> None:
+        """Record that the slots of all rows up to the new version are stored."""
+        has_version, self._slots_version = self.changed, self.before.version + 1
+        if has_version:
+            self._save_version()
 
-    def _count_up(self) -> None:
+    def _save_version(self) -> None:
         values = {"version": self._version, "slots_version": self._slots_version}
         self.db.execute(SQL["next_version"], self.key | values)
 
@@ -269,21 +251,17 @@ class Change:
         """Whether there is a new version."""
         return self._version is not None
 
-    def start_over(self) -> None:
-        """Make every index of the scope start over: rows or texts were taken away."""
-        _ = self.version  # an index that is at the version looks no further
+    def start_epoch(self) -> None:
+        """Make every index of the scope rebuild itself: rows or texts were deleted."""
+        _ = self.version  # an index at the current version does not look at the epoch
         self.db.execute(SQL["next_epoch"], self.key)
 
-    def add(self, memories: Sequence[NewMemory]) -> list[Stored]:
-        """Take messages: each is its first source, and one that was taken before, by its id or its place in its turn, is
-        passed over. What was taken; `fresh` is False for what only refreshed the same words."""
-        taken = self.taken([memory.sources[0] for memory in memories])
-        return [self.draft(memory) for memory, before in zip(memories, taken, strict=True) if not before]
-
-    def taken(self, messages: Sequence[Source]) -> list[bool]:
-        """Which of these messages were taken before, by their id or their place in their turn, or come twice."""
+    def stored_before(self, messages: Sequence[Source]) -> list[bool]:
+        """Which of these messages are stored already, by their id or their position in their turn, or occur twice."""
         asked = json.dumps([(message.message_id, message.turn_id, message.position) for message in messages])
-        found = {number for (number,) in self.db.execute(SQL["taken"], self.key | {"messages": asked}).fetchall()}
+        found = {
+            number for (number,) in self.db.execute(SQL["stored_before"], self.key | {"messages": asked}).fetchall()
+        }
         ids: set[str] = set()
         places: set[tuple[str, int]] = set()
         for number, message in enumerate(messages):
@@ -296,9 +274,9 @@ class Change:
                 places.add(place)
         return [number in found for number in range(len(messages))]
 
-    def draft(self, new: NewMemory) -> Stored:
-        """Store a memory, with its sources, or refresh the current one of the same role, speaker and words."""
-        id = new_id().replace("-", "")
+    def store(self, new: NewMemory) -> Stored:
+        """Insert a memory with its sources, or refresh the current one with the same role, speaker and words."""
+        id = new_hex_id()
         values = self.key | {
             "id": id,
             "version": self.version,
@@ -323,14 +301,14 @@ class Change:
             "tokens": new.tokens,
         }
         ((seq, stored),) = self.db.execute(SQL["insert_memory"], values).fetchall()
-        fresh = stored == id
-        self.touched += 1
-        self.bare = self.bare or (fresh and new.vector is None)
+        is_new = stored == id
+        self.rows_changed += 1
+        self.lacks_vectors = self.lacks_vectors or (is_new and new.vector is None)
         self._add_sources(seq, new.sources)
-        return Stored(seq, stored, fresh)
+        return Stored(seq, stored, is_new)
 
     def merge(self, id: str, said_at: int, sources: Iterable[Source]) -> bool:
-        """Take what says the same as a current memory, in other words, as said again. False: it is not current."""
+        """Add the sources of a memory that says the same in other words. Returns False if this one is not current."""
         values = self.key | {"id": id, "said_at": said_at, "version": self.version}
         found = self.db.execute(SQL["refresh"], values).fetchall()
         for (seq,) in found:
@@ -338,9 +316,11 @@ class Change:
         return bool(found)
 
     def supersede(self, id: str, by: str | None, at: int) -> bool:
-        """End a current memory at `at` (not before it began), because the memory `by` took its place (None: it just no
-        longer holds). False: it is not current, or not of this scope."""
-        values = self.key | {"id": id, "by": by, "at": at, "content_hash": no_words()}
+        """End a current memory at `at`, but not before it started to hold; `by` replaces it (None: nothing does).
+
+        Returns False if it is not current or not of this scope.
+        """
+        values = self.key | {"id": id, "by": by, "at": at, "content_hash": random_hash()}
         return bool(self.db.execute(SQL["supersede"], values | {"version": self.version}).fetchall())
 
     def _add_sources(self, seq: int, sources: Iterable[Source]) -> None:
@@ -352,4 +332,4 @@ class Change:
                 "position": source.position,
                 "said_at": source.said_at,
             }
-            self.touched += self.db.execute(SQL["insert_source"], self.key | values).rowcount
+            self.rows_changed += self.db.execute(SQL["insert_source"], self.key | values).rowcount

@@ -1,12 +1,12 @@
--- Every statement names the whole scope: no caller can reach another's rows by an id.
+-- Every statement names the whole scope, so that an id of another scope is not found.
 
 -- name: state
-SELECT version, epoch, life, slots_version FROM memory_scopes
+SELECT version, epoch, generation, slots_version FROM memory_scopes
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
 
--- name: begin
-INSERT INTO memory_scopes (tenant, space, owner, owner_id, version, epoch, life)
-VALUES (:tenant, :space, :owner, :owner_id, 0, :life, :life)
+-- name: start_generation
+INSERT INTO memory_scopes (tenant, space, owner, owner_id, version, epoch, generation)
+VALUES (:tenant, :space, :owner, :owner_id, 0, :generation, :generation)
 ON CONFLICT (tenant, space, owner, owner_id) DO NOTHING
 
 -- name: next_version
@@ -17,9 +17,9 @@ WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :own
 UPDATE memory_scopes SET epoch = epoch + 1
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id
 
--- name: taken
--- Of the messages, as [id, turn, position] each: the numbers of those that were taken. Two lookups: with OR in one, SQLite
--- reads the whole scope.
+-- name: stored_before
+-- Which of the messages, each as [id, turn, position], are sources of a memory. Two subqueries: with OR in one, SQLite reads
+-- the whole scope.
 SELECT asked.key FROM json_each(:messages) AS asked
 WHERE EXISTS (
     SELECT 1 FROM memory_sources
@@ -38,8 +38,8 @@ WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :own
 RETURNING seq
 
 -- name: insert_memory
--- Or refresh the one that has these words already: only what is current has the hash of its words. What is said again lasts
--- as long as it now would.
+-- Insert a memory, or refresh the current one with the same words: only a current memory has the hash of its words. A
+-- refreshed memory gets the expiry of the new one.
 INSERT INTO memories (
     tenant, space, owner, owner_id, id, version, kind, role, speaker, content, content_hash, session_id,
     created_at, said_at, valid_from, valid_to, superseded_by, pinned, expires_at, quarantined, revision,
@@ -72,11 +72,11 @@ SELECT seq, version, role, speaker, content, session_id, created_at, said_at, em
 FROM memories
 WHERE tenant = :tenant AND space = :space AND owner = :owner AND owner_id = :owner_id AND version > :version
 ORDER BY seq
-LIMIT :most
+LIMIT :limit
 
 -- name: by_seq
--- With a row for each source of a memory; few have several. "+" keeps SQLite from reading the whole scope through one of its
--- indexes: the few rows are found by seq, then checked.
+-- One row for each source of a memory; few have several. The "+" keeps SQLite from using an index of the scope: the few rows
+-- are found by seq, then checked.
 SELECT memories.seq, id, kind, content, role, speaker, session_id, created_at, valid_from, valid_to, superseded_by, pinned,
     expires_at, quarantined, revision, message_id
 FROM memories LEFT JOIN memory_sources ON memory_seq = memories.seq

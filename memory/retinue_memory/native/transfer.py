@@ -1,40 +1,39 @@
-"""A scope's memories as JSON values, and back: nothing is lost on the way, vectors included. And what mem0 gives out, taken.
+"""Export of a scope's memories as JSON objects, and import of those and of mem0's items.
 
-The first value says what follows: `{"format": "retinue-memory", "version": 1}`. Every other is one memory with its
-sources and earlier versions, in the order in which they were first written. Times are microseconds since the epoch, UTC;
-vectors are base64 of what the database holds.
+The first object is the header, `{"format": "retinue-memory", "version": 1}`. Each other one is a memory with its sources and
+earlier versions, in the order of their insertion. Times are microseconds since the epoch, UTC; vectors are the bytes of the
+database in base64. Nothing is lost on the way.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
+from retinue_memory.clock import now, to_us
 from retinue_memory.database.base import Connection
 from retinue_memory.mem0_items import Item, is_item, read_item
 from retinue_memory.memory import MemoryKind, Scope
+from retinue_memory.text import storable
 
 from . import injection, management_rows
-from .rows import SQL as STORE_SQL
+from .rows import SQL as ROWS_SQL
 from .rows import (
     Change,
     content_hash,
+    json_list,
     key_of,
-    microseconds,
-    no_words,
-    storable,
+    random_hash,
 )
 
 HEADER: Mapping[str, Any] = {"format": "retinue-memory", "version": 1}
 PAGE = 100
-"""Memories that are read, or written, at a time."""
 
-_TEXT, _TIME, _FLAG = (str,), (int,), (bool,)
-_MAYBE_TEXT, _MAYBE_TIME = (str, type(None)), (int, type(None))
+_TEXT, _INT, _FLAG = (str,), (int,), (bool,)
+_MAYBE_TEXT, _MAYBE_INT = (str, type(None)), (int, type(None))
 _MEMORY: Mapping[str, tuple[type, ...]] = {
     "id": _TEXT,
     "kind": _TEXT,
@@ -42,32 +41,32 @@ _MEMORY: Mapping[str, tuple[type, ...]] = {
     "speaker": _TEXT,
     "content": _TEXT,
     "session_id": _TEXT,
-    "created_at": _TIME,
-    "said_at": _TIME,
-    "valid_from": _MAYBE_TIME,
-    "valid_to": _MAYBE_TIME,
+    "created_at": _INT,
+    "said_at": _INT,
+    "valid_from": _MAYBE_INT,
+    "valid_to": _MAYBE_INT,
     "superseded_by": _MAYBE_TEXT,
     "pinned": _FLAG,
-    "expires_at": _MAYBE_TIME,
+    "expires_at": _MAYBE_INT,
     "quarantined": _MAYBE_TEXT,
-    "revision": _TIME,
+    "revision": _INT,
     "embedder": _MAYBE_TEXT,
     "vector": _MAYBE_TEXT,
     "tokens": _MAYBE_TEXT,
 }
 _SOURCE: Mapping[str, tuple[type, ...]] = {
     "message_id": _TEXT,
-    "said_at": _TIME,
+    "said_at": _INT,
     "turn_id": _MAYBE_TEXT,
-    "position": _TIME,
+    "position": _INT,
 }
-_REVISION: Mapping[str, tuple[type, ...]] = {"revision": _TIME, "kind": _TEXT, "content": _TEXT, "replaced_at": _TIME}
+_REVISION: Mapping[str, tuple[type, ...]] = {"revision": _INT, "kind": _TEXT, "content": _TEXT, "replaced_at": _INT}
 
 
 def read_page(db: Connection, scope: Scope, after: int) -> tuple[list[dict[str, Any]], int]:
-    """The next memories after row `after`, and the row that the next page follows."""
-    rows = db.execute(management_rows.SQL["everything"], key_of(scope) | {"after": after, "most": PAGE}).fetchall()
-    chosen = key_of(scope) | {"seqs": json.dumps([row[0] for row in rows])}
+    """The next memories after row `after`, and the last row of the page (`after` if there are no more)."""
+    rows = db.execute(management_rows.SQL["everything"], key_of(scope) | {"after": after, "limit": PAGE}).fetchall()
+    chosen = key_of(scope) | {"seqs": json_list(row[0] for row in rows)}
     sources: dict[int, list[dict[str, Any]]] = {}
     for seq, *values in db.execute(management_rows.SQL["all_sources"], chosen):
         sources.setdefault(seq, []).append(dict(zip(_SOURCE, values, strict=True)))
@@ -86,8 +85,10 @@ def read_page(db: Connection, scope: Scope, after: int) -> tuple[list[dict[str, 
 async def pages(
     scope: Scope, values: AsyncIterator[Mapping[str, Any]], redact: Callable[[str], str]
 ) -> AsyncIterator[list[dict[str, Any]]]:
-    """What an import is to write, some memories at a time: of an export of ours as it comes in, of mem0's items only once all
-    of them are read and right. Raises ValueError, naming the value, for what is neither."""
+    """The memories to import, in pages: of an export as it comes in, of mem0's items once all of them are checked.
+
+    Raises ValueError, naming the value, for one that is neither.
+    """
     page: list[dict[str, Any]] = []
     items: list[Item] | None = None
     number = 0
@@ -98,7 +99,7 @@ async def pages(
         if number == 1 and is_item(value):
             items = []
         if items is not None:
-            items.append(_own(read_item(value, f"value {number}"), scope, number))
+            items.append(_checked_owner(read_item(value, f"value {number}"), scope, number))
         elif number == 1:
             check_header(value)
         else:
@@ -106,23 +107,22 @@ async def pages(
         if len(page) >= PAGE:
             yield page
             page = []
-    now = datetime.now(UTC)
-    rows = [from_mem0(item, now, redact) for item in sorted(items or (), key=lambda item: item.created_at or now)]
+    at = now()
+    rows = [from_mem0(item, at, redact) for item in sorted(items or (), key=lambda item: item.created_at or at)]
     for start in range(0, len(rows), PAGE):
         yield rows[start : start + PAGE]
     yield page
 
 
-def _own(item: Item, scope: Scope, number: int) -> Item:
+def _checked_owner(item: Item, scope: Scope, number: int) -> Item:
     if not item.belongs_to(scope):
         raise ValueError(f"value {number}: memory {item.id} is of {item.owner}, not of the {scope.owner} {scope.id!r}")
     return item
 
 
-def from_mem0(item: Item, now: datetime, redact: Callable[[str], str]) -> dict[str, Any]:
-    """A memory of mem0's as `checked` gives them: redacted, and kept from prompts where it gives orders. What was drawn by a
-    model has the role "system", like what ours draws. A time that is missing is `now`; vectors are made later."""
-    created = item.created_at or now
+def from_mem0(item: Item, default_time: datetime, redact: Callable[[str], str]) -> dict[str, Any]:
+    """An item as `checked` returns values: redacted, and quarantined if it gives orders. Vectors are computed later."""
+    created = item.created_at or default_time
     text = redact(storable(item.text))
     return {
         **dict.fromkeys(_MEMORY),
@@ -132,10 +132,10 @@ def from_mem0(item: Item, now: datetime, redact: Callable[[str], str]) -> dict[s
         "speaker": storable(item.speaker),
         "content": text,
         "session_id": storable(item.run or ""),
-        "created_at": microseconds(created),
-        "said_at": microseconds(max(created, item.updated_at or created)),
+        "created_at": to_us(created),
+        "said_at": to_us(max(created, item.updated_at or created)),
         "pinned": False,
-        "expires_at": None if item.expires_at is None else microseconds(item.expires_at),
+        "expires_at": None if item.expires_at is None else to_us(item.expires_at),
         "quarantined": None if item.role == "user" else injection.orders(text, "assistant"),
         "revision": 1,
         "dimensions": None,
@@ -145,12 +145,12 @@ def from_mem0(item: Item, now: datetime, redact: Callable[[str], str]) -> dict[s
 
 
 def write_page(values: list[dict[str, Any]], change: Change) -> int:
-    """Store checked values; one whose id, or whose words as a current memory, are there already is passed over."""
+    """Store checked values, except those whose id, or whose words as a current memory, are stored. Returns how many were new."""
     return sum(_write(change, value) for value in values)
 
 
 def checked(value: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """The value with its bytes decoded. Raises ValueError, naming value `number`, where it is not what `read_page` gives."""
+    """The value with its bytes decoded. Raises ValueError, naming value `number`, if `read_page` does not return such."""
     memory = _fields(value, _MEMORY, number)
     try:
         MemoryKind(memory["kind"])
@@ -159,7 +159,9 @@ def checked(value: Mapping[str, Any], number: int) -> dict[str, Any]:
         raise ValueError(f"value {number}: {error}") from None
     vector = memory["vector"]
     if (vector is None) != (memory["embedder"] is None) or (vector is not None and (not vector or len(vector) % 4)):
-        raise ValueError(f"value {number}: a vector is float32 bytes, beside the name of the embedder that made it")
+        raise ValueError(
+            f"value {number}: a vector without its embedder, or not of float32 numbers: expected both or neither"
+        )
     memory["dimensions"] = None if vector is None else len(vector) // 4
     for name, fields in (("sources", _SOURCE), ("revisions", _REVISION)):
         listed: list[Any] | None = value.get(name)
@@ -170,23 +172,23 @@ def checked(value: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def check_header(value: Mapping[str, Any]) -> None:
-    """Raises ValueError where this is not the first value of an export that this program can take."""
+    """Raises ValueError unless this is the header of an export that this version can import."""
     if value.get("format") != HEADER["format"]:
-        raise ValueError(f'not an export of memories: its first value has no "format": "{HEADER["format"]}"')
+        raise ValueError(f'not an export of memories: the first value has no "format": "{HEADER["format"]}"')
     if value.get("version") != HEADER["version"]:
-        raise ValueError(f"an export of version {value.get('version')!r}: this program takes {HEADER['version']}")
+        raise ValueError(f"the export has version {value.get('version')!r}: expected {HEADER['version']}")
 
 
 def _write(change: Change, memory: dict[str, Any]) -> bool:
     quarantined = memory["quarantined"] is not None
     hashed = content_hash(memory["role"], memory["speaker"], memory["content"], quarantined=quarantined)
     current = memory["valid_to"] is None
-    row = change.key | memory | {"content_hash": hashed if current else no_words(), "version": change.version}
+    row = change.key | memory | {"content_hash": hashed if current else random_hash(), "version": change.version}
     if change.db.execute(management_rows.SQL["is_there"], row).fetchone()[0]:
         return False
-    ((seq, _),) = change.db.execute(STORE_SQL["insert_memory"], row).fetchall()
+    ((seq, _),) = change.db.execute(ROWS_SQL["insert_memory"], row).fetchall()
     for source in memory["sources"]:
-        change.db.execute(STORE_SQL["insert_source"], change.key | source | {"memory_seq": seq})
+        change.db.execute(ROWS_SQL["insert_source"], change.key | source | {"memory_seq": seq})
     for revision in memory["revisions"]:
         change.db.execute(management_rows.SQL["insert_revision"], change.key | revision | {"memory_seq": seq})
     return True
@@ -201,11 +203,15 @@ def _fields(value: object, fields: Mapping[str, tuple[type, ...]], number: int) 
             raise ValueError(f"value {number}: {name} is missing")
         one: Any = value[name]  # pyright: ignore[reportUnknownVariableType]
         if not isinstance(one, types) or (isinstance(one, bool) and bool not in types):
-            raise ValueError(f"value {number}: {name} is {one!r:.80}")
+            raise ValueError(f"value {number}: {name} is {one!r:.80}: expected {_names_of(types)}")
         if isinstance(one, int) and not -(2**63) <= one < 2**63:
             raise ValueError(f"value {number}: {name} is out of range")
         found[name] = storable(one) if isinstance(one, str) else one
     return found
+
+
+def _names_of(types: tuple[type, ...]) -> str:
+    return " or ".join(one.__name__ for one in types)
 
 
 def _encoded(data: bytes | None) -> str | None:

@@ -8,9 +8,10 @@ import threading
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain
 from typing import Any, Self, cast
+
+from .text_caches import cached
 
 RECENT_TEXTS = 256
 """Texts of which it is kept what they were read as: a turn's are asked with, compared, written and indexed."""
@@ -45,7 +46,7 @@ _stemmer: Any = importlib.import_module("snowballstemmer").stemmer("english")
 _stemming = threading.Lock()
 
 
-@lru_cache(maxsize=RECENT_TEXTS)
+@cached(RECENT_TEXTS)
 def terms(text: str) -> tuple[str, ...]:
     """The terms of a text in order, repeated as often as they occur; those of unspaced scripts are character pairs."""
     folded = unicodedata.normalize("NFKC", text).casefold()
@@ -57,13 +58,7 @@ def is_stop_word(word: str) -> bool:
     return word in _STOP
 
 
-def forget() -> None:
-    """Keep no word any longer that was met."""
-    for kept in (terms, _terms_of, words_in):
-        kept.cache_clear()
-
-
-@lru_cache(maxsize=65_536)
+@cached(65_536)
 def _terms_of(word: str) -> tuple[str, ...]:
     if _UNSPACED.search(word):
         return tuple(_pairs(word))
@@ -86,7 +81,7 @@ def folded(text: str) -> str:
     return text.lower() if text.isascii() else text.translate(_ODD).lower()
 
 
-@lru_cache(maxsize=RECENT_TEXTS)
+@cached(RECENT_TEXTS)
 def words_in(text: str) -> frozenset[str]:
     """The words of a text, `folded`."""
     return frozenset(_WORD.findall(folded(text)))

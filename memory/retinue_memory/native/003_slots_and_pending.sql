@@ -1,5 +1,5 @@
--- What a current memory claims can be looked up by what it is about: "home", "age", "is boss", ... (`lifecycle.keys`), so a
--- new claim finds what it takes the place of among any number of memories. Made from the texts, and never the truth.
+-- What a memory's claims are about: "home", "age", "is boss", ... (`lifecycle.keys`), so that a new claim finds what it
+-- supersedes among any number of memories. Derived from the texts; a cache.
 CREATE TABLE memory_slots (
     tenant     TEXT    NOT NULL,
     space      TEXT    NOT NULL,
@@ -12,11 +12,10 @@ CREATE TABLE memory_slots (
 
 CREATE INDEX memory_slots_by_memory ON memory_slots (memory_seq);
 
--- Up to which version of the scope the texts were read for it: rows of older files, and imported ones, are read at the next
--- write.
+-- The version of the scope up to which slots are stored; those of older files and of imported rows follow with the next write.
 ALTER TABLE memory_scopes ADD COLUMN slots_version INTEGER NOT NULL DEFAULT 0;
 
--- 1 while a model has yet to draw facts from this message (mode llm); NULL: it has, or never will.
+-- 1 while a model has yet to extract facts from this message (mode llm), else NULL.
 ALTER TABLE memories ADD COLUMN pending INTEGER;
 
 CREATE INDEX memories_pending ON memories (space, tenant, owner, owner_id, session_id) WHERE pending IS NOT NULL;
