@@ -28,9 +28,10 @@ def on_own_loop(
 
     @functools.wraps(method)
     async def run(self: M, *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = self._loop  # pyright: ignore[reportPrivateUsage] - it decorates methods of that class
         try:
-            return await self._loop.call(lambda: method(self, *args, **kwargs))  # pyright: ignore[reportPrivateUsage]
+            return await loop.call(lambda: method(self, *args, **kwargs))
         except LoopClosed:
-            raise MemoryBackendError(f"{self._loop.name} is closed") from None
+            raise MemoryBackendError(f"{loop.name} is closed") from None
 
     return cast("Callable[Concatenate[M, P], CoroutineType[Any, Any, T]]", run)
