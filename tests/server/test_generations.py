@@ -162,7 +162,7 @@ def test_after_kill_9_it_goes_on_from_the_last_committed(tmp_path: Path, serve: 
         eventually(lambda: "It " in json.dumps(caller.task(task_id)), "a part of the answer")
         kill(server)
     with closing(sqlite3.connect(tmp_path / "var" / "retinue.db")) as db:
-        ((committed,),) = db.execute("SELECT seq FROM tasks").fetchall()
+        ((committed,),) = db.execute("SELECT generation FROM tasks").fetchall()
     assert committed > 1  # a step was
     with serve(tmp_path, CONFIG) as server:
         body, url = rpc("SubscribeToTask", id=task_id), f"{server.url}/agents/thinker/"
@@ -177,3 +177,35 @@ def test_after_kill_9_it_goes_on_from_the_last_committed(tmp_path: Path, serve: 
         body = rpc("GetTask", id=task_id)
         ended = httpx.post(url, json=body, headers=ACTIVATED, timeout=SECONDS).json()["result"]
         assert generation_of(ended) == heard[-1]
+
+
+@pytest.mark.parametrize("version", ["1.0", "0.3"])
+async def test_the_id_of_a_server_sent_event_is_its_generation(tmp_path: Path, version: str) -> None:
+    """On JSON-RPC 1.0 and 0.3 and on REST, whether or not the extension is activated."""
+    agent = Agent(EchoModel(chunks=3), name="echo")
+    async with running(tmp_path, {"echo": agent}) as here:
+        body: JSONObject
+        if version == "1.0":
+            body = rpc("SendStreamingMessage", **params("one two three"))
+        else:
+            said = {"messageId": uuid.uuid4().hex, "role": "user", "kind": "message"}
+            body = rpc("message/stream", message=said | {"parts": [{"kind": "text", "text": "one two three"}]})
+        ids = await event_ids(here, "/", body, version)
+        assert ids == [str(number + 1) for number in range(len(ids))]
+        assert len(ids) >= 4
+        if version == "1.0":
+            assert await event_ids(here, "/rest/message:stream", params("one two three"), version) == ids
+
+
+async def event_ids(here: Here, path: str, body: JSONObject, version: str) -> list[str]:
+    """The `id:` of each event of a stream; an event without one is an empty string."""
+    ids: list[str] = []
+    async with here.http.stream("POST", path, json=body, headers={"A2A-Version": version}) as answer:
+        id_ = ""
+        async for line in answer.aiter_lines():
+            if line.startswith("id:"):
+                id_ = line.removeprefix("id:").strip()
+            elif line.startswith("data:"):
+                ids.append(id_)
+                id_ = ""
+    return ids

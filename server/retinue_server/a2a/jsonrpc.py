@@ -28,6 +28,7 @@ from retinue_server.http.body import StrictRequest
 
 from .errors import TooManyRequestsError
 from .json_codec import encode, send_request, send_response
+from .sse import with_event_ids
 from .validation import check_version
 
 
@@ -54,8 +55,7 @@ class JsonRpcApp(JsonRpcDispatcher):
             case {"jsonrpc": "2.0", "method": "SendMessage", "id": str() | int() as id_} if not isinstance(id_, bool):
                 return await self._send_message(request, id_, body.get("params", {}))
             case _:
-                response: Response = await super().handle_requests(request)
-                return response
+                return with_event_ids(await super().handle_requests(request), request)
 
     async def _send_message(self, request: Request, request_id: str | int, given: Any) -> Response:
         try:

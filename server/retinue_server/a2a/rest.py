@@ -16,6 +16,8 @@ from starlette.routing import Mount, Route, Router
 
 from retinue_server.http.body import StrictRequest
 
+from .sse import with_event_ids
+
 
 def rest_router(handler: RequestHandler, builder: ServerCallContextBuilder, grace: float) -> Router:
     """The SDK's routes, at the base and below a tenant's name, without redirects to paths that end with a slash.
@@ -44,7 +46,7 @@ def _strict(route: Route) -> Route:
         response = await endpoint(strict)
         if response.status_code == 429:
             response.headers["Retry-After"] = _retry_after(response)
-        return response
+        return with_event_ids(response, strict)
 
     return Route(route.path, strict_endpoint, methods=list(route.methods or ()))
 

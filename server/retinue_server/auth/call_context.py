@@ -19,7 +19,9 @@ class CallContextBuilder(ServerCallContextBuilder):
         self._auth = auth
 
     def build(self, request: Request) -> ServerCallContext:
-        return self.from_headers(request.headers)
+        context = self.from_headers(request.headers)
+        request.state.call_context = context  # for the binding, when the SDK has made the response
+        return context
 
     def from_headers(self, headers: Headers) -> ServerCallContext:
         """Build the context of a call with these HTTP headers, or this gRPC metadata."""
