@@ -34,7 +34,6 @@ class ToolContext:
     key: str
     """Idempotency key: the same in every attempt of this call, unique among all calls."""
     memory: TurnMemory = field(default_factory=no_memory)
-    """The agent's memories in this turn."""
 
 
 @dataclass(frozen=True, slots=True)
