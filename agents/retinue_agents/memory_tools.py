@@ -153,10 +153,10 @@ def _result(text: str, effects: MemoryEffects, failures: Sequence[MemoryFailed],
 
 
 def is_stated_in(note: str, message: str) -> bool:
-    """Whether a note repeats what a message says that will be remembered.
+    """Whether a message that will be remembered already states a note.
 
-    It does if the texts are the same, or if each sentence of the note is part of a lasting one of the message: "I live in
-    Bergen, by the way" states "The user lives in Bergen".
+    It does if the texts are the same, or if each sentence of the note is part of a lasting sentence of the message: "I live
+    in Bergen, by the way" states "The user lives in Bergen".
     """
     from retinue_memory.native.lasting import tells
     from retinue_memory.native.reading import split

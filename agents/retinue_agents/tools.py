@@ -1,4 +1,4 @@
-"""The contract of a tool: what a model is told of it, what a call receives, and what it returns.
+"""The contract of a tool: its description for a model, the context of a call, and its result.
 
 A Python function (`FunctionTool`) is one kind of tool and the memory tools are another; a further kind needs a class with
 these three members, and a line in `tool_registry.open_tool` if a config can name it.
@@ -34,7 +34,6 @@ class ToolContext:
     key: str
     """Idempotency key: the same in every attempt of this call, unique among all calls."""
     memory: TurnMemory = field(default_factory=no_memory)
-    """The agent's memories in this turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class Tool(Protocol):
 
     @property
     def spec(self) -> ToolSpec:
-        """Name, description and parameters (a JSON Schema of type object), as the model is told."""
+        """The name, description and parameters (a JSON Schema of type object) that the model sees."""
         ...
 
     @property

@@ -17,18 +17,18 @@ from .memory_writes import MemoryWrites, PendingWrite, failures_of
 
 
 class MemoryEffects(TypedDict, total=False):
-    """What a tool call did to the user's memory, as JSON."""
+    """What a tool call did to the user's memory, as JSON.
+
+    `retrieved` are the messages that a search found, as `message_json` writes them. `added` is a text that was saved, and
+    `updated` whether every memory accepted it. `forgotten` is the number of existing memories that were to be deleted.
+    `failed` has the fields of each `MemoryFailed`.
+    """
 
     retrieved: list[JSONObject]
-    """The messages that a search found, as `message_json` writes them."""
     added: str
-    """A text that was saved."""
     updated: bool
-    """Whether every memory accepted it."""
     forgotten: int
-    """Memories that were asked to be deleted, and existed."""
     failed: list[tuple[MemoryOperation, str, str]]
-    """The fields of a `MemoryFailed` each."""
 
 
 @dataclass(slots=True)

@@ -1,12 +1,12 @@
-"""The one tree of errors. A class's docstring is its advice: what the reader of the message can do.
+"""The tree of errors. The docstring of a class says what to do about it.
 
 RetinueError
 ├── ConfigError              a setting is wrong; carries key, value and line
 │   ├── ImportFormatError    "module:attr" is not of that form
 │   ├── ImportModuleError    there is no such module
 │   └── ImportAttributeError the module has no such attribute
-├── IdentityError            who is asking, or for whom, is missing or malformed
-├── LimitError               a bound was reached; try again later
+├── IdentityError            the user or the session is missing or malformed
+├── LimitError               a limit was reached; try again later
 ├── ModelError               the model could not answer
 ├── ToolError                a tool could not do its work
 ├── MemoryBackendError       a memory could not be read or written
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class RetinueError(Exception):
-    """The root: `except RetinueError` catches what this project raises on purpose, and nothing else."""
+    """The root: `except RetinueError` catches every error that this project raises itself."""
 
 
 class ConfigError(RetinueError):
     """A setting is wrong: correct the named key.
 
-    `key` is the dotted path ("agents.helper.model"), `value` what stood there, `line` its 1-based line in the
-    file, or None where the setting did not come from a file.
+    `key` is its dotted path ("agents.helper.model"), `value` its value, and `line` its 1-based line in the file, or None if
+    it does not come from a file.
     """
 
     def __init__(self, problem: str, *, key: str | None = None, value: object = None, line: int | None = None) -> None:
@@ -52,7 +52,7 @@ class ImportFormatError(ConfigError):
 
 
 class ImportModuleError(ConfigError):
-    """Install the module, or put it beside the config file, whose folder is on the import path."""
+    """Install the module, or put it in the folder of the config file, which is on the import path."""
 
 
 class ImportAttributeError(ConfigError):
@@ -60,11 +60,11 @@ class ImportAttributeError(ConfigError):
 
 
 class IdentityError(RetinueError):
-    """Say for whom: pass a user_id that is a non-empty string or a whole number, or a session_id."""
+    """Pass a user_id (a non-empty string or a whole number) or a session_id."""
 
 
 class LimitError(RetinueError):
-    """A bound was reached: try again after `retry_after` seconds (None: not known)."""
+    """A limit was reached: try again after `retry_after` seconds. None means that it is not known when."""
 
     def __init__(self, problem: str, *, retry_after: float | None = None) -> None:
         super().__init__(problem)
@@ -72,7 +72,7 @@ class LimitError(RetinueError):
 
 
 class ModelError(RetinueError):
-    """The model could not answer: check its name, key and address; `retryable` says whether trying again may help."""
+    """The model could not answer: check its name, key and address; if `retryable`, trying again may help."""
 
     def __init__(self, problem: str, *, retryable: bool = False) -> None:
         super().__init__(problem)
@@ -80,15 +80,15 @@ class ModelError(RetinueError):
 
 
 class ToolError(RetinueError):
-    """Raise it in a tool to tell the model, in words, why the call did not work."""
+    """Raise it in a tool: the model gets its text as the result of the call, without the type."""
 
 
 class OutcomeUnknown(RetinueError):
-    """A step that may not be repeated was under way when the process stopped: find out what it did before asking again."""
+    """A step that must not be repeated was running when the process stopped: find out what it did before asking again."""
 
 
 class MemoryBackendError(RetinueError):
-    """A memory could not be read or written; the answer goes on without it, or with what it `found` all the same."""
+    """A memory could not be read or written. The turn continues with the messages that it `found` nevertheless, if any."""
 
     def __init__(self, problem: str, *, found: Sequence[Message] = ()) -> None:
         super().__init__(problem)

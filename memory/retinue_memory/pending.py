@@ -1,4 +1,4 @@
-"""What was said and is not in a memory yet, as the memory would return it: found by its words until it is there."""
+"""Find messages by their words until the memory that they were written to can find them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from .memory import MemoryKind
 from .messages import Message, Provenance
 
 _WORD = re.compile(r"\w+")
-_SHORTEST = 3
-"""Letters of a word that counts."""
+_MIN_WORD_LETTERS = 3
 
 
 def words(text: str) -> set[str]:
-    """The words of a text, without case."""
+    """The words of a text in lower case."""
     return {word.lower() for word in _WORD.findall(text)}
 
 
 def overlay(query: str, said: Iterable[Message], *, backend: str, recent: int = 0) -> list[Message]:
-    """Those of the user's messages that share words with the query, the most shared first; then the `recent` latest of the
-    others, which a question may well be about that uses other words. `said` is in the order in which it was said."""
-    asked = {word for word in words(query) if len(word) >= _SHORTEST}
+    """Return the user's messages that share words with the query, best first, as a memory would return them.
+
+    They are followed by the `recent` latest of the others, because a question may use other words for the same thing. `said`
+    is oldest first.
+    """
+    asked = {word for word in words(query) if len(word) >= _MIN_WORD_LETTERS}
     scored = [
         (len(asked & words(message.content)) / max(1, len(asked)), message)
         for message in said

@@ -1,4 +1,4 @@
-"""One or many memories as one: asked at the same time, each with a deadline, merged under one budget."""
+"""Search several memories at once within a timeout, and merge the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .text import same_text
 log = logging.getLogger(__name__)
 
 NO_ANSWER = "no answer within"
-"""How the problem of a memory begins that did not answer in time."""
+"""Prefix of `RecallFailure.problem` if the memory timed out."""
 _KINDS: Mapping[str, Any] = {
     "content": str,
     "id": str,
@@ -27,12 +27,12 @@ _KINDS: Mapping[str, Any] = {
     "created_at": datetime,
     "metadata": Mapping,
 }
-_LARGEST_SCORE = 1e9
+_MAX_SCORE = 1e9
 
 
 @dataclass(frozen=True, slots=True)
 class RecallFailure:
-    """A memory that did not answer: its name, and why in words."""
+    """A memory whose search failed: its name, and the reason as text."""
 
     memory: str
     problem: str
@@ -40,17 +40,17 @@ class RecallFailure:
 
 @dataclass(frozen=True, slots=True)
 class RecallResult:
-    """What the memories know, best first, and which of them failed."""
+    """The memories found, best first, and the memories that failed."""
 
     messages: tuple[Message, ...] = ()
     failures: tuple[RecallFailure, ...] = ()
 
 
 class Recall:
-    """Asks every memory at once, `timeout` seconds at most, and keeps the best `top_k` of what they know together.
+    """Searches all memories at once, within `timeout` seconds, and returns the best `top_k` results of all.
 
-    A memory that fails or hangs is logged, named in the result and hurts nobody else. One that blocks the event loop
-    itself cannot be interrupted: synchronous code belongs in a `MemoryBackend`, whose plain methods run off the loop.
+    If a memory fails or hangs, that is logged and returned, and the others are not affected. A memory that blocks the event
+    loop cannot be interrupted: synchronous code belongs in a `MemoryBackend`, whose plain methods run off the loop.
     """
 
     def __init__(self, memories: Sequence[Memory], *, timeout: float = 2.0, top_k: int = 5) -> None:
@@ -59,23 +59,23 @@ class Recall:
         self.top_k = top_k
 
     async def retrieve(self, query: str, ctx: InvocationContext, *, top_k: int | None = None) -> RecallResult:
-        """The memories that matter for `query`. Raises nothing; an empty query or no memories: an empty result."""
+        """Search for `query`. The result is empty if the query is, or if there are no memories. Raises nothing."""
         budget = self.top_k if top_k is None else top_k
         if not self.memories or not query.strip() or budget < 1:
             return RecallResult()
-        asked = [asyncio.create_task(_ask(memory, query, budget, ctx)) for memory in self.memories]
+        tasks = [asyncio.create_task(_search(memory, query, budget, ctx)) for memory in self.memories]
         try:
-            await asyncio.wait(asked, timeout=self.timeout)
+            await asyncio.wait(tasks, timeout=self.timeout)
         finally:
-            for task in asked:
-                if not task.done():  # left behind: one that also ignores being cancelled must not keep us
+            for task in tasks:
+                if not task.done():  # not awaited: a memory may ignore the cancellation too
                     task.cancel()
-                    task.add_done_callback(_forget)
+                    task.add_done_callback(_retrieve_exception)
         answers: list[Sequence[Message]] = []
         failures: list[RecallFailure] = []
-        for memory, task in zip(self.memories, asked, strict=True):
-            late = not task.done() or task.cancelled()
-            answer, problem = ([], f"{NO_ANSWER} {self.timeout:g} s") if late else task.result()
+        for memory, task in zip(self.memories, tasks, strict=True):
+            timed_out = not task.done() or task.cancelled()
+            answer, problem = ([], f"{NO_ANSWER} {self.timeout:g} s") if timed_out else task.result()
             if problem is not None:
                 log.warning("memory %s: retrieve failed: %s", memory.name, problem)
                 failures.append(RecallFailure(memory.name, problem))
@@ -84,38 +84,37 @@ class Recall:
 
 
 def merge(answers: Sequence[Sequence[Message]], budget: int) -> list[Message]:
-    """At most `budget` messages of several answers, each best first and kept in its own order.
+    """Merge several answers, each best first, into at most `budget` messages. The order within an answer is kept.
 
-    The next is always the head with the highest score; at equal scores, the newer, then the one of the earlier answer.
-    A text that was already taken joins the message that has it, which then names the sources of both. A message without a
-    score has one by its place in its answer.
+    The next message is the head with the highest score; at equal scores the newer one, then that of the earlier answer. A
+    message without a score gets one by its position. Messages with the same text become one, with the sources of all.
     """
-    given = [answer for answer in answers if answer]
-    taken: dict[str, list[Message]] = {}
-    for message in given[0] if len(given) == 1 else _ranked(given):
-        same = same_text(message.content)
-        if same in taken:
-            taken[same].append(message)
-        elif len(taken) < budget:
-            taken[same] = [message]
-    return [_joined(*messages) for messages in taken.values()]
+    nonempty = [answer for answer in answers if answer]
+    merged: dict[str, list[Message]] = {}
+    for message in nonempty[0] if len(nonempty) == 1 else _ranked(nonempty):
+        text = same_text(message.content)
+        if text in merged:
+            merged[text].append(message)
+        elif len(merged) < budget:
+            merged[text] = [message]
+    return [_with_all_sources(*messages) for messages in merged.values()]
 
 
 def _ranked(answers: Sequence[Sequence[Message]]) -> Iterator[Message]:
-    """The messages of all answers, none of which is empty, in the order that `merge` describes."""
+    """Yield the messages of all answers, none of them empty, in the order of `merge`."""
     heads = [(answer, 0) for answer in answers]
     while heads:
-        best = max(range(len(heads)), key=lambda i: (*_standing(*heads[i]), -i))
-        answer, place = heads[best]
-        yield answer[place]
-        if place + 1 < len(answer):
-            heads[best] = answer, place + 1
+        best = max(range(len(heads)), key=lambda i: (*_rank(*heads[i]), -i))
+        answer, position = heads[best]
+        yield answer[position]
+        if position + 1 < len(answer):
+            heads[best] = answer, position + 1
         else:
             del heads[best]
 
 
 def provenance(message: Message) -> Provenance:
-    """What `metadata["memory"]` of a retrieved message says, in the types that it is to have, whatever stands there."""
+    """The `metadata["memory"]` of a retrieved message, with every value converted to its declared type."""
     given = _given(message)
     sources, created_at = given.get("sources"), given.get("created_at")
     return Provenance(
@@ -131,7 +130,7 @@ def provenance(message: Message) -> Provenance:
 
 
 def moment(message: Message) -> datetime:
-    """When it was said, in UTC; a time without zone is taken as that."""
+    """The message's `created_at` in UTC; a time without a zone is taken as UTC."""
     created = message.created_at
     if created.tzinfo is UTC:
         return created
@@ -145,7 +144,7 @@ def _given(message: Message) -> Mapping[str, Any]:
 
 def _score(message: Message) -> float | None:
     score = _given(message).get("score")
-    known = isinstance(score, numbers.Real) and abs(cast("Any", score)) < _LARGEST_SCORE
+    known = isinstance(score, numbers.Real) and abs(cast("Any", score)) < _MAX_SCORE
     return float(cast("Any", score)) if known else None
 
 
@@ -154,12 +153,12 @@ def _storable(value: object) -> str:
     return text if text.isascii() else text.encode(errors="replace").decode()
 
 
-def _standing(answer: Sequence[Message], place: int) -> tuple[float, datetime]:
-    score = _score(answer[place])
-    return 1.0 - place / len(answer) if score is None else score, moment(answer[place])
+def _rank(answer: Sequence[Message], position: int) -> tuple[float, datetime]:
+    score = _score(answer[position])
+    return 1.0 - position / len(answer) if score is None else score, moment(answer[position])
 
 
-def _joined(message: Message, *others: Message) -> Message:
+def _with_all_sources(message: Message, *others: Message) -> Message:
     if not others:
         return message
     own = provenance(message)
@@ -169,8 +168,8 @@ def _joined(message: Message, *others: Message) -> Message:
     return replace(message, metadata={**message.metadata, "memory": {**own, "sources": sources}})
 
 
-async def _ask(memory: Memory, query: str, top_k: int, ctx: InvocationContext) -> tuple[list[Message], str | None]:
-    """What a memory answers, and what is wrong with it: None where nothing is."""
+async def _search(memory: Memory, query: str, top_k: int, ctx: InvocationContext) -> tuple[list[Message], str | None]:
+    """Search one memory. Returns its answer and its problem, which is None if it succeeded."""
     try:
         try:
             return sound(await memory.retrieve(query, top_k=top_k, ctx=ctx), top_k), None
@@ -179,24 +178,25 @@ async def _ask(memory: Memory, query: str, top_k: int, ctx: InvocationContext) -
     except RetinueError as error:
         return [], str(error)
     except Exception as error:
-        log.warning("memory %s: retrieve raised", memory.name, exc_info=True)
+        log.warning("memory %s: retrieve raised an unexpected error", memory.name, exc_info=True)
         return [], f"{type(error).__name__}: {error}"
 
 
 def sound(answer: object, top_k: int) -> list[Message]:
-    """The first `top_k` messages of what a memory returned. Raises TypeError, ValueError or OverflowError for what is none."""
+    """Validate the first `top_k` items of a memory's answer. Raises TypeError, ValueError or OverflowError."""
     found = list(islice(cast("Iterable[object]", answer if answer is not None else ()), top_k))
     for item in found:
         if not isinstance(item, Message):
-            raise TypeError(f"retrieve returned a {type(item).__name__} where a Message belongs")
+            raise TypeError(f"expected retrieve to return Messages, got a {type(item).__name__}")
         for name, kind in _KINDS.items():
             if not isinstance(value := getattr(item, name), kind):
                 raise TypeError(f"retrieve returned a Message whose {name} is a {type(value).__name__}")
-        item.content.encode()  # half a surrogate pair can be sent nowhere
-        item.created_at.astimezone(UTC)  # the first and the last day of the calendar have no time elsewhere
+        item.content.encode()  # fails for half a surrogate pair, which cannot be sent
+        item.created_at.astimezone(UTC)  # fails on the first and last day of the calendar
     return cast("list[Message]", found)
 
 
-def _forget(task: asyncio.Task[Any]) -> None:
+def _retrieve_exception(task: asyncio.Task[Any]) -> None:
+    """Keep asyncio from logging the exception of a memory whose timeout was logged already."""
     if not task.cancelled():
-        task.exception()  # seen, so that asyncio does not report it: the deadline was reported already
+        task.exception()

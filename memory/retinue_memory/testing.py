@@ -1,4 +1,4 @@
-"""What every memory is held to, as a suite that a backend of yours runs too, and an honest stand-in for an embedder.
+"""The test suite for memories, which third-party memories can run too, and an embedder without a model.
 
     class TestMine(MemoryConformance):
         @pytest.fixture
@@ -7,12 +7,11 @@
             yield memory
             await memory.aclose()
 
-What its owner can manage is held to `ManagedConformance`, which is the same and more.
-
-The tests are `async def`: run them with pytest-asyncio in its auto mode, or mark the class with `pytest.mark.asyncio`.
+`ManagedConformance` extends it for a `ManagedMemory`. The tests are `async def`: run them with pytest-asyncio in auto mode,
+or mark the class with `pytest.mark.asyncio`.
 """
 
-# ruff: noqa: S101 - a suite asserts
+# ruff: noqa: S101 - tests use assert
 
 from __future__ import annotations
 
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class HashEmbedder(Embedder):
-    """Vectors from the words alone, each word hashed to a direction: texts that share words are near. Deterministic."""
+    """Embeds a text by hashing each of its words to a direction, so that texts that share words are near. Deterministic."""
 
     def __init__(self, dimensions: int = 64) -> None:
         self.name = f"hash-{dimensions}"
@@ -59,7 +58,7 @@ class HashEmbedder(Embedder):
                 digest = hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()
                 place, sign = int.from_bytes(digest[:4], "little") % self.dimensions, digest[4] % 2
                 vectors[row, place] += 1.0 if sign else -1.0
-        vectors[~vectors.any(axis=1), 0] = 1.0  # words that cancelled each other out
+        vectors[~vectors.any(axis=1), 0] = 1.0  # if the words cancelled each other out
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors
 
@@ -67,12 +66,12 @@ class HashEmbedder(Embedder):
 def turn_of(
     user: str | None = "alice", *, session: str = "s1", tenant: str = "", turn: str | None = None
 ) -> InvocationContext:
-    """A context for tests; `turn` None makes a turn of its own."""
+    """A context for tests. If `turn` is None, it gets a new turn id."""
     return InvocationContext(session, user, tenant=tenant, turn_id=turn or uuid.uuid4().hex)
 
 
 class MemoryConformance:
-    """The promises of `Memory`, one test each. Subclass it and give a fixture `memory`: a fresh, empty one."""
+    """The promises of `Memory`, one test each. Subclasses define a fixture `memory`, which is empty at the start of a test."""
 
     async def test_what_was_said_is_found_by_the_next_retrieve(self, memory: Memory) -> None:
         """Read your writes: what `update` accepted is findable at once."""
@@ -83,7 +82,7 @@ class MemoryConformance:
             )
 
     async def test_a_hit_says_what_it_is(self, memory: Memory) -> None:
-        """A memory comes as a system message whose metadata tell its id, kind, score, sources, time and backend."""
+        """A memory is a system message whose metadata has its id, kind, score, sources, time and backend."""
         await memory.update([Message("user", "I play the cello", id="m1")], ctx=turn_of())
         (hit,) = await memory.retrieve("cello", top_k=1, ctx=turn_of())
         assert hit.role == "system"
@@ -93,14 +92,14 @@ class MemoryConformance:
         assert all(isinstance(source, str) for source in provenance["sources"])
 
     async def test_no_more_than_asked_for(self, memory: Memory) -> None:
-        """`top_k` is the most that comes back; nothing is remembered of an empty memory."""
+        """At most `top_k` memories are returned; none from an empty memory."""
         assert await _found(memory, "tea", turn_of()) == []
         for number in range(6):
             await memory.update([Message("user", f"I bought tea number {number}")], ctx=turn_of())
         assert len(await memory.retrieve("tea", top_k=3, ctx=turn_of())) == 3
 
     async def test_users_tenants_and_sessions_do_not_meet(self, memory: Memory) -> None:
-        """What one scope knows no other finds: another user, tenant or session, look-alike ids, wildcards, SQL."""
+        """No other scope finds a memory: another user, tenant or session, look-alike ids, wildcards, SQL."""
         mine = turn_of("alice")
         await memory.update([Message("user", "The code word is heron")], ctx=mine)
         others = [
@@ -121,7 +120,7 @@ class MemoryConformance:
         assert await _found(memory, "code word heron", mine) == ["The code word is heron"]
 
     async def test_without_a_user_the_session_remembers(self, memory: Memory) -> None:
-        """No user: the scope is the session. With one, sessions share what they know."""
+        """Without a user the scope is the session. With one, sessions share their memories."""
         await memory.update([Message("user", "I sit in row seven")], ctx=turn_of(None, session="one"))
         assert await _found(memory, "row", turn_of(None, session="one")) == ["I sit in row seven"]
         assert await _found(memory, "row", turn_of(None, session="two")) == []
@@ -129,12 +128,12 @@ class MemoryConformance:
         assert await _found(memory, "row", turn_of("alice", session="two")) == ["I sit in row nine"]
 
     async def test_no_scope_no_access(self, memory: Memory) -> None:
-        """No context, or an empty id: IdentityError, for reading and for writing."""
+        """Without a context, or with an empty id, reading and writing raise IdentityError."""
         for ctx in (None, InvocationContext(""), InvocationContext("s", "")):
             await _raises_identity_error(memory, ctx)
 
     async def test_a_turn_written_again_changes_nothing(self, memory: Memory) -> None:
-        """Idempotent by turn id: the second time may come from another process and carry other message ids."""
+        """Updates are idempotent by turn id, even from another process and with other message ids."""
         ctx = turn_of(turn="t1")
         await memory.update([Message("user", "I keep bees"), Message("assistant", "How many hives?")], ctx=ctx)
         before = await memory.retrieve("bees hives", top_k=10, ctx=ctx)
@@ -145,13 +144,13 @@ class MemoryConformance:
         ]
 
     async def test_the_same_words_are_kept_once(self, memory: Memory) -> None:
-        """An exact duplicate is one memory, however often and wherever it was said."""
+        """Exact duplicates are one memory, in whichever sessions they were said."""
         for number in range(4):
             await memory.update([Message("user", "I am from Italy")], ctx=turn_of(session=f"s{number}"))
         assert await _found(memory, "Italy", turn_of()) == ["I am from Italy"]
 
     async def test_every_script_survives(self, memory: Memory) -> None:
-        """What comes back is what was said: letters of any script, emoji, right-to-left, quotes, line breaks."""
+        """Texts are returned unchanged: letters of any script, emoji, right-to-left, quotes, line breaks."""
         texts = [
             "\u6211\u4f4f\u5728\u67cf\u6797",
             "\u0645\u062f\u064a\u0646\u062a\u064a \u062f\u0645\u0634\u0642",
@@ -165,7 +164,7 @@ class MemoryConformance:
             assert await _found(memory, text, ctx) == [text]
 
     async def test_odd_input_harms_nothing(self, memory: Memory) -> None:
-        """Nothing to say, half a surrogate pair, NUL, a very long text: no error but those of the contract."""
+        """Empty input, half a surrogate pair, NUL and a very long text raise nothing but the errors of the contract."""
         ctx = turn_of("odd")
         await memory.update([], ctx=ctx)
         await memory.update([Message("user", ""), Message("assistant", " \n ")], ctx=turn_of("odd"))
@@ -175,8 +174,8 @@ class MemoryConformance:
             assert len(await _found(memory, text, turn_of("odd"))) >= 1
 
     async def test_no_size_breaks_it(self, memory: Memory) -> None:
-        """A megabyte of text, an id of thousands of characters, hundreds of messages at once, any `top_k`: taken whole, or
-        refused with an error of the contract, and then not at all."""
+        """A megabyte of text, an id of thousands of characters, hundreds of messages at once and any `top_k` are accepted as
+        a whole, or refused as a whole with an error of the contract."""
         long_id = "long " * 800 + "id"
         for ctx, texts in (
             (turn_of("much text"), ["The word is lagoon. " + "Filling the page. " * 55_000]),
@@ -196,7 +195,7 @@ class MemoryConformance:
         assert await memory.retrieve("lagoon", top_k=0, ctx=turn_of(long_id)) == []
 
     async def test_letters_that_only_look_alike_are_kept_apart(self, memory: Memory) -> None:
-        """UserData whose ids differ in composition, case or script are different users; what they said comes back as it was."""
+        """Users whose ids differ in composition, case or script are different users; their texts are returned unchanged."""
         names = [
             "jos\u00e9",
             "jose\u0301",
@@ -213,7 +212,7 @@ class MemoryConformance:
             assert await _found(memory, "what do they call me", turn_of(name)) == [f"They call me {name!r}: {name}"]
 
     async def test_many_writers_at_once_lose_nothing(self, memory: Memory) -> None:
-        """Fifty writers of one scope, and readers between them: each reads what it wrote, everything is there, and once."""
+        """Fifty writers of one scope, and readers between them: each reads its own write, and everything is there once."""
         texts = [f"Shelf {number} holds box {number}" for number in range(50)]
 
         async def write(text: str) -> None:
@@ -224,7 +223,7 @@ class MemoryConformance:
         assert sorted(await _found(memory, "shelf box", turn_of("crowd"), top_k=99)) == sorted(texts)
 
     async def test_many_users_at_once_do_not_meet(self, memory: Memory) -> None:
-        """Fifty users at the same time: each finds their own and nothing else."""
+        """Fifty concurrent users find their own memories and nothing else."""
 
         async def use(number: int) -> None:
             ctx = turn_of(f"user {number}")
@@ -242,18 +241,18 @@ class MemoryConformance:
 
 
 class ManagedConformance(MemoryConformance):
-    """The promises of `ManagedMemory`, and those of `Memory`. The fixture `memory` is a ManagedMemory; `space` the one that
-    its `retrieve` and `update` use."""
+    """The promises of `ManagedMemory`, and those of `Memory`. The fixture `memory` is a ManagedMemory; `space` is the space
+    that its `retrieve` and `update` use."""
 
     space = "default"
     imports_exactly = True
-    """Whether ids and earlier versions survive an export and an import. A memory over a service that gives its own says False."""
+    """Whether ids and earlier versions survive an export and an import. False for a service that assigns its own."""
 
     def scope(self, user: str = "alice") -> Scope:
         return Scope.of(turn_of(user), self.space)
 
     async def test_what_was_said_is_listed(self, memory: ManagedMemory) -> None:
-        """Newest first, in pages, each with its sources; one by its id; nothing of others."""
+        """Newest first, in pages, each with its sources; one by its id; nothing of other users."""
         for number in range(5):
             told = Message(
                 "user", f"My shelf {number} is for jars", id=f"m{number}", created_at=_DAY_ONE + number * _DAY
@@ -272,7 +271,7 @@ class ManagedConformance(MemoryConformance):
         assert (await memory.browse(self.scope("bob"))).records == ()
 
     async def test_a_search_explains_itself(self, memory: ManagedMemory) -> None:
-        """Best first, at most so many, and the signals add up to the score."""
+        """Best first, at most `top_k`, and the signals add up to the score."""
         for text in ("I keep a tortoise", "The tortoise eats dandelions", "My desk is oak"):
             await memory.update([Message("user", text)], ctx=turn_of())
         hits = await memory.search(self.scope(), "tortoise", top_k=2)
@@ -285,7 +284,7 @@ class ManagedConformance(MemoryConformance):
         assert await memory.search(self.scope(), "tortoise", MemoryFilter(until=_DAY_ONE)) == []
 
     async def test_an_edit_is_found_and_the_old_text_is_history(self, memory: ManagedMemory) -> None:
-        """Corrected: found by the new words, version counted, the earlier one kept."""
+        """It is found by its new words, its version is incremented, and the earlier version is kept."""
         record = await memory.add(self.scope(), "The meeting room is Birch")
         edited = await memory.edit(self.scope(), record.id, "The meeting room is Walnut")
         assert edited is not None
@@ -309,7 +308,7 @@ class ManagedConformance(MemoryConformance):
         assert await memory.pin(self.scope("bob"), record.id) is None
 
     async def test_what_is_forgotten_is_gone(self, memory: ManagedMemory) -> None:
-        """By id, by words, by time: not found, not listed, not in the history; the rest stays; saying nothing is an error."""
+        """By id, by words, by time: not found, not listed, not in the history; the rest stays. No condition: ValueError."""
         told = ["I lent Ines my drill", "My umbrella is red", "My locker is by the door"]
         for number, text in enumerate(told):
             await memory.update([Message("user", text, created_at=_DAY_ONE + number * _DAY)], ctx=turn_of())
@@ -329,10 +328,10 @@ class ManagedConformance(MemoryConformance):
             await memory.forget(self.scope())
         except ValueError:
             return
-        raise AssertionError("forgetting nothing in particular was accepted")
+        raise AssertionError("forget without a condition was accepted")
 
     async def test_what_is_erased_is_gone_whoever_looks(self, memory: ManagedMemory) -> None:
-        """Nothing remains, others have lost nothing, once more is fine, and the user may begin anew."""
+        """Nothing remains, others lose nothing, a second erasure succeeds, and the user can start again."""
         for user in ("alice", "bob"):
             await memory.update([Message("user", "I dive for pearls")], ctx=turn_of(user))
             await memory.add(self.scope(user), "Owns a boat")
@@ -350,20 +349,20 @@ class ManagedConformance(MemoryConformance):
         assert await _found(memory, "pearls boat hills", turn_of()) == ["I climb hills"]
 
     async def test_an_erasure_wins_over_writers(self, memory: ManagedMemory) -> None:
-        """What was begun before it is not there after it, though fifty write at the same time."""
+        """Writes that started before the erasure leave nothing behind, even with fifty at once."""
         writers = [
             asyncio.create_task(memory.update([Message("user", f"Note {number} of the gull")], ctx=turn_of("late")))
             for number in range(50)
         ]
-        await asyncio.sleep(0)  # each has begun
+        await asyncio.sleep(0)  # each has started
         await memory.erase(self.scope("late"))
         await asyncio.gather(*writers)
         assert await _found(memory, "gull", turn_of("late"), top_k=99) == []
         assert (await memory.browse(self.scope("late"))).records == ()
 
     async def test_export_and_import_lose_nothing(self, memory: ManagedMemory) -> None:
-        """JSON values, to another user: the same records, where `imports_exactly` with their ids and history; a second time adds
-        nothing."""
+        """An import into another user's scope gives the same records, with ids and history if `imports_exactly`. A second import
+        adds nothing."""
         await memory.update([Message("user", "I was born in \u0141\u00f3d\u017a \U0001f33b", id="m1")], ctx=turn_of())
         record = await memory.add(self.scope(), "Speaks Polish", kind=MemoryKind.PREFERENCE)
         await memory.edit(self.scope(), record.id, "Speaks Polish and German")
@@ -383,7 +382,7 @@ _DAY_ONE, _DAY = datetime(2024, 2, 1, tzinfo=UTC), timedelta(days=1)
 
 
 def _carried(record: MemoryRecord) -> tuple[object, ...]:
-    """What an export carries in any case."""
+    """The fields that every export contains."""
     return record.content, record.kind, record.created_at, record.sources, record.pinned
 
 

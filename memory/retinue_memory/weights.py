@@ -1,7 +1,7 @@
-"""The pinned weights: what they are, and where they lie on this machine. Fetching them is not done here.
+"""The pinned weights and their location. `retinue_agents.models.weights` fetches them.
 
-They are data files inside packages that are never imported: found where such a package is installed, else in the
-user's cache folder, laid out the same way (`cache_folder() / package / path`).
+Weights are data files in packages that are never imported. A file is looked up in the installed package, then in the
+user's cache folder at `cache_folder() / package / path`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One file of weights: `path` inside the folder of `package`; `size` in bytes; `sha256` in lower-case hex."""
+    """One file of weights. `path` is relative to the folder of `package`; `size` is in bytes; `sha256` is lower-case hex."""
 
     package: str
     path: str
@@ -50,22 +50,22 @@ VOCAB = Weight(
     size=231_508,
     sha256="07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
 )
-"""BERT's uncased vocabulary (Apache-2.0), which the embedder's tokenizer is made from."""
+"""BERT's uncased vocabulary (Apache-2.0), for the embedder's tokenizer."""
 
 
 def cache_folder() -> Path:
-    """Where fetched weights are kept: `retinue/weights` below $RETINUE_CACHE, else $XDG_CACHE_HOME, else ~/.cache.
+    """The folder of fetched weights: `retinue/weights` below $RETINUE_CACHE, $XDG_CACHE_HOME or ~/.cache.
 
-    The folder need not exist. A relative path in either variable means the working directory.
+    It may not exist. A relative path in a variable is relative to the working directory.
     """
     base = os.environ.get("RETINUE_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "retinue" / "weights"
 
 
 def locate(weight: Weight) -> Path | None:
-    """The file of `weight`, its size and sha256 checked; None where there is none.
+    """Find the file of `weight` and check its size and sha256. Returns None if there is no intact file.
 
-    A file that is damaged is said in the log and passed over, so that fetching again is the way out.
+    A damaged file is logged and ignored, so that it can be fetched again.
     """
     for file in _candidates(weight):
         try:
@@ -75,9 +75,9 @@ def locate(weight: Weight) -> Path | None:
         except FileNotFoundError:
             continue
         except OSError as error:
-            log.warning("%s cannot be read: %s", file, error)
+            log.warning("ignoring %s, which cannot be read: %s", file, error)
             continue
-        log.warning("%s is not the file that was pinned (its size or sha256 differs): passed over", file)
+        log.warning("ignoring %s: its size or sha256 differs from the pinned file's", file)
     return None
 
 
@@ -88,7 +88,7 @@ def _candidates(weight: Weight) -> Iterator[Path]:
 
 
 def _installed(package: str) -> list[str]:
-    """The folders of an installed package, without importing it."""
+    """Find the folders of an installed package without importing it."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):  # a half-removed package, or a module without a spec
@@ -98,6 +98,6 @@ def _installed(package: str) -> list[str]:
 
 @lru_cache(maxsize=16)
 def _sha256(file: Path, size: int, changed_ns: int) -> str:
-    """Once for each version of a file: 98 MB take 0.1-0.3 s."""
+    """Hash each version of a file once: 98 MB take 0.1-0.3 s."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

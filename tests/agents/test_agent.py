@@ -25,10 +25,12 @@ from retinue_agents import (
     ToolCall,
     ToolCalled,
     ToolContext,
+    ToolResult,
     ToolReturned,
     tool,
 )
 from retinue_agents.testing import EchoModel, ScriptedModel
+from retinue_agents.tools import Retry
 from retinue_memory import (
     ChatModel,
     Memory,
@@ -282,6 +284,30 @@ async def test_what_goes_wrong_in_a_tool_is_told_to_the_model() -> None:
     assert "ZeroDivisionError" in returned[1].content
     assert "no tool named 'multiply'; there are: divide" in returned[2].content
     assert isinstance(events[-1], FinalAnswer)
+
+
+async def test_a_tool_of_another_kind_needs_only_the_contract() -> None:
+    """An object with `spec`, `retry` and `__call__` is offered, called and replayed like a function, effects included."""
+
+    class Remote:
+        spec = ToolSpec("lookup", "Look something up.", {"type": "object"})
+        retry: Retry = "never"
+
+        async def __call__(self, arguments: Mapping[str, Any], context: ToolContext) -> ToolResult:
+            return ToolResult(f"{arguments['of']} for {context.ctx.user_id}", effects={"updated": True})
+
+    remote, journal = Remote(), DictJournal()
+    model = ScriptedModel([ToolCall("1", "lookup", {"of": "x"}), "Done."])
+    agent = Agent(model, tools=[remote])
+    for _ in range(2):
+        events = await events_of(agent, journal=journal)
+        assert [event for event in events if event.kind in ("memory_updated", "tool_returned")] == [
+            MemoryUpdated(),
+            ToolReturned(ToolCall("1", "lookup", {"of": "x"}), "x for alice"),
+        ]
+    assert agent.tools == (remote,)
+    assert model.requests[0].tools == (remote.spec,)
+    assert journal.repeatable["tool/1/0"] is False
 
 
 async def test_the_step_limit_ends_the_turn_and_keeps_the_users_message() -> None:

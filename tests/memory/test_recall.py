@@ -92,7 +92,7 @@ async def test_one_that_fails_hurts_no_other(caplog: pytest.LogCaptureFixture) -
     assert [(failure.memory, failure.problem) for failure in result.failures] == [
         ("refusing", "no connection"),
         ("buggy", "ZeroDivisionError: oops"),
-        ("odd", "TypeError: retrieve returned a str where a Message belongs"),
+        ("odd", "TypeError: expected retrieve to return Messages, got a str"),
     ]
     assert "memory buggy: retrieve failed" in caplog.text
 

@@ -120,8 +120,8 @@ def _facts(messages: Sequence[Message], earlier: Sequence[Message], asked: str) 
     texts = [_GREETING.sub("", memory.content.strip()) for memory in recalled if memory.name != "assistant"]
     statements = [text for text in texts if text and not is_question(text)]
     if not statements:
-        told = (_GREETING.sub("", m.content.strip()) for m in reversed(earlier) if m.role == "user")
-        statements = [text for text in told if _is_statement(text) and not is_question(text)]
+        own = (_GREETING.sub("", m.content.strip()) for m in reversed(earlier) if m.role == "user")
+        statements = [text for text in own if _is_statement(text) and not is_question(text)]
     stems = _content_stems(asked)
     shared = {text: len(stems & _content_stems(text)) for text in statements}
     best = sorted(shared, key=lambda text: (-shared[text], not _is_statement(text)))
