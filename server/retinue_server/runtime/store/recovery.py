@@ -8,9 +8,9 @@ from retinue_memory.database.base import Connection
 from retinue_memory.database.migrations import load_queries
 from retinue_server.runtime.turn import Accepted, Caller, Turn
 
-from .rows import FOLDER, accepted_of, named, task_of
+from .rows import SQL_FOLDER, accepted_of, named, task_of
 
-_SQL = load_queries(FOLDER, "recovery.sql")
+_SQL = load_queries(SQL_FOLDER, "recovery.sql")
 
 
 def recover(db: Connection) -> list[Accepted]:
