@@ -17,7 +17,7 @@ import pytest
 from retinue_memory.database.base import Connection, Operation
 from retinue_memory.database.file_lock import FileLock
 from retinue_memory.database.migrations import named_queries
-from retinue_memory.database.sqlite import READERS, SQLiteDatabase
+from retinue_memory.database.sqlite import READER_THREADS, SQLiteDatabase
 from retinue_memory.database.url import IN_MEMORY_URL, open_database
 from retinue_memory.errors import LockError, StoreError
 
@@ -35,8 +35,8 @@ async def values(database: SQLiteDatabase) -> list[int]:
     return [x for (x,) in await database.read(lambda db: db.execute("SELECT x FROM t ORDER BY x").fetchall())]
 
 
-async def test_writes_of_one_commit_fail_apart(database: SQLiteDatabase) -> None:
-    """Each write gets its own result or its own error; what the others wrote stays."""
+async def test_writes_of_one_commit_fail_separately(database: SQLiteDatabase) -> None:
+    """Each write gets its own result or error; the others are committed."""
     await database.write(create)
     numbers = [1, 2, 2, 3, 1, 4]
     done = await asyncio.gather(*(database.write(partial(insert, n)) for n in numbers), return_exceptions=True)
@@ -45,7 +45,7 @@ async def test_writes_of_one_commit_fail_apart(database: SQLiteDatabase) -> None
 
 
 async def test_a_write_that_fails_midway_leaves_nothing(database: SQLiteDatabase) -> None:
-    """All or nothing, and whatever it raised."""
+    """It is undone, and its exception passed on."""
     await database.write(create)
 
     def half(db: Connection) -> None:
@@ -58,7 +58,7 @@ async def test_a_write_that_fails_midway_leaves_nothing(database: SQLiteDatabase
 
 
 async def test_a_checked_write_that_refuses_leaves_the_others_alone(database: SQLiteDatabase) -> None:
-    """It raises before it writes, and needs no savepoint for that."""
+    """It raises before it writes, so it needs no savepoint."""
     await database.write(create)
 
     def refuse(db: Connection) -> int:
@@ -71,7 +71,7 @@ async def test_a_checked_write_that_refuses_leaves_the_others_alone(database: SQ
 
 
 async def test_a_checked_write_that_breaks_its_promise_undoes_its_commit(database: SQLiteDatabase) -> None:
-    """Nobody who shares it is told that their write is there, and the next ones are."""
+    """No write of that commit is acknowledged; later writes succeed."""
     await database.write(create)
 
     def half(db: Connection) -> int:
@@ -88,13 +88,13 @@ async def test_a_checked_write_that_breaks_its_promise_undoes_its_commit(databas
 
 
 def flushed(db: Connection) -> tuple[int, int]:
-    """Insert the next number; it, and how its commit is to be flushed: 2 is FULL, 1 NORMAL."""
+    """Insert the next number. Returns it and the `synchronous` mode of its commit: 2 is FULL, 1 NORMAL."""
     ((mode,),) = db.execute("PRAGMA synchronous").fetchall()
     return insert(db.execute("SELECT coalesce(max(x), 0) + 1 FROM t").fetchone()[0], db), mode
 
 
-async def test_only_what_is_owed_anyway_is_committed_without_a_flush(tmp_path: Path) -> None:
-    """And not even that where it shares its commit with something else; the next is flushed again. All of it is readable."""
+async def test_only_commits_that_need_no_flush_are_not_flushed(tmp_path: Path) -> None:
+    """A commit is flushed if one of its writes needs it. All writes are readable at once."""
     database = SQLiteDatabase(tmp_path / "x.db")
     await database.write(create)
     assert (await database.write(flushed))[1] == 2
@@ -119,7 +119,7 @@ async def test_only_what_is_owed_anyway_is_committed_without_a_flush(tmp_path: P
 
 
 async def test_a_read_sees_what_was_acknowledged(database: SQLiteDatabase) -> None:
-    """Every write acknowledged before, from every loop and thread."""
+    """Every write acknowledged before, on every event loop and thread."""
     await database.write(create)
     for number in range(20):
         await database.write(partial(insert, number))
@@ -130,7 +130,7 @@ async def test_a_read_sees_what_was_acknowledged(database: SQLiteDatabase) -> No
 
 
 async def test_a_read_is_one_snapshot(database: SQLiteDatabase) -> None:
-    """However many statements it runs and whatever is written between them; the next read sees that."""
+    """Its statements see nothing of what is written between them; the next read does."""
     await database.write(create)
     entered, go_on = threading.Event(), threading.Event()
 
@@ -156,7 +156,7 @@ async def test_a_read_is_one_snapshot(database: SQLiteDatabase) -> None:
 
 
 async def test_a_read_that_fails_leaves_its_connection_usable(database: SQLiteDatabase) -> None:
-    """Also in the middle of its rows; an error of SQLite comes as StoreError with advice, any other as it is."""
+    """Also if it fails between two rows. SQLite's errors become StoreError; others are passed on."""
     await database.write(create)
     await asyncio.gather(*(database.write(partial(insert, number)) for number in range(5)))
 
@@ -164,7 +164,7 @@ async def test_a_read_that_fails_leaves_its_connection_usable(database: SQLiteDa
         for (x,) in db.execute("SELECT x FROM t"):
             raise KeyError(x)
 
-    for _ in range(READERS + 1):
+    for _ in range(READER_THREADS + 1):
         with pytest.raises(KeyError):
             await database.read(fail)
         with pytest.raises(StoreError, match="no such table"):
@@ -173,7 +173,7 @@ async def test_a_read_that_fails_leaves_its_connection_usable(database: SQLiteDa
 
 
 async def test_a_database_in_memory_is_read_as_any_other() -> None:
-    """From the event loop and from threads; it has no file, so nothing is left to scrub or to lock."""
+    """On the event loop and on threads. It has no file to scrub or to lock."""
     database = open_database(IN_MEMORY_URL)
     database.acquire_server_lock()
     await database.write(create)
@@ -198,7 +198,7 @@ sys.stdin.read()
 
 
 def test_a_lock_is_held_by_one_process_until_it_dies(tmp_path: Path) -> None:
-    """The error says that somebody has it, or else why it cannot be had; a killed holder leaves nothing behind."""
+    """The error says whether another holder has it. A killed holder releases it."""
     lock = FileLock(tmp_path / "folder" / "x.lock")
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, lock.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -226,7 +226,7 @@ def test_a_lock_is_held_by_one_process_until_it_dies(tmp_path: Path) -> None:
 
 
 async def test_migrations_run_once_and_whole(database: SQLiteDatabase, tmp_path: Path) -> None:
-    """In order, each in one transaction; a newer file is refused, a failing one leaves the version before it."""
+    """In order, each in one transaction. A failing one leaves the version before it; a newer file is refused."""
     folder = tmp_path / "sql"
     folder.mkdir()
     (folder / "queries.sql").write_text("-- name: x\nSELECT 1", encoding="utf-8")
@@ -248,7 +248,7 @@ async def test_migrations_run_once_and_whole(database: SQLiteDatabase, tmp_path:
 
 
 async def test_closing_finishes_what_waits(tmp_path: Path) -> None:
-    """Writes handed in before are on disk; afterwards nothing is accepted."""
+    """Writes submitted before are on disk; later ones are refused."""
     database = SQLiteDatabase(tmp_path / "x.db")
     await database.write(create)
     waiting = [asyncio.ensure_future(database.write(partial(insert, n))) for n in range(50)]
@@ -263,7 +263,7 @@ async def test_closing_finishes_what_waits(tmp_path: Path) -> None:
 
 
 def test_named_queries_and_addresses() -> None:
-    """A statement by its name; a path by its address."""
+    """Statements by name; the file of an address."""
     text = "-- about the file\n-- name: one\nSELECT 1\n\n-- name: two (of two)\n-- why\nSELECT 2\n"
     assert named_queries(text) == {"one": "SELECT 1", "two": "-- why\nSELECT 2"}
     for url, path in (("sqlite:///a/b.db", Path("a/b.db")), ("sqlite:////a/b.db", Path("/a/b.db"))):
@@ -276,7 +276,7 @@ def test_named_queries_and_addresses() -> None:
 
 
 def fill(seed: int, db: Connection) -> None:
-    """Rows of seven names in an order that makes SQLite split and move them."""
+    """Insert rows of seven names in an order that makes SQLite split pages and move rows."""
     rng = random.Random(seed)
     db.execute(f"CREATE TABLE t{seed} (k TEXT, v TEXT, UNIQUE (v, k))")
     for number in range(500):
@@ -288,8 +288,8 @@ def fill(seed: int, db: Connection) -> None:
 
 
 async def test_scrubbing_leaves_no_copy_behind(database: SQLiteDatabase) -> None:
-    """SQLite zeroes what a deleted row occupied, but not the copies that it left where it moved rows from page to page: with
-    3.40, three of these eight tables have some. Only a file written anew holds none."""
+    """SQLite zeroes the place of a deleted row, but not the copies it left when it moved the row to another page: with 3.40,
+    three of these eight tables have some. Only a rewritten file has none."""
     for seed in range(8):
         await database.write(partial(fill, seed))
     assert await database.scrub() is None
@@ -298,7 +298,7 @@ async def test_scrubbing_leaves_no_copy_behind(database: SQLiteDatabase) -> None
 
 
 async def test_scrubbing_amid_writes_loses_nothing(database: SQLiteDatabase) -> None:
-    """Those who scrub at the same time are all told; what is written meanwhile is there; what was deleted is in no file."""
+    """Concurrent scrubs all return; concurrent writes are stored; deleted rows are in no file."""
     await database.write(create)
     await asyncio.gather(*(database.write(partial(insert, 7_000_000_000_000 + number)) for number in range(300)))
     await database.write(lambda db: db.execute("DELETE FROM t WHERE x > 7000000000100"))
@@ -314,7 +314,7 @@ async def test_scrubbing_amid_writes_loses_nothing(database: SQLiteDatabase) -> 
 
 
 def test_scrubbing_says_what_it_could_not_do(tmp_path: Path) -> None:
-    """A database that cannot be written anew: in words, what may still be there, and what to do."""
+    """It describes what may still hold deleted rows, and what to do."""
     database = SQLiteDatabase(tmp_path / "x.db")
     database.write_now(create)
     with sqlite3.connect(tmp_path / "x.db", isolation_level=None) as other:

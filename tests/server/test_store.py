@@ -1,4 +1,4 @@
-"""What the store does. Each test runs against every database."""
+"""The behaviour of the store. Each test runs on every kind of database."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ FAILED, CANCELED, REJECTED = (
 INPUT_REQUIRED = TaskState.TASK_STATE_INPUT_REQUIRED
 
 LATER = 2**52
-"""Microseconds since the epoch: in a hundred years."""
+"""Microseconds since the epoch, in a hundred years."""
 ANYONE = Caller("agent", "", "door", None)
-"""Whoever may act for every user of the tenant."""
+"""A caller who may act for every user of the tenant."""
 
 
 @dataclass
 class Opened:
-    """A store, and how many rows each of its tables has."""
+    """A store, and a function that counts the rows of each table."""
 
     store: Store
     rows: Callable[[], Awaitable[dict[str, int]]]
@@ -92,7 +92,7 @@ async def open_sqlite(folder: Path) -> AsyncGenerator[Opened]:
 
 @pytest.fixture(params=[open_sqlite], ids=["sqlite"])
 def open_store(request: pytest.FixtureRequest) -> Open:
-    """Opens the store that a folder keeps; opened again, it is what a new process finds."""
+    """Opens the store of a folder. Opened again, it is as a new process finds it."""
     opener: Open = request.param
     return opener
 
@@ -160,7 +160,7 @@ def status(task_id: str, state: TaskState) -> bytes:
 
 
 async def test_a_first_message_makes_a_task(store: Store) -> None:
-    """Submitted, with the message as its history, ids filled in on both, and its user in its metadata."""
+    """The task is submitted, its history is the message, ids are filled in on both, and the user is in its metadata."""
     found = await accept(store)
     turn, task = found.turn, found.task
     assert (turn.attempt, turn.new_task, turn.new_context, turn.owner, found.replay) == (
@@ -178,7 +178,7 @@ async def test_a_first_message_makes_a_task(store: Store) -> None:
 
 
 async def test_a_client_keeps_its_ids(store: Store) -> None:
-    """contextId and messageId are the client's; a second message of the context is not its first."""
+    """contextId and messageId stay; a second message of the context does not start a new one."""
     first = await accept(store, context_id="mine", message_id="m1")
     second = await accept(store, context_id="mine", message_id="m2")
     assert (first.task.context_id, first.task.history[0].message_id) == ("mine", "m1")
@@ -187,7 +187,7 @@ async def test_a_client_keeps_its_ids(store: Store) -> None:
 
 
 async def test_a_follow_up_goes_to_its_task(store: Store) -> None:
-    """By taskId alone: context and user are the task's."""
+    """A taskId is enough: context and user are the task's."""
     first = await accept(store, context_id="mine")
     await end(store, first, INPUT_REQUIRED)
     second = await accept(store, "more", user=None, task_id=first.task.id)
@@ -200,7 +200,7 @@ async def test_a_follow_up_goes_to_its_task(store: Store) -> None:
 
 
 async def test_a_context_without_a_user_is_its_owners(store: Store) -> None:
-    """A message that names a context and no user is of whoever the context is, if that is one owner."""
+    """A message that names a context but no user belongs to the owner of the context, if there is exactly one."""
     await accept(store, context_id="one", user="alice")
     assert (await accept(store, context_id="one", user=None)).turn.owner == "user/alice"
     await accept(store, context_id="one", user="bob")
@@ -209,7 +209,7 @@ async def test_a_context_without_a_user_is_its_owners(store: Store) -> None:
 
 
 async def test_what_cannot_be_accepted_is_refused_and_not_stored(opened: Opened) -> None:
-    """An unknown task, another context, another user, a task that has ended."""
+    """An unknown task, another context, another user, an ended task."""
     store = opened.store
     parked, ended = await accept(store), await accept(store)
     await end(store, parked, INPUT_REQUIRED)
@@ -227,7 +227,7 @@ async def test_what_cannot_be_accepted_is_refused_and_not_stored(opened: Opened)
 
 
 async def test_the_same_message_is_a_replay(opened: Opened) -> None:
-    """The same task while it runs and after; a follow-up's too, whatever came of its task since; nothing is stored."""
+    """It answers with the same task, running or ended, for first messages and follow-ups, and stores nothing."""
     store = opened.store
     first = await accept(store, message_id="m1")
     await end(store, first, INPUT_REQUIRED)
@@ -244,7 +244,7 @@ async def test_the_same_message_is_a_replay(opened: Opened) -> None:
 
 
 async def test_replays_at_once_make_one_task(opened: Opened) -> None:
-    """Fifty of the same, one stored."""
+    """Of fifty equal messages one is stored."""
     found = await asyncio.gather(*(accept(opened.store, message_id="m1") for _ in range(50)))
     assert [one.replay for one in found].count(False) == 1
     assert len({one.task.id for one in found}) == 1
@@ -252,7 +252,7 @@ async def test_replays_at_once_make_one_task(opened: Opened) -> None:
 
 
 async def test_a_replay_of_a_direct_answer_gets_it(store: Store) -> None:
-    """The message, and no task that anybody finds."""
+    """The message is the answer; its task is never listed or found."""
     first = await accept(store, message_id="m1")
     answer = Message(message_id="a", role=Role.ROLE_AGENT, parts=[Part(text="hi")])
     await end(store, first, SUBMITTED, answer=answer)
@@ -261,7 +261,7 @@ async def test_a_replay_of_a_direct_answer_gets_it(store: Store) -> None:
     assert await store.tasks.page(ANYONE, Listing()) == ([], 0)
 
 
-# -- whose it is ---------------------------------------------------------------------------------------------------------
+# -- owners -------------------------------------------------------------------------------------------------------------
 
 STRANGERS = {
     "user": Caller("agent", "", "bob", "user/bob"),
@@ -280,7 +280,7 @@ STRANGERS = {
 
 @pytest.mark.parametrize("stranger", STRANGERS.values(), ids=STRANGERS)
 async def test_a_task_is_found_by_its_owner_only(opened: Opened, stranger: Caller) -> None:
-    """Another user, tenant or agent finds nothing by any way in, changes nothing, and cannot tell that it exists."""
+    """Another user, tenant or agent cannot find or change it by any method, nor learn that it exists."""
     store = opened.store
     alice = Caller("agent", "", "alice", "user/alice")
     found = await accept(store, caller=alice, context_id="shared", message_id="m1")
@@ -315,7 +315,7 @@ async def test_a_task_is_found_by_its_owner_only(opened: Opened, stranger: Calle
 
 
 async def test_a_caller_for_all_reaches_every_user_of_its_tenant(store: Store) -> None:
-    """`visible_owner` None: every owner's tasks of the agent and the tenant."""
+    """`visible_owner` None means the tasks of all owners of the agent and tenant."""
     tasks = {(await accept(store, user=user)).task.id for user in ("alice", "bob", None)}
     listed, total = await store.tasks.page(ANYONE, Listing())
     assert ({task.event.id for task in listed}, total) == (tasks, 3)
@@ -323,7 +323,7 @@ async def test_a_caller_for_all_reaches_every_user_of_its_tenant(store: Store) -
 
 
 async def test_odd_ids_are_ids(store: Store) -> None:
-    """They compare byte for byte: case, spaces, wildcards, composed and decomposed letters are apart."""
+    """Ids compare byte for byte: case, spaces, wildcards, composed and decomposed letters differ."""
     users = ["a", "A", "a ", " a", "%", "_", "a%", "é", "e\u0301", "'", '"', "\u200b", "👩‍👩‍👧", "NULL", "0", "user/a"]
     ids = [(await accept(store, user=user, context_id=user, message_id="same")).task.id for user in users]
     assert len(set(ids)) == len(users)
@@ -333,11 +333,11 @@ async def test_odd_ids_are_ids(store: Store) -> None:
         assert [task.event.id for task in (await store.tasks.page(ANYONE, Listing(context_id=user)))[0]] == [task_id]
 
 
-# -- what a turn writes ----------------------------------------------------------------------------------------------------
+# -- progress of a turn ----------------------------------------------------------------------------------------------------
 
 
 async def test_progress_is_written_together(store: Store) -> None:
-    """Snapshot, steps, pushes and memory writes of one commit."""
+    """Snapshot, steps, pushes and memory writes share one commit."""
     found = await accept(store)
     await store.push.set_push_config(ANYONE, push_config(found.task.id))
     call = ToolCall("c", "look", {"at": "👩‍👩‍👧"})
@@ -353,8 +353,8 @@ async def test_progress_is_written_together(store: Store) -> None:
     assert await update(store, found) == "pending"
 
 
-async def test_an_attempt_that_was_overtaken_writes_nothing(open_store: Open, tmp_path: Path) -> None:
-    """After a recovery the old attempt loses, whatever it wants to write; the new one goes on."""
+async def test_a_stale_attempt_writes_nothing(open_store: Open, tmp_path: Path) -> None:
+    """After a recovery every write of the old attempt fails; the new attempt continues."""
     async with open_store(tmp_path) as opened:
         old = await accept(opened.store)
         await opened.store.turns.record(progress(old, steps=[("a", "1")]))
@@ -377,7 +377,7 @@ async def test_an_attempt_that_was_overtaken_writes_nothing(open_store: Open, tm
 
 @pytest.mark.parametrize("state", [COMPLETED, FAILED, CANCELED, REJECTED])
 async def test_a_terminal_state_is_never_overwritten(opened: Opened, state: TaskState) -> None:
-    """Neither by a turn of the task nor by `end`; a turn that tries writes nothing at all."""
+    """Neither a turn of the task nor `end` overwrites it; a turn that tries writes nothing."""
     store = opened.store
     first = await accept(store)
     await end(store, first, INPUT_REQUIRED)
@@ -396,7 +396,7 @@ async def test_a_terminal_state_is_never_overwritten(opened: Opened, state: Task
 
 
 async def test_a_task_does_not_complete_while_a_message_waits_for_it(opened: Opened) -> None:
-    """Continues, and nothing is written; another state than COMPLETED is the agent's to choose."""
+    """It raises Continues and writes nothing; the agent may choose any state but COMPLETED."""
     store = opened.store
     first = await accept(store)
     second = await accept(store, "more", task_id=first.task.id)
@@ -410,8 +410,8 @@ async def test_a_task_does_not_complete_while_a_message_waits_for_it(opened: Ope
     assert await state_of(store, first) == COMPLETED
 
 
-async def test_recovery_takes_up_what_was_not_done(open_store: Open, tmp_path: Path) -> None:
-    """Oldest first, with the request, whether task and context are new, and how often the process died under it."""
+async def test_recovery_returns_the_open_turns(open_store: Open, tmp_path: Path) -> None:
+    """Oldest first, with the request, whether task and context are new, and the number of crashes during the turn."""
     async with open_store(tmp_path) as opened:
         store = opened.store
         done, first = await accept(store), await accept(store, context_id="c")
@@ -421,7 +421,7 @@ async def test_recovery_takes_up_what_was_not_done(open_store: Open, tmp_path: P
         async with open_store(tmp_path) as opened:
             found = await opened.store.turns.recover()
             assert [one.turn.id for one in found] == [first.turn.id, waiting.turn.id]
-            assert [one.turn.crashes for one in found] == [crashes, 0]  # who waits, even for its start, is not running
+            assert [one.turn.crashes for one in found] == [crashes, 0]  # a waiting turn is not running
             assert [one.turn.new_task for one in found] == [True, False]
             assert found[0].turn.request == first.turn.request
             assert [one.turn.owner for one in found] == ["user/alice"] * 2
@@ -434,14 +434,14 @@ async def test_recovery_takes_up_what_was_not_done(open_store: Open, tmp_path: P
         await opened.store.turns.record(progress(one, steps=[("llm/0", "{}")]))
     async with open_store(tmp_path) as opened:
         (one, other) = await opened.store.turns.recover()
-        assert (one.turn.crashes, other.turn.crashes) == (1, 0)  # a committed step proves that it gets on
+        assert (one.turn.crashes, other.turn.crashes) == (1, 0)  # a committed step proves progress
         await end(opened.store, one, WORKING)
         await end(opened.store, other)
         assert await opened.store.turns.recover() == []
 
 
 async def test_recovery_drops_the_turns_of_a_task_that_has_ended(open_store: Open, tmp_path: Path) -> None:
-    """A message that waited for a task which failed or was canceled is not run, now or ever."""
+    """A message that waited for a failed or canceled task is never run."""
     async with open_store(tmp_path) as opened:
         store = opened.store
         first = await accept(store)
@@ -453,8 +453,8 @@ async def test_recovery_drops_the_turns_of_a_task_that_has_ended(open_store: Ope
         assert not (await opened.rows())["turns"]
 
 
-async def test_a_step_is_begun_then_known(store: Store) -> None:
-    """A NULL result is replaced by the one that came."""
+async def test_a_step_is_started_then_recorded(store: Store) -> None:
+    """The result replaces NULL."""
     found = await accept(store)
     await store.turns.record(progress(found, steps=[("tool/0", None)]))
     assert await store.turns.steps(found.turn) == {"tool/0": None}
@@ -465,8 +465,8 @@ async def test_a_step_is_begun_then_known(store: Store) -> None:
 
 
 async def test_end_writes_if_nothing_happened_since(store: Store) -> None:
-    """Only over the status that was found, not over another of the same state; its event is pushed to the task's configs, and
-    its memory writes are owed."""
+    """It replaces only the status that the caller found, not another of the same state. Its event is pushed to the task's
+    configs, and its memory writes are pending."""
     found = await accept(store)
     await store.push.set_push_config(ANYONE, push_config(found.task.id))
     await end(store, found, INPUT_REQUIRED)
@@ -489,7 +489,7 @@ async def test_end_writes_if_nothing_happened_since(store: Store) -> None:
 
 
 async def test_a_turn_reloads_its_task(store: Store) -> None:
-    """With the number of the last event that was stored."""
+    """With its stored generation."""
     first = await accept(store)
     second = await accept(store, "more", task_id=first.task.id)
     await end(store, first, WORKING, generation=7)
@@ -500,7 +500,7 @@ async def test_a_turn_reloads_its_task(store: Store) -> None:
 
 
 async def test_a_context_is_what_was_said_before(store: Store) -> None:
-    """The newest tasks of owner and context up to the turn's own, oldest first, so many."""
+    """The newest tasks of owner and context up to the turn's own, oldest first, up to the limit."""
     mine = [await accept(store, str(n), context_id="c") for n in range(4)]
     await accept(store, "theirs", context_id="c", user="bob")
     await accept(store, "elsewhere", context_id="d")
@@ -513,7 +513,7 @@ async def test_a_context_is_what_was_said_before(store: Store) -> None:
 
 
 async def test_a_list_is_filtered(store: Store) -> None:
-    """By context, state and time of the status, alone and together, newest first; the total is of what is found."""
+    """By context, state and time of the status, alone and combined, newest first; the total counts all matches."""
     made: list[tuple[Accepted, str, TaskState, int]] = []
     for n in range(24):
         context, state = f"c{n % 3}", (COMPLETED, FAILED)[n % 2]
@@ -537,7 +537,7 @@ async def test_a_list_is_filtered(store: Store) -> None:
 
 
 async def test_totals_follow_what_happens(store: Store) -> None:
-    """Of each state, owner and all: while tasks come, change, answer with a message, end and are purged."""
+    """For each state, of one owner and of all, while tasks are created, change, answer with a message, end and are purged."""
     alice = Caller("agent", "", "alice", "user/alice")
 
     async def totals(caller: Caller) -> list[int]:
@@ -566,7 +566,7 @@ async def test_totals_follow_what_happens(store: Store) -> None:
 
 
 async def test_a_file_of_the_version_before_is_brought_up_to_date(tmp_path: Path) -> None:
-    """It has no index of rare states; its tasks are listed by them all the same."""
+    """Version 1 has no index of rare states, and an event log; its tasks can be listed by rare states."""
     async with open_sqlite(tmp_path) as opened:
         await end(opened.store, await accept(opened.store), INPUT_REQUIRED)
     with closing(sqlite3.connect(tmp_path / "store.db")) as db:
@@ -582,7 +582,7 @@ async def test_a_file_of_the_version_before_is_brought_up_to_date(tmp_path: Path
 
 @dataclass(frozen=True)
 class Meanwhile:
-    """What others do between two pages: tasks that come, and the numbers of those that change."""
+    """Writes between two pages: the times of new tasks, and the numbers of changed ones."""
 
     new: list[int]
     changed: list[int]
@@ -608,8 +608,8 @@ async def test_pages_are_stable_under_writes(
     caller: Caller,
     state: int,
 ) -> None:
-    """A task that does not change while the pages are read stands on exactly one, however many others come and change; on the
-    pages of one state and of all, of one owner and of all.
+    """A task that does not change meanwhile is on exactly one page, however many others are created and change: on pages of
+    one state and of all, of one owner and of all.
     """
     async with open_store(tmp_path / uuid.uuid4().hex) as opened:
         store = opened.store
@@ -639,7 +639,7 @@ async def test_pages_are_stable_under_writes(
         assert sorted(unchanged) == sorted(one.task.id for one in made if one.task.id not in changed)
 
 
-# -- what leaves the server ------------------------------------------------------------------------------------------------
+# -- outboxes --------------------------------------------------------------------------------------------------------------
 
 
 def memory_write(
@@ -648,8 +648,8 @@ def memory_write(
     return MemoryWrite(memory, InvocationContext(session, user, tenant), [Said("user", text)])
 
 
-async def test_memory_writes_are_owed_until_they_are_done(store: Store) -> None:
-    """To each memory its own, oldest first; retried when due; the task tells what became of them."""
+async def test_memory_writes_are_pending_until_they_are_done(store: Store) -> None:
+    """Each memory gets its own, oldest first; failed ones are retried when due; the task shows their state."""
     first, second = await accept(store), await accept(store)
     await end(store, first, writes=[memory_write(text="1"), memory_write("other", "2")])
     await end(store, second, writes=[memory_write(text="3", session="another")])
@@ -679,8 +679,8 @@ async def test_memory_writes_are_owed_until_they_are_done(store: Store) -> None:
 
 
 async def test_a_scopes_memory_writes_wait_for_each_other(store: Store) -> None:
-    """What comes after one that is to be tried again waits for it, in its scope (a tenant's user, or a session) and memory
-    alone; one given up lets the next go.
+    """A write waits for the retry of an earlier one of the same memory and scope (a tenant's user, or a session); it does not
+    wait for one that was given up.
     """
     scopes: list[dict[str, Any]] = [
         {"user": "alice", "session": "one"},
@@ -715,7 +715,7 @@ async def update(store: Store, accepted: Accepted) -> str:
 
 
 async def test_pushes_leave_in_order_for_each_config(store: Store) -> None:
-    """Only the first that is not delivered is due; another config does not wait; one given up lets the next go."""
+    """Only the first undelivered push is due; other configs do not wait for it; one that is given up blocks nothing."""
     found = await accept(store)
     task_id = found.task.id
     for config_id in ("a", "b"):
@@ -743,8 +743,8 @@ async def test_pushes_leave_in_order_for_each_config(store: Store) -> None:
     assert (fourth.payload, fourth.tries) == (events[1], 0)
 
 
-async def test_the_next_push_is_one_that_can_be_made(store: Store) -> None:
-    """Those behind an undelivered one do not count: nobody is woken for what cannot go yet."""
+async def test_the_next_push_is_one_that_can_be_sent(store: Store) -> None:
+    """Pushes behind an undelivered one do not count: the worker must not wake up for them."""
     found = await accept(store)
     await store.push.set_push_config(ANYONE, push_config(found.task.id))
     await end(store, found, pushes=[status(found.task.id, WORKING), status(found.task.id, COMPLETED)])
@@ -754,7 +754,7 @@ async def test_the_next_push_is_one_that_can_be_made(store: Store) -> None:
 
 
 async def test_push_configs(store: Store) -> None:
-    """Set, replaced, listed, deleted, more than once; an unknown task is not found."""
+    """They are set, replaced, listed and deleted, also twice; an unknown task is not found."""
     found = await accept(store)
     task_id = found.task.id
     assert await store.push.push_configs(ANYONE, task_id) == []
@@ -773,7 +773,7 @@ async def test_push_configs(store: Store) -> None:
 
 
 async def test_a_message_brings_its_push_config(store: Store) -> None:
-    """Stored with the message, and known to the turn; a follow-up and a recovery know it too."""
+    """It is stored with the message; the turn, a follow-up and a recovery know of it."""
     sent = request()
     sent.configuration.task_push_notification_config.CopyFrom(push_config("", "mine"))
     found = await store.turns.accept(ANYONE, sent, user="alice")
@@ -784,11 +784,11 @@ async def test_a_message_brings_its_push_config(store: Store) -> None:
     assert not (await accept(store)).pushes
 
 
-# -- the end -------------------------------------------------------------------------------------------------------------
+# -- purge ---------------------------------------------------------------------------------------------------------------
 
 
 async def test_purge_leaves_nothing_behind(opened: Opened) -> None:
-    """Of tasks that ended before a time, so many at once; not of younger ones, of open ones, nor what is still owed."""
+    """It deletes ended tasks up to a limit, but none that ended later, is open, or has pending writes or pushes."""
     store = opened.store
     everything = await opened.rows()
     old: list[Accepted] = []
@@ -810,7 +810,7 @@ async def test_purge_leaves_nothing_behind(opened: Opened) -> None:
         1,
         0,
     ]
-    assert await store.tasks.get(ANYONE, old[4].task.id) is not None  # its memory write is owed
+    assert await store.tasks.get(ANYONE, old[4].task.id) is not None  # its memory write is pending
     (due,) = await store.memory_outbox.due_writes("default", 10)
     await store.memory_outbox.write_failed(due, "never", None)
     assert await store.tasks.purge(200, 3) == 1
@@ -823,8 +823,8 @@ async def test_purge_leaves_nothing_behind(opened: Opened) -> None:
     assert await opened.rows() == everything
 
 
-async def test_what_is_still_to_be_pushed_is_not_purged(store: Store) -> None:
-    """A notification that is owed keeps its task until it is delivered or given up."""
+async def test_a_task_with_a_pending_push_is_not_purged(store: Store) -> None:
+    """Its task stays until the push is delivered or given up."""
     found = await accept(store)
     await store.push.set_push_config(ANYONE, push_config(found.task.id))
     await end(store, found, at=100, pushes=[status(found.task.id, COMPLETED)])
@@ -835,7 +835,7 @@ async def test_what_is_still_to_be_pushed_is_not_purged(store: Store) -> None:
 
 
 async def test_a_purged_direct_answer_is_gone_too(opened: Opened) -> None:
-    """What nobody lists is purged like the rest, and its message id may be used again."""
+    """A hidden task is purged like any other, and its message id may be used again."""
     store = opened.store
     empty = await opened.rows()
     found = await accept(store, message_id="m1")
@@ -846,8 +846,8 @@ async def test_a_purged_direct_answer_is_gone_too(opened: Opened) -> None:
     assert not (await accept(store, "new", message_id="m1")).replay
 
 
-async def test_what_is_stored_is_there_after_a_restart(open_store: Open, tmp_path: Path) -> None:
-    """Every byte of it."""
+async def test_a_stored_task_survives_a_restart(open_store: Open, tmp_path: Path) -> None:
+    """Every byte."""
     async with open_store(tmp_path) as opened:
         found = await accept(opened.store, "é 👩‍👩‍👧 \u0000 \u202e", context_id="c")
         await end(opened.store, found, INPUT_REQUIRED)

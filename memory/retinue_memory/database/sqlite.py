@@ -31,14 +31,11 @@ from .file_lock import FileLock
 T = TypeVar("T")
 
 IN_MEMORY = ":memory:"
-"""The path of a database without a file."""
-READERS = 2
-"""Reader threads. Reads are short: more threads gain nothing on two cores, and one would make short reads wait for long ones."""
+READER_THREADS = 2  # more gain nothing on two cores; one would make short reads wait for long ones
 _MAX_WRITES_PER_COMMIT = 512
 _BUSY_TIMEOUT_S = 10.0
 _CHECKPOINT_TIMEOUT_S = 2.0
-_CHECKPOINT_PAGES = 4000
-"""The length at which the log is copied into the file (16 MB): a page that many commits change is copied once."""
+_CHECKPOINT_PAGES = 4000  # 16 MB of log: a page that many commits change is copied into the file once
 
 
 class SQLiteDatabase:
@@ -145,7 +142,7 @@ class SQLiteDatabase:
         with self._lock:
             self._refuse_if_closed()
             if self._readers is None:
-                self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sqlite-reader")
+                self._readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="sqlite-reader")
             return self._readers
 
     def _refuse_if_closed(self) -> None:

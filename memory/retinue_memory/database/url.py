@@ -11,7 +11,6 @@ from .sqlite import IN_MEMORY, SQLiteDatabase
 
 _SQLITE = "sqlite:///"
 IN_MEMORY_URL = f"{_SQLITE}{IN_MEMORY}"
-"""A database in the memory of this process, gone when it is closed."""
 
 
 def open_database(url: str) -> Database:

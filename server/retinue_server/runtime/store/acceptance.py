@@ -16,9 +16,9 @@ from retinue_server.auth.owners import USER_ID
 from retinue_server.runtime.turn import TERMINAL, USER, Accepted, Caller, Turn, TurnState
 
 from . import push
-from .rows import FOLDER, accepted_of, digest_of, named, now, scope_of, task_of
+from .rows import SQL_FOLDER, accepted_of, digest_of, named, now, scope_of, task_of
 
-_SQL = load_queries(FOLDER, "acceptance.sql")
+_SQL = load_queries(SQL_FOLDER, "acceptance.sql")
 
 
 def accept(

@@ -8,9 +8,9 @@ from retinue_memory.database.base import Connection, Database
 from retinue_memory.database.migrations import load_queries
 from retinue_server.runtime.turn import DueWrite, FailedWrite, MemoryWrite
 
-from .rows import FOLDER, now, write_of, write_values
+from .rows import SQL_FOLDER, now, write_of, write_values
 
-_SQL = load_queries(FOLDER, "memory_outbox.sql")
+_SQL = load_queries(SQL_FOLDER, "memory_outbox.sql")
 
 
 def insert(task_id: str, turn_id: int, write: MemoryWrite, due_at: int, db: Connection) -> DueWrite:

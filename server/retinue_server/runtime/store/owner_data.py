@@ -10,10 +10,10 @@ from a2a.types import Task
 from retinue_memory.database.base import Connection, Database
 from retinue_memory.database.migrations import load_queries
 
-from .rows import FOLDER, task_of
+from .rows import SQL_FOLDER, task_of
 from .tasks import TABLES
 
-_SQL = load_queries(FOLDER, "owner_data.sql")
+_SQL = load_queries(SQL_FOLDER, "owner_data.sql")
 
 
 @dataclass(frozen=True, slots=True)

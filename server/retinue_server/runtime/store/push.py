@@ -10,9 +10,9 @@ from retinue_memory.database.base import Connection, Database
 from retinue_memory.database.migrations import load_queries
 from retinue_server.runtime.turn import Caller, DuePush
 
-from .rows import FOLDER, config_of, now, scope_of
+from .rows import SQL_FOLDER, config_of, now, scope_of
 
-_SQL = load_queries(FOLDER, "push.sql")
+_SQL = load_queries(SQL_FOLDER, "push.sql")
 
 
 def insert_config(config: TaskPushNotificationConfig, db: Connection) -> None:

@@ -21,9 +21,9 @@ from retinue_server.runtime.turn import (
 )
 
 from . import memory_outbox, push
-from .rows import FOLDER, now, scope_of
+from .rows import SQL_FOLDER, now, scope_of
 
-_SQL = load_queries(FOLDER, "recording.sql")
+_SQL = load_queries(SQL_FOLDER, "recording.sql")
 
 
 def record(progress: Progress, db: Connection) -> list[DueWrite]:

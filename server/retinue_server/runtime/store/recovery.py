@@ -9,9 +9,9 @@ from retinue_memory.database.migrations import load_queries
 from retinue_server.runtime.events import Numbered
 from retinue_server.runtime.turn import Accepted, Caller, Turn
 
-from .rows import FOLDER, accepted_of, named, numbered
+from .rows import SQL_FOLDER, accepted_of, named, numbered
 
-_SQL = load_queries(FOLDER, "recovery.sql")
+_SQL = load_queries(SQL_FOLDER, "recovery.sql")
 
 
 def recover(db: Connection) -> list[Accepted]:

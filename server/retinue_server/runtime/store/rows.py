@@ -18,8 +18,7 @@ from retinue_memory.messages import message_json, message_of
 from retinue_server.runtime.events import Numbered
 from retinue_server.runtime.turn import Accepted, Caller, MemoryWrite, Turn
 
-FOLDER = files("retinue_server.runtime.store")
-"""The `.sql` files: named statements by module, and migrations."""
+SQL_FOLDER = files("retinue_server.runtime.store")
 _CONTEXT = tuple(field.name for field in fields(InvocationContext))
 
 

@@ -10,7 +10,7 @@ from retinue_memory.database.base import Database
 from .memory_outbox import MemoryOutboxRows
 from .owner_data import OwnerData
 from .push import PushRows
-from .rows import FOLDER
+from .rows import SQL_FOLDER
 from .tasks import Tasks
 from .turns import Turns
 
@@ -39,4 +39,4 @@ class Store:
 
     def migrate(self) -> None:
         """Bring the tables up to date. Blocks; raises StoreError."""
-        self.database.migrate("runtime", FOLDER)
+        self.database.migrate("runtime", SQL_FOLDER)

@@ -13,9 +13,9 @@ from retinue_memory.database.migrations import load_queries
 from retinue_server.runtime.events import Numbered
 from retinue_server.runtime.turn import Caller, Turn
 
-from .rows import FOLDER, numbered, scope_of, task_of
+from .rows import SQL_FOLDER, numbered, scope_of, task_of
 
-_SQL = load_queries(FOLDER, "tasks.sql")
+_SQL = load_queries(SQL_FOLDER, "tasks.sql")
 TABLES = ("steps", "turns", "memory_outbox", "push_outbox", "push_configs", "tasks")
 """The tables with rows of a task, in an order in which they can be deleted."""
 _START = (2**63 - 1, "")
