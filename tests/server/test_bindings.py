@@ -161,18 +161,15 @@ async def test_a_send_may_return_at_once(client: Client) -> None:
 
 
 async def test_a_stream_begins_with_the_task_and_ends_with_its_state(streaming: Client) -> None:
-    """Every event in order, deltas flagged."""
+    """Every event in order, deltas coalesced and flagged."""
     heard = await events(streaming, request("work many:5 done"))
     kinds = [event.WhichOneof("payload") for event in heard]
-    assert kinds == ["task", "status_update", *["artifact_update"] * 5, "status_update"]
     updates = [event.artifact_update for event in heard[2:-1]]
-    assert [(one.append, one.last_chunk) for one in updates] == [
-        (False, False),
-        (True, False),
-        (True, False),
-        (True, False),
-        (True, True),
-    ]
+    assert kinds == ["task", "status_update", *["artifact_update"] * len(updates), "status_update"]
+    pieces = [one.artifact.parts[0].text for one in updates]
+    assert (pieces[0], "".join(pieces)) == ("0 ", "0 1 2 3 4 ")
+    middle = [(True, False)] * (len(updates) - 2)
+    assert [(one.append, one.last_chunk) for one in updates] == [(False, False), *middle, (True, True)]
     assert heard[-1].status_update.status.state == COMPLETED
 
 
@@ -527,7 +524,9 @@ async def test_a_required_extension_must_be_named(http: httpx.AsyncClient) -> No
     """Over JSON-RPC and REST: the card says which, and a request that does not name it is refused and stores nothing."""
     base = "/agents/strict"
     card = (await http.get(f"{base}/.well-known/agent-card.json")).json()
-    assert card["capabilities"]["extensions"] == [
+    ours, *configured = card["capabilities"]["extensions"]
+    assert ours["uri"] == "urn:retinue:a2a:generation:v1"
+    assert configured == [
         {"uri": "urn:example:signed", "required": True},
         {"uri": "urn:example:x", "required": False},
     ]
@@ -559,7 +558,9 @@ async def test_the_card_names_its_bindings_and_can_be_cached(
         ("GRPC", "1.0"),
     }
     assert next(one["url"] for one in interfaces if one["protocolBinding"] == "GRPC") == f"127.0.0.1:{stage[1]}"
-    assert first.json()["capabilities"] == {"streaming": True, "pushNotifications": True}
+    capabilities = first.json()["capabilities"]
+    assert [one["uri"] for one in capabilities.pop("extensions")] == ["urn:retinue:a2a:generation:v1"]
+    assert capabilities == {"streaming": True, "pushNotifications": True}
     headers = first.headers
     assert "max-age" in headers["cache-control"]
     for name, value in (("If-None-Match", headers["etag"]), ("If-Modified-Since", headers["last-modified"])):

@@ -234,7 +234,10 @@ def test_a_request_may_keep_memory_out(server: Server, api: httpx.Client, user: 
         "zq1" in memory["content"] or "zq2" in memory["content"] for memory in memories(api, user, limit=500)
     )
     card = httpx.get(f"{server.url}/.well-known/agent-card.json").json()
-    assert [extension["uri"] for extension in card["capabilities"]["extensions"]] == ["urn:retinue:a2a:memory:v1"]
+    assert [extension["uri"] for extension in card["capabilities"]["extensions"]] == [
+        "urn:retinue:a2a:memory:v1",
+        "urn:retinue:a2a:generation:v1",
+    ]
 
 
 @pytest.mark.parametrize("asked", ["on", {"mode": "maybe"}, {"top_k": 0}, {"top_k": 1.5}, {"top_k": "many"}])
