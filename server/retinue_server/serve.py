@@ -32,7 +32,6 @@ from retinue_memory.weights import (
 )
 
 from .config import Config
-from .http.connection import Connection
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +74,6 @@ def serve(config: Config) -> None:
             app,
             uvicorn.Config(
                 app,
-                http=Connection,
                 lifespan="on",
                 log_config=None,
                 access_log=False,
