@@ -23,7 +23,6 @@ from retinue_memory.weights import MINILM, SMOLLM2, VOCAB, Weight, locate
 
 from .assembly import Server, build
 from .config import Config
-from .http.connection import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,6 @@ class _UvicornServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 server.app,
-                http=Connection,
                 lifespan="on",
                 log_config=None,
                 access_log=False,

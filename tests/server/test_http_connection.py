@@ -1,4 +1,4 @@
-"""What goes over a connection, byte for byte: heads and bodies go together, and nothing that is waited for is kept back."""
+"""HTTP connections, byte for byte: every response is whole, in order, and sent as soon as the client waits for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @pytest.fixture(scope="module", params=["httptools", "h11"])
 def parsing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, serve: Serve) -> Iterator[Server]:
-    """A server with what uvicorn reads requests by: h11 is what it falls back on where httptools is not installed."""
+    """A server on each of uvicorn's parsers: it falls back on h11 if httptools is not installed."""
     if request.param == "httptools":
         yield request.getfixturevalue("server")
         return
@@ -43,14 +43,14 @@ def head(line: str, *fields: str) -> bytes:
 
 
 async def answered(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """The next answer's status line and body."""
+    """Read the next response: its status line and body."""
     lines = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
     length = next((line.partition(b":")[2] for line in lines if line.lower().startswith(b"content-length:")), b"0")
     return lines[0], await reader.readexactly(int(length))
 
 
 async def test_a_body_is_asked_for_where_the_client_waits_for_that(connection: Streams) -> None:
-    """`Expect: 100-continue` is answered before the body comes."""
+    """`Expect: 100-continue` is answered before the body arrives."""
     reader, writer = connection
     body = json.dumps(rpc("GetTask", id="nothing")).encode()
     fields = ("Content-Type: application/json", f"Content-Length: {len(body)}", "Expect: 100-continue")
@@ -63,7 +63,7 @@ async def test_a_body_is_asked_for_where_the_client_waits_for_that(connection: S
 
 
 async def test_answers_follow_each_other_on_a_connection(connection: Streams) -> None:
-    """Requests that are sent before the answers to those before them come are answered in order, each whole."""
+    """Pipelined requests are answered in order."""
     reader, writer = connection
     writer.write(head("GET /healthz HTTP/1.1") + head("GET /nowhere HTTP/1.1") + head("GET /healthz HTTP/1.1"))
     found = [await answered(reader) for _ in range(3)]
@@ -72,7 +72,7 @@ async def test_answers_follow_each_other_on_a_connection(connection: Streams) ->
 
 
 async def test_a_head_without_a_body_is_sent(connection: Streams) -> None:
-    """The answer to HEAD, and the last one before the connection is closed."""
+    """The response to HEAD is sent, also as the last one of a connection."""
     reader, writer = connection
     writer.write(head("HEAD /healthz HTTP/1.1", "Connection: close"))
     answer = await reader.read()
