@@ -1,4 +1,4 @@
-"""TaskClient: send a task and wait for it, from a script. It wraps the official client, which async code uses directly."""
+"""TaskClient: send a task and wait for it, from a script. Async code uses the official client, which it wraps, directly."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 URL = "http://127.0.0.1:9000"
-CONNECT_SECONDS = 5.0
+CONNECT_TIMEOUT_S = 5.0
 _FAILED = (TaskState.TASK_STATE_FAILED, TaskState.TASK_STATE_REJECTED, TaskState.TASK_STATE_CANCELED)
 _UNDER_WAY = (TaskState.TASK_STATE_SUBMITTED, TaskState.TASK_STATE_WORKING)
 
 
 class CallError(RetinueError):
-    """The server refused the call, or gave no answer: check the address, the agent's name and what was sent.
+    """The server refused the call or did not answer: check the address, the agent's name and what was sent.
 
-    `code` is the A2A error code (-32602: invalid params); None where no answer came.
+    `code` is the A2A error code (-32602: invalid params), or None if no answer came.
     """
 
     def __init__(self, problem: str, *, code: int | None = None) -> None:
@@ -44,7 +44,7 @@ class CallError(RetinueError):
 
 @dataclass(frozen=True, slots=True)
 class FinishedTask:
-    """What came of a task. `task` is the protocol's own; an agent that answers without one leaves only `message`."""
+    """The result of a task. `task` is the protocol's; an agent that answers without a task leaves only `message`."""
 
     task: Task | None
     message: Message | None = None
@@ -55,7 +55,7 @@ class FinishedTask:
 
     @property
     def context_id(self) -> str:
-        """Names the conversation: send the next message with it to go on."""
+        """The id of the conversation: send the next message with it to continue."""
         return (self.task or self._message).context_id
 
     @property
@@ -67,7 +67,7 @@ class FinishedTask:
 
     @property
     def text(self) -> str:
-        """The answer; where there is none, what the agent said with the task's state (a question, a reason)."""
+        """The answer; if there is none, what the agent said with the task's state (a question, a reason)."""
         if self.task is None:
             return _text(self._message.parts)
         answers = [_text(artifact.parts) for artifact in self.task.artifacts]
@@ -75,13 +75,13 @@ class FinishedTask:
 
     @property
     def error(self) -> str | None:
-        """Why the task failed, was rejected or canceled; None where it was not."""
+        """Why the task failed, was rejected or canceled. None if it was not."""
         if self.task is None or self.task.status.state not in _FAILED:
             return None
         return _text(self.task.status.message.parts) or f"the task was {self.state}, without a reason"
 
     def to_dict(self) -> dict[str, Any]:
-        """The task (or the message) as the protocol's JSON."""
+        """Convert the task (or the message) to the protocol's JSON."""
         from google.protobuf.json_format import MessageToDict
 
         answer: Protobuf = self.task or self._message
@@ -104,7 +104,7 @@ class TaskClient:
         self._clients: dict[tuple[str | None, bool], Client] = {}
         self._loop = LoopThread("task-client")
         headers = {VERSION_HEADER: PROTOCOL_VERSION_CURRENT} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self._http = httpx.AsyncClient(headers=headers, timeout=httpx.Timeout(timeout, connect=CONNECT_SECONDS))
+        self._http = httpx.AsyncClient(headers=headers, timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT_S))
 
     def send_task(
         self,
@@ -118,10 +118,10 @@ class TaskClient:
     ) -> FinishedTask:
         """Send a message, wait until its task is done or asks for more, and return it.
 
-        `metadata` is the request's: {"user_id": ...} says whose memory it is. `context_id` goes on with a conversation,
-        `task_id` with a task that asked for input. `agent` names one that is not the server's default. `stream` is called
-        with each piece of the answer as it comes, in another thread. A task that failed is returned like any other (see
-        `error`); raises CallError where the server refuses the message or cannot be reached.
+        `metadata` is the request's: {"user_id": ...} says whose memory it is. `context_id` continues a conversation,
+        `task_id` a task that asked for input. `agent` names one that is not the server's default. `stream` is called with
+        each piece of the answer as it comes, in another thread. A failed task is returned like any other (see `error`).
+        Raises CallError if the server refuses the message or cannot be reached.
         """
         request = SendMessageRequest(message=_message(message))
         if context_id is not None:
@@ -133,11 +133,11 @@ class TaskClient:
         return self._run(partial(self._send, request, agent, stream))
 
     def agents(self) -> list[dict[str, Any]]:
-        """What the server serves: name, description, url, default and card of each agent. Raises CallError."""
+        """List the agents: name, description, url, default and card of each. Raises CallError."""
         return self._run(self._agents)
 
     def close(self) -> None:
-        """Close the connections. Closing twice is fine."""
+        """Close the connections. May be repeated."""
         self._loop.close(self._http.aclose)
 
     def __enter__(self) -> Self:
@@ -199,7 +199,7 @@ class TaskClient:
         return found
 
     def _explain(self, error: Exception) -> CallError:
-        """What went wrong, for someone who does not know the protocol."""
+        """Explain an error to someone who does not know the protocol."""
         cause = error.__cause__ if isinstance(error, A2AClientError) and error.__cause__ else error
         match cause:
             case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.UnsupportedProtocol():
@@ -220,7 +220,7 @@ class TaskClient:
 
 
 def list_agents(url: str = URL, key: str | None = None) -> list[dict[str, Any]]:
-    """`TaskClient.agents` for one question."""
+    """Call `TaskClient.agents` once."""
     with TaskClient(url, key) as client:
         return client.agents()
 
@@ -232,7 +232,7 @@ def _message(message: str | Message) -> Message:
 
 
 def _follow(task: Task, event: StreamResponse) -> None:
-    """Bring `task` up to what an event says."""
+    """Apply an event to `task`."""
     match event.WhichOneof("payload"):
         case "task":
             task.CopyFrom(event.task)

@@ -1,4 +1,4 @@
-"""`retinue serve`: the address, the weights, the app and uvicorn, in an order that fails early and says why."""
+"""`retinue serve`: bind the address, fetch the weights, build the app and run uvicorn, in an order that fails early."""
 
 from __future__ import annotations
 
@@ -35,12 +35,11 @@ from .http.connection import Connection
 
 log = logging.getLogger(__name__)
 
-_AFTER_STREAMS_SECONDS = 2
-"""How much longer than streams a stop waits for their connections."""
+_CONNECTIONS_CLOSE_S = 2
+"""How much longer than for streams a stop waits for their connections."""
 _GC_THRESHOLDS = 20_000, 20, 50
-"""A turn makes a few hundred objects and hardly a cycle: collecting seldom saves a twentieth of its CPU time."""
-_CONNECTIONS_MAY_WAIT = 2048
-"""How many the system keeps until they are accepted."""
+"""A turn creates a few hundred objects and hardly a cycle: rare collections save 5 % of its CPU time."""
+_MAX_BACKLOG = 2048
 
 
 class AddressError(RetinueError):
@@ -50,8 +49,8 @@ class AddressError(RetinueError):
 def serve(config: Config) -> None:
     """Serve until a signal comes. Blocks.
 
-    Raises InvalidConfig for what the configuration names and is not there, AddressError for its address, StoreError for
-    its database, and ConfigError where the weights of its model can be neither found nor fetched.
+    Raises InvalidConfig if the configuration names what does not exist, AddressError, StoreError, and ConfigError if the
+    weights of its model are neither found nor fetched.
     """
     from .app import create_app
     from .assembly import Assembly
@@ -77,12 +76,12 @@ def serve(config: Config) -> None:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,  # no header is trusted: behind a proxy, say public_url
-                timeout_graceful_shutdown=math.ceil(config.server.grace) + _AFTER_STREAMS_SECONDS,
+                timeout_graceful_shutdown=math.ceil(config.server.grace) + _CONNECTIONS_CLOSE_S,
             ),
             f"Retinue serves {', '.join(config.agents)} at {url} (Ctrl+C to stop)",
         )
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop that was asked for is no failure: exit 0
-        with suppress(KeyboardInterrupt):  # uvicorn raises it anew once everything is closed
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a requested stop is no failure: exit 0
+        with suppress(KeyboardInterrupt):  # uvicorn raises it again once everything is closed
             server.run(sockets=[listener])
 
 
@@ -97,12 +96,12 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._loop.set_default_executor(DaemonThreads())
         await super().startup(sockets=sockets)
-        gc.freeze()  # what is loaded by now stays
+        gc.freeze()  # what is loaded now is never garbage
         gc.set_threshold(*_GC_THRESHOLDS)
         print(self._ready, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A second Ctrl+C ends the grace at once, and all that stops in order goes on to do so; a third ends the process."""
+        """End the grace period at the second Ctrl+C, and stop in order all the same; end the process at the third."""
         if self.should_exit and sig == signal.SIGINT and not self._hurries:
             self._hurries = True
             self._loop.call_soon_threadsafe(self._app.state.hurry)
@@ -110,7 +109,7 @@ class _Server(uvicorn.Server):
             super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """The turns stop while the connections do: whoever waits for one that does not end in time is told so."""
+        """Stop turns and connections at the same time, so that who waits for a turn that is cut off is told."""
         stopping = asyncio.create_task(self._app.state.stop())
         await super().shutdown(sockets=sockets)
         if not self.force_exit:  # by a third Ctrl+C
@@ -118,7 +117,7 @@ class _Server(uvicorn.Server):
 
 
 def _bind(config: Config) -> socket.socket:
-    """The server's address, taken before anything that takes its time; nobody can connect to it yet."""
+    """Bind the server's address, before anything slow. Nobody can connect before it listens."""
     host, port = config.server.host, config.server.port
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -126,7 +125,7 @@ def _bind(config: Config) -> socket.socket:
     except OSError as error:
         raise AddressError(f"cannot listen on {host}: {error.strerror or error}") from error
     try:
-        if os.name == "posix":  # elsewhere the option would let two servers share a port
+        if os.name == "posix":  # on Windows the option would let two servers share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
@@ -137,8 +136,8 @@ def _bind(config: Config) -> socket.socket:
 
 def _listen(listener: socket.socket, config: Config) -> None:
     try:
-        listener.listen(_CONNECTIONS_MAY_WAIT)
-    except OSError as error:  # another server took it in the meantime
+        listener.listen(_MAX_BACKLOG)
+    except OSError as error:  # another server took it meanwhile
         raise _explain(error, config) from error
 
 
@@ -149,7 +148,7 @@ def _explain(error: OSError, config: Config) -> AddressError:
 
 
 def _weights(config: Config) -> list[Weight]:
-    """What the configuration's models and memories will load."""
+    """The weights that the configuration's models and memories load."""
     agents = [agent for agent in config.agents.values() if agent.model is not None]
     wanted = [SMOLLM2] if any(str(agent.model).startswith("local/") for agent in agents) else []
     used = {memory for name in config.agents for memory in config.memories_of(name)}
@@ -179,4 +178,4 @@ def _fetch(weights: list[Weight]) -> None:
             raise
         log.warning(
             "memories are found by words alone, those of mem0-local not at all: %s", error
-        )  # the model is here: serve with what there is
+        )  # the chat model is here, so serve without embedder
