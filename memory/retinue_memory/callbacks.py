@@ -1,5 +1,4 @@
-"""Memories written as four callbacks: `MemoryBackend`, the `MemoryModule` it registers as, both used as a `Memory`, and a
-`Memory` used as them."""
+"""Memories as callbacks: `MemoryBackend`, `MemoryModule`, and adapters from and to `Memory`."""
 
 from __future__ import annotations
 
@@ -30,48 +29,48 @@ from .memory import (
 )
 from .messages import Message, Provenance
 
-MOST_CALLS_AT_ONCE = 32
-"""Synchronous calls of one backend under way at once: more wait their turn, while others end."""
-HANGS_AFTER = 1.0
-"""Seconds without a beginning or an end among so many: the backend hangs, and one more is an error at once."""
-_REMEMBERED_TURNS = 10_000
-_LOOKED_THROUGH = 20
-"""How many entries are looked through for a turn that may have been recorded."""
+MAX_RUNNING_CALLS = 32
+"""Synchronous calls of one backend that run at the same time; further ones wait until one ends."""
+_HANGS_AFTER_S = 1.0
+"""If all of them run and none started or ended for so long, the backend hangs, and a further call is refused at once."""
+_MAX_KNOWN_TURNS = 10_000
+_SEARCH_TOP_K = 20
+"""Entries among which a turn that may have been recorded is searched."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _KINDS = frozenset(MemoryKind)
 
 
 class MemoryBackend(ABC):
-    """A memory of your own in three methods, each a plain `def` (it then runs off the event loop) or an `async def`.
+    """A memory in three methods, each a plain `def` (which then runs off the event loop) or an `async def`.
 
-    `session_id` is the key of the memory's scope: one string a user, or a session where no user is known; users of
-    different tenants, and sessions that happen to share a name, never get the same one.
+    `session_id` is the key of the memory's scope: one string per user, or per session if no user is known. Users of different
+    tenants, and sessions that share a name, never get the same one.
     """
 
     name: str = "memory"
 
     @abstractmethod
     def record(self, session_id: str, user_msg: str, assistant_msg: str) -> Awaitable[None] | None:
-        """Remember one turn. `assistant_msg` is empty where there was no answer.
+        """Remember one turn. `assistant_msg` is empty if there was no answer.
 
-        After a crash, or a call whose outcome is not known, a turn may come again: take one parameter more, `turn_id: str = ""`,
-        and pass over an id that was recorded. Without it, the turn is looked for with `recall` before it comes again.
+        After a crash, or a call whose outcome is unknown, a turn may be recorded again: take a further parameter,
+        `turn_id: str = ""`, and ignore an id that was recorded. Without it, the turn is searched with `recall` before.
         """
 
     @abstractmethod
     def recall(self, session_id: str, query: str, max_entries: int) -> Awaitable[list[MemoryEntry]] | list[MemoryEntry]:
-        """What matters for `query`, best first, at most `max_entries`."""
+        """Find what matters for `query`: best first, at most `max_entries`."""
 
     @abstractmethod
     def flush(self, session_id: str) -> Awaitable[None] | None:
-        """Make what was recorded durable and findable; called after every turn, last."""
+        """Make what was recorded durable and findable. Called last, after every turn."""
 
     def consolidate(self, session_id: str) -> Awaitable[None] | None:
-        """Compact or summarise; called after every turn, between `record` and `flush`. By default nothing is done."""
+        """Compact or summarise. Called after every turn, between `record` and `flush`. Does nothing by default."""
         return None
 
     def as_memory_module(self) -> MemoryModule:
-        """What an `Agent` takes in `memories=[...]`."""
+        """Convert to what an `Agent` takes in `memories=[...]`."""
         own = type(self).consolidate is not MemoryBackend.consolidate
         return MemoryModule(self.name, self.record, self.recall, self.flush, self.consolidate if own else None)
 
@@ -82,14 +81,14 @@ class MemoryModule:
 
     name: str
     record: Callable[..., Awaitable[None] | None]
-    """(session_id, user_msg, assistant_msg), and `turn_id` by name where it has such a parameter."""
+    """(session_id, user_msg, assistant_msg), and `turn_id` by name if it has such a parameter."""
     recall: Callable[[str, str, int], Awaitable[list[MemoryEntry]] | list[MemoryEntry]]
     flush: Callable[[str], Awaitable[None] | None] | None = None
     consolidate: Callable[[str], Awaitable[None] | None] | None = None
 
 
 def as_memory(value: Memory | MemoryBackend | MemoryModule, *, space: str = "default") -> Memory:
-    """Any of the three shapes as a `Memory`; `space` goes into the scopes of the latter two."""
+    """Convert any of the three shapes to a `Memory`; `space` goes into the scopes of the latter two."""
     if isinstance(value, Memory):
         return value
     module = value.as_memory_module() if isinstance(value, MemoryBackend) else value
@@ -99,13 +98,12 @@ def as_memory(value: Memory | MemoryBackend | MemoryModule, *, space: str = "def
 def as_module(
     memory: Memory, *, owner: Literal["session", "user"] = "session", tenant: str = "", blocking: bool = False
 ) -> MemoryModule:
-    """Any `Memory` as callbacks, for agents that take a `MemoryModule`.
+    """Convert any `Memory` to callbacks, for agents that take a `MemoryModule`.
 
-    The `session_id` they are called with is that of the session whose memory it is; with `owner="user"`, it is the id of
-    the user. They are coroutine functions, for any event loop, or with `blocking` plain ones, for code without one. What
-    was recorded is durable and findable when `record` returns, so there is no `flush` and no `consolidate` to call; it also
-    takes a `turn_id`, by which a turn that is recorded again changes nothing. They raise what the memory raises; closing it
-    stays with the caller.
+    The callbacks' `session_id` is the id of the session whose memory it is, or with `owner="user"` the id of the user. They
+    are coroutine functions for any event loop, or plain ones with `blocking`, for code without one. What was recorded is
+    durable and findable when `record` returns, so there is no `flush` and no `consolidate`. `record` also takes a `turn_id`:
+    recording the same turn again changes nothing. They raise what the memory raises; the caller closes the memory.
     """
 
     def context(id_: str) -> InvocationContext:
@@ -126,35 +124,35 @@ def as_module(
 
 
 def _entry(message: Message, rank: int) -> MemoryEntry:
-    """A retrieved message as an entry; a memory that does not say how much it matters is taken at its order."""
-    told: Mapping[str, Any] = message.metadata.get("memory") or {}
-    kind = told.get("kind")
+    """Convert a retrieved message. Its relevance follows from its rank if it has no score."""
+    memory: Mapping[str, Any] = message.metadata.get("memory") or {}
+    kind = memory.get("kind")
     return MemoryEntry(
-        key=str(told.get("id", message.id)),
+        key=str(memory.get("id", message.id)),
         content=message.content,
         kind=MemoryKind(kind) if kind in _KINDS else MemoryKind.RECENT_MESSAGE,
-        relevance=float(told.get("score", 1 / (1 + rank))),
+        relevance=float(memory.get("score", 1 / (1 + rank))),
         timestamp_ns=(message.created_at - _EPOCH) // timedelta(microseconds=1) * 1000,
     )
 
 
 @dataclass(slots=True)
 class _Written:
-    """How far the writing of a turn has come: calls that are done, and the one that runs in its thread."""
+    """The progress of writing a turn: the number of calls that are done, and the one that runs in its thread."""
 
     calls: int = 0
     running: Future[Any] | None = None
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         return self.calls > 0 or self.running is not None
 
 
 class ModuleMemory(Memory):
-    """A `MemoryModule` as a `Memory`: whatever it raises becomes a MemoryBackendError that names it.
+    """Adapts a `MemoryModule` to `Memory`. Whatever it raises becomes a MemoryBackendError that names it.
 
-    What of a turn was done is not done again by this process (the last 10,000 turn ids are known), and a synchronous call
-    that still runs is waited for, not made a second time. What an earlier process did, `already_written` tells.
+    Calls that were made for a turn are not repeated in this process, for the last 10,000 turn ids; a synchronous call that
+    still runs is waited for instead. `already_written` finds out what an earlier process did.
     """
 
     def __init__(self, module: MemoryModule, *, space: str = "default") -> None:
@@ -163,7 +161,7 @@ class ModuleMemory(Memory):
         self._space = space
         self._turns: OrderedDict[tuple[str, str], _Written] = OrderedDict()
         self._takes_turn_id = "turn_id" in _parameters(module.record)
-        self._slots = _Slots(MOST_CALLS_AT_ONCE)
+        self._slots = _Slots(MAX_RUNNING_CALLS)
 
     async def retrieve(self, query: str, *, top_k: int = 5, **kwargs: Any) -> list[Message]:
         return await self._recalled(Scope.of(kwargs.get("ctx"), self._space).key, query, top_k)
@@ -189,15 +187,15 @@ class ModuleMemory(Memory):
             written.calls += 1
 
     async def already_written(self, messages: list[Message], *, ctx: InvocationContext) -> bool:
-        """Whether `recall` gives back, word for word, all that the turn said, as recorded since it was said."""
+        """Whether `recall` returns all that the turn said word for word, recorded since it was said."""
         key = Scope.of(ctx, self._space).key
         exchanges = list(_exchanges(messages))
-        if self._takes_turn_id or not exchanges or self._written(key, ctx.turn_id).begun:
+        if self._takes_turn_id or not exchanges or self._written(key, ctx.turn_id).started:
             return False
         since = min(message.created_at for message in messages)
         for asked, answered in exchanges:
             said = (asked or answered).strip()
-            found = await self._recalled(key, said, _LOOKED_THROUGH)
+            found = await self._recalled(key, said, _SEARCH_TOP_K)
             if not any(said in message.content and message.created_at >= since for message in found):
                 return False
         return True
@@ -213,7 +211,7 @@ class ModuleMemory(Memory):
         if turn_id is None:
             return _Written()
         written = self._turns.setdefault((key, turn_id), _Written())
-        if len(self._turns) > _REMEMBERED_TURNS:
+        if len(self._turns) > _MAX_KNOWN_TURNS:
             self._turns.popitem(last=False)
         return written
 
@@ -238,23 +236,23 @@ class ModuleMemory(Memory):
     async def _off_the_loop(
         self, what: str, callback: Callable[..., Any], *args: object, written: _Written | None = None
     ) -> Any:
-        """On a daemon thread of its own: one that never returns keeps neither the pool nor the exit of the process.
+        """Call in a daemon thread, so that a call that never returns delays neither others nor the exit of the process.
 
-        Whoever is cancelled leaves the call running; that of a turn is then waited for by the next who writes the turn.
+        A cancelled caller leaves the call running; the next who writes the same turn waits for it.
         """
         written = written or _Written()
         if written.running is None:
-            await self._slots.room()
-        running = written.running = written.running or self._begin(what, callback, *args)
+            await self._slots.wait()
+        running = written.running = written.running or self._start(what, callback, *args)
         try:
             return await asyncio.wrap_future(running)
         finally:
             if running.done():
                 written.running = None
 
-    def _begin(self, what: str, callback: Callable[..., Any], *args: object) -> Future[Any]:
-        if not self._slots.take():
-            raise MemoryBackendError(f"{self.name}: {what} refused: {MOST_CALLS_AT_ONCE} earlier calls still run")
+    def _start(self, what: str, callback: Callable[..., Any], *args: object) -> Future[Any]:
+        if not self._slots.acquire():
+            raise MemoryBackendError(f"{self.name}: {what} refused: {MAX_RUNNING_CALLS} earlier calls still run")
 
         def work() -> Any:
             try:
@@ -262,7 +260,7 @@ class ModuleMemory(Memory):
             except BaseException as error:
                 raise self._explain(what, error) from error
             finally:
-                self._slots.give_back()
+                self._slots.release()
 
         return call_in_thread(work, name=f"memory-{self.name}-{what}")
 
@@ -283,41 +281,41 @@ class ModuleMemory(Memory):
 
 
 class _Slots:
-    """So many calls at once, and who waits for one of them to end."""
+    """Limits the running calls. Unlike a semaphore's, its waiters give up if no call starts or ends for a while."""
 
-    def __init__(self, most: int) -> None:
-        self._free = most
-        self._moved = monotonic()
+    def __init__(self, limit: int) -> None:
+        self._free = limit
+        self._moved_at = monotonic()
         self._waiting: deque[Future[None]] = deque()
         self._lock = threading.Lock()
 
-    async def room(self) -> None:
-        """Wait while every slot is taken and the calls in them still end."""
+    async def wait(self) -> None:
+        """Wait for a free slot, as long as calls still end."""
         while True:
             with self._lock:
-                left = self._moved + HANGS_AFTER - monotonic()
-                if self._free or left <= 0:
+                left_s = self._moved_at + _HANGS_AFTER_S - monotonic()
+                if self._free or left_s <= 0:
                     return
                 woken: Future[None] = Future()
                 self._waiting.append(woken)
             try:
-                await asyncio.wait([asyncio.wrap_future(woken)], timeout=left)
+                await asyncio.wait([asyncio.wrap_future(woken)], timeout=left_s)
             finally:
-                woken.cancel()  # if it was not: whoever gives a slot back wakes another
+                woken.cancel()  # if it timed out: `release` then wakes another
 
-    def take(self) -> bool:
-        """Take a slot; False: there is none."""
+    def acquire(self) -> bool:
+        """Take a slot. Returns False if none is free."""
         with self._lock:
             if not self._free:
                 return False
             self._free -= 1
-            self._moved = monotonic()
+            self._moved_at = monotonic()
             return True
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         with self._lock:
             self._free += 1
-            self._moved = monotonic()
+            self._moved_at = monotonic()
             while self._waiting:
                 if (waiting := self._waiting.popleft()).set_running_or_notify_cancel():
                     waiting.set_result(None)
@@ -327,12 +325,12 @@ class _Slots:
 def _parameters(callback: Callable[..., Any]) -> Collection[str]:
     try:
         return inspect.signature(callback).parameters
-    except (TypeError, ValueError):  # some built-in functions do not tell
+    except (TypeError, ValueError):  # some built-in functions have no signature
         return ()
 
 
 def _exchanges(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
-    """Each user message with the answer that follows it; an answer alone stands with an empty question."""
+    """Pair each user message with the answer that follows it; an answer without a question gets an empty one."""
     asked: str | None = None
     for message in messages:
         if message.role == "user":

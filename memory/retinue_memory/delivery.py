@@ -150,7 +150,7 @@ class DeliveryWorker(Generic[K, T]):
             return _PAUSE_S
         return max(_SHORTEST_SLEEP_S, next_s)
 
-    def _start(self, key: K, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start(self, key: K, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = self._running[key] = asyncio.create_task(work)
         self._busy.add(key)
         task.add_done_callback(lambda task: self._ended(key, task))
@@ -172,27 +172,28 @@ class DeliveryWorker(Generic[K, T]):
         if not done.cancelled():
             done.exception()  # for whoever called `deliver_now`, who may have gone
 
-    async def _deliver_in_order(self, items: Iterable[T]) -> None:
-        for item in items:
-            if self._stopping or await self._try(item) is not None:
-                return
-
     async def _deliver_one(self, item: T) -> None:
-        if (error := await self._try(item)) is not None:
+        if (error := await self._deliver_in_order((item,))) is not None:
             raise error
 
-    async def _try(self, item: T) -> Exception | None:
-        """Returns what a delivery failed with, or None."""
-        try:
-            await self._deliveries.deliver(item)
-        except Exception as error:  # noqa: BLE001 - recorded by `failed`, which logs it
+    async def _deliver_in_order(self, items: Iterable[T]) -> Exception | None:
+        """Deliver items until one fails. Returns what it failed with, once that is recorded."""
+        for item in items:
+            if self._stopping:
+                break
             try:
-                await self._deliveries.failed(item, error, self._deliveries.policy.retry_in_s(item.tries))
-            except Exception:
-                log.exception("%s: a failed try cannot be recorded; pausing for %g s", self._deliveries.name, _PAUSE_S)
-                await asyncio.sleep(_PAUSE_S)
-            return error
+                await self._deliveries.deliver(item)
+            except Exception as error:  # noqa: BLE001 - recorded by `failed`, which logs it
+                await self._record(item, error)
+                return error
         return None
+
+    async def _record(self, item: T, error: Exception) -> None:
+        try:
+            await self._deliveries.failed(item, error, self._deliveries.policy.retry_in_s(item.tries))
+        except Exception:
+            log.exception("%s: a failed try cannot be recorded; pausing for %g s", self._deliveries.name, _PAUSE_S)
+            await asyncio.sleep(_PAUSE_S)
 
 
 def group(items: Iterable[T], key: Callable[[T], K], busy: Collection[K], limit: int) -> list[Group[K, T]]:

@@ -81,7 +81,7 @@ class _UvicornServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._loop.set_default_executor(DaemonThreads())
         await super().startup(sockets=sockets)
-        gc.freeze()  # what is loaded by now stays
+        gc.freeze()  # what is loaded now is never garbage
         gc.set_threshold(*_GC_THRESHOLDS)
         print(self._ready, flush=True)
 

@@ -19,7 +19,7 @@ from retinue_memory import (
     Message,
     as_memory,
 )
-from retinue_memory.callbacks import MOST_CALLS_AT_ONCE
+from retinue_memory.callbacks import MAX_RUNNING_CALLS
 from retinue_memory.errors import IdentityError, MemoryBackendError
 from retinue_memory.recall import Recall
 from retinue_memory.testing import turn_of
@@ -247,7 +247,7 @@ async def test_a_crowd_waits_its_turn() -> None:
     for task in given_up:
         task.cancel()
     assert [hit.content for (hit,) in await answers] == [str(number) for number in range(300)]
-    assert most[0] <= MOST_CALLS_AT_ONCE
+    assert most[0] <= MAX_RUNNING_CALLS
 
 
 async def test_a_backend_that_blocks_is_left_behind(gate: threading.Event) -> None:
@@ -258,7 +258,7 @@ async def test_a_backend_that_blocks_is_left_behind(gate: threading.Event) -> No
         return []
 
     memory = as_memory(MemoryModule("stuck", ignore, recall))
-    recalls = [Recall([memory], timeout=0.2).retrieve("x", turn_of()) for _ in range(MOST_CALLS_AT_ONCE)]
+    recalls = [Recall([memory], timeout=0.2).retrieve("x", turn_of()) for _ in range(MAX_RUNNING_CALLS)]
     for result in await asyncio.gather(*recalls):
         assert [failure.problem for failure in result.failures] == ["no answer within 0.2 s"]
     result = await Recall([memory], timeout=30).retrieve("x", turn_of())

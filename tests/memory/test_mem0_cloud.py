@@ -414,6 +414,34 @@ async def test_what_mem0_did_not_take_is_tried_again_without_a_caller(cloud: Clo
     assert cloud.count("add") == 4
 
 
+async def test_a_queued_update_returns_once_it_is_stored(cloud: Cloud, tmp_path: Path) -> None:
+    """Nobody waits for mem0, which fails: what was said is found, and sent in the background in its order, each once."""
+    memory = Mem0Memory(KEY, host=cloud.url, infer=False, database=f"sqlite:///{tmp_path}/rows.db")
+    assert memory.queues_writes
+    assert await found(memory, "anything") == []  # mem0 is imported
+    cloud.faults["add"] = [Fault(429, {"Retry-After": "0.1"})] * 4
+    texts = [f"I keep bees in hive {number}" for number in range(4)]
+    for text in texts:
+        await memory.update(said(text), ctx=turn_of(turn=text), wait=False)
+    await memory.update(said(texts[0]), ctx=turn_of(turn=texts[0]), wait=False)
+    assert sorted(await found(memory, "bees in the hive")) == texts
+    assert await memory.wait_indexed(timeout=20)
+    assert cloud.texts() == texts
+    assert cloud.count("add") == 8
+    await memory.aclose()
+
+
+async def test_what_mem0_refuses_of_a_queued_update_is_kept(cloud: Cloud, tmp_path: Path) -> None:
+    """Nobody is told, so it is found by its words."""
+    memory = Mem0Memory(KEY, host=cloud.url, database=f"sqlite:///{tmp_path}/rows.db")
+    cloud.faults["add"] = [Fault(413)]
+    await memory.update(said("I keep bees"), ctx=turn_of(), wait=False)
+    assert await memory.wait_indexed(timeout=20)
+    assert await found(memory, "bees") == ["I keep bees"]
+    assert cloud.count("add") == 1
+    await memory.aclose()
+
+
 async def test_what_mem0_refuses_is_an_error_and_not_kept(cloud: Cloud, memory: Mem0Memory) -> None:
     cloud.faults["add"] = [Fault(413)]
     with pytest.raises(MemoryBackendError, match=r"refused \(413\)"):

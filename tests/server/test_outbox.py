@@ -345,3 +345,31 @@ async def test_a_memory_of_its_own_database_is_told_of_no_other(store: Store, tm
     assert done_alongside(due, memory, store.database) is None
     assert done_alongside(due, Diary(), store.database) is None
     await memory.aclose()
+
+
+class Queue(Diary):
+    """Queues its writes: what it was told is its own to deliver."""
+
+    queues_writes = True
+
+    async def update(self, messages: list[Message], **kwargs: Any) -> None:
+        assert kwargs.pop("wait") is False
+        await super().update(messages, **kwargs)
+
+    async def already_written(self, messages: list[Message], *, ctx: InvocationContext) -> bool:
+        raise AssertionError("it knows by the turn's id")
+
+
+async def test_a_memory_that_queues_is_handed_a_write_until_it_has_queued_it(store: Store) -> None:
+    """Its row is there until then, a try that failed is repeated, and what a process that died has left is handed over."""
+    left = Turns(store, Outbox(store.memory_outbox, {}))
+    await left.end("left")
+    memory = Queue(refuses=1)
+    outbox = Outbox(store.memory_outbox, {"default": memory})
+    await outbox.start()
+    await Turns(store, outbox).end("new")
+    await eventually(lambda: not outbox.pending.of("default", ALICE), "all is handed over")
+    assert memory.told == ["left", "new"]
+    assert await store.memory_outbox.unconfirmed_writes() == []
+    assert await left.updates() == ["stored", "stored"]
+    await outbox.stop()

@@ -36,17 +36,16 @@ from .service import (
 T = TypeVar("T")
 
 HOST = "https://api.mem0.ai"
-_LONGEST_PROBLEM = 300
+_MAX_PROBLEM_CHARS = 300
 _PROGRESS: Mapping[str, Progress] = {"SUCCEEDED": "done", "COMPLETED": "done", "FAILED": "failed"}
 
 
 class Mem0Memory(Mem0):
-    """What is remembered lives in mem0's cloud. `Mem0Memory()` takes the key from MEM0_API_KEY.
+    """A memory in mem0's cloud. `Mem0Memory()` takes the key from MEM0_API_KEY.
 
-    `timeout` seconds is what one request may take. What fails for the moment is asked again, as a Retry-After says where it is
-    not above 10 s; after 5 failures in a row nothing is asked for 10 s. `grace` is as in `Service`. Nothing is connected, and
-    mem0 not imported, before the first use; it never phones home. The rest is as `Mem0` takes it. Raises ConfigError where
-    there is no key, or no mem0.
+    One request may take `timeout` seconds. Temporary failures are retried, after a Retry-After of at most 10 s; after 5
+    failures in a row nothing is asked for 10 s. `grace` is as in `Service`, the rest as in `Mem0`. Nothing is connected, and
+    mem0 not imported, before the first use; it never phones home. Raises ConfigError if there is no key, or no mem0.
     """
 
     def __init__(
@@ -66,9 +65,9 @@ class Mem0Memory(Mem0):
         if not key:
             raise ConfigError("mem0's cloud needs a key: set MEM0_API_KEY, or give api_key", key="api_key")
         if not (key.isascii() and key.isprintable()):
-            raise ConfigError("the key is not one of mem0's: it holds what no HTTP header can", key="api_key")
+            raise ConfigError("expected a key of mem0, found one that holds what no HTTP header can", key="api_key")
         if urlsplit(host).scheme not in ("http", "https") or not urlsplit(host).hostname:
-            raise ConfigError(f"the host is an address such as {HOST}", key="host", value=host)
+            raise ConfigError(f"expected an address such as {HOST}", key="host", value=host)
         check_installed("mem0")
         service = CloudService(key, host.rstrip("/"), timeout, grace)
         super().__init__(service, space=space, name=name, database=database, infer=infer, patience=patience)
@@ -91,7 +90,7 @@ class Mem0Memory(Mem0):
 
 
 class CloudService(Service):
-    """The cloud's calls. Nothing that it raises holds the key."""
+    """Calls mem0's cloud. Nothing that it raises holds the key."""
 
     name = "mem0"
 
@@ -102,7 +101,7 @@ class CloudService(Service):
         self._timeout = timeout
         self._call = Caller(f"mem0 at {host}")
         self._client: Any = None
-        self._making: Future[Any] | None = None
+        self._constructing: Future[Any] | None = None
         self._http: Any = None
 
     async def add(
@@ -174,7 +173,7 @@ class CloudService(Service):
     async def _ask(
         self, doing: str, call: Callable[[Any], Awaitable[Any]], *, again: bool = True, missing: Any = ...
     ) -> Any:
-        """The JSON of the answer; `missing` where there is no such thing (404). `again`: it may be repeated."""
+        """Returns the JSON of the answer, or `missing`, if given, for a 404. `again`: repeat it although it may be applied."""
 
         async def ask() -> Any:
             client = await self._connected()
@@ -192,25 +191,25 @@ class CloudService(Service):
         return await self._call(ask, again=again)
 
     async def _connected(self) -> Any:
-        """mem0's client. Its constructor asks for the account, in its own time and blocking: so in a thread, one at a time, which
-        the next call waits for where this one has given up."""
+        """Returns mem0's client. Its constructor blocks on a request without a timeout, so it runs in a thread, which the next
+        call waits for if this one times out."""
         if self._client is not None:
             return self._client
-        if self._making is None:
-            self._making = self._construct()
+        if self._constructing is None:
+            self._constructing = self._construct()
         try:
             async with asyncio.timeout(self._timeout):
-                self._client = await asyncio.shield(asyncio.wrap_future(self._making))
+                self._client = await asyncio.shield(asyncio.wrap_future(self._constructing))
         except TimeoutError:
             problem = (
                 f"{self._host} did not answer mem0's first call within {self._timeout:g} s, and is still waited for"
             )
             raise ServiceError(problem, retry=False) from None
         except MemoryBackendError as error:  # mem0 cannot be imported
-            self._making = None
+            self._constructing = None
             raise ServiceError(str(error)) from error
         except Exception as error:  # noqa: BLE001 - translated
-            self._making = None
+            self._constructing = None
             raise self._translated("mem0's first call", error, read_only=True) from None
         return self._client
 
@@ -229,7 +228,7 @@ class CloudService(Service):
         return call_in_thread(construct, name="mem0-connecting")
 
     def _translated(self, doing: str, error: Exception, *, read_only: bool = False) -> ServiceError:
-        """What to do about it, in words without the key."""
+        """Translate an error of mem0 or httpx to one that says what to do, without the key."""
         at = f"{self._host}, {doing}"
         response = _response(error)
         if response is None:
@@ -250,7 +249,7 @@ class CloudService(Service):
         return Refused(f"{at}: refused ({status}): {detail}")
 
     def _detail(self, error: Exception) -> str:
-        return str(error).replace(self._key, "***")[:_LONGEST_PROBLEM]
+        return str(error).replace(self._key, "***")[:_MAX_PROBLEM_CHARS]
 
 
 def _items(answer: Any) -> list[Item]:
@@ -258,13 +257,13 @@ def _items(answer: Any) -> list[Item]:
 
 
 def _results(answer: Any) -> list[Any]:
-    """A list, or the list that an object has under "results"."""
+    """Unwrap a list, or the list that an object has under "results"."""
     found: Any = cast("Mapping[str, Any]", answer).get("results") if isinstance(answer, Mapping) else answer
     return [*found] if isinstance(found, list) else []
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
-    """The error and what it was raised for: mem0 wraps what its HTTP libraries raise."""
+    """The error and its causes: mem0 wraps what its HTTP libraries raise."""
     found: list[BaseException] = []
     while error is not None and len(found) < 10:
         found.append(error)
@@ -273,7 +272,7 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 
 
 def _response(error: BaseException) -> Any:
-    """The HTTP answer that an error is about; None: there was none."""
+    """Returns the HTTP response of an error, or None if there was none."""
     for one in _chain(error):
         response: Any = getattr(one, "response", None)
         if getattr(response, "status_code", None) is not None:
@@ -287,7 +286,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _unreached(error: BaseException) -> bool:
-    """Whether the request certainly did not get there."""
+    """Whether the request certainly did not reach the server."""
     import httpx
 
     never = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
@@ -295,5 +294,5 @@ def _unreached(error: BaseException) -> bool:
 
 
 def _name(error: BaseException) -> str:
-    """The innermost error's name: its text may hold what was sent."""
+    """The innermost error's name; its text may hold what was sent."""
     return type(_chain(error)[-1]).__name__

@@ -1,7 +1,7 @@
-"""Mem0Server: mem0's self-hosted REST server, asked over HTTP; mem0 itself is not needed on this side.
+"""Mem0Server: mem0's self-hosted REST server over HTTP, without mem0 on this side.
 
-The shapes are those of `server/main.py` in mem0's repository (2.x): what it adds is searchable when it answers, entity ids
-stand in `filters` for a search and in the query elsewhere, and one listing gives 1,000 memories at most.
+The shapes are those of `server/main.py` in mem0's repository (2.x): what is added is searchable when it answers, entity ids
+are in `filters` for a search and in the query string elsewhere, and one listing has at most 1,000 memories.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ if TYPE_CHECKING:
     import httpx
 
 LISTED = 1000
-"""Memories that the server lists at most; it has no pages."""
-_LONGEST_QUERY = 1000
+"""The most memories that the server lists; it has no pages."""
+_MAX_QUERY_CHARS = 1000
 _ADVICE = {401: "set api_key to a key of that server", 403: "use a key that may do this"}
 _SLOW = {502: "its model or its vector store failed", 503: "it is not ready", 504: "it did not answer its proxy"}
 
 
 class Mem0Server(Mem0):
-    """What is remembered lives on a mem0 server at `url`, for example "http://127.0.0.1:8888".
+    """A memory on a mem0 server at `url`, for example "http://127.0.0.1:8888".
 
-    `api_key` is one that the server knows (sent as X-API-Key; None: it asks for none). `timeout` seconds is what a call may
-    take, `add_timeout` what one may in which the server's model draws facts. What came of one that ended without an answer is
-    looked for `grace` seconds before it is sent again. The rest is as `Mem0` takes it.
+    `api_key` is sent as X-API-Key; None if the server needs none. A call may take `timeout` seconds, one in which the server's
+    model extracts facts `add_timeout`. A call that ended without an answer is looked for during `grace` seconds before it is
+    repeated. The rest is as in `Mem0`.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Mem0Server(Mem0):
 
 
 class ServerService(Service):
-    """The server's calls. Nothing that is raised or logged holds the key, or the password that may be part of the address."""
+    """Calls a mem0 server. Nothing that is raised or logged holds the key, or the password that may be part of the address."""
 
     name = "mem0-server"
     elsewhere = "the server's history and last messages, which no call of it deletes; its backups and logs"
@@ -130,11 +130,11 @@ class ServerService(Service):
         return (await self._listed(entity, number * PAGE))[(number - 1) * PAGE :]
 
     async def of_turn(self, entity: Entity, turn: str, said: str) -> list[Item] | None:
-        """Searched for by its id and its words where the server has more than it lists: such a listing would not tell."""
+        """Search for the turn's id and words if the server has more memories than it lists."""
         listed = await self._listed(entity, LISTED)
         if len(listed) < LISTED:
             return listed
-        body = {"query": said[:_LONGEST_QUERY] or turn, "filters": {**entity.filter, TURN: turn}, "top_k": PAGE}
+        body = {"query": said[:_MAX_QUERY_CHARS] or turn, "filters": {**entity.filter, TURN: turn}, "top_k": PAGE}
         return _items(await self._ask("POST", "/search", json={**body, "threshold": 0.0}))
 
     async def get(self, id: str) -> Item | None:
@@ -151,8 +151,8 @@ class ServerService(Service):
             await self._ask("DELETE", _path(id), missing=None)
 
     async def delete_all(self, entity: Entity) -> None:
-        """In one call where the key may do that (mem0 wants an administrator's), else one by one. So too a session's: a user's
-        memories of that session would go with them."""
+        """Delete in one call if the key may (mem0 wants an administrator's), else one by one; a session's always one by one,
+        since one call would also delete a user's memories of that session."""
         if entity.field == "user_id":
             try:
                 await self._ask("DELETE", "/memories", params=entity.filter)
@@ -194,7 +194,7 @@ class ServerService(Service):
         missing: Any = ...,
         seconds: float | None = None,
     ) -> Any:
-        """The JSON of the answer; `missing` where there is no such thing (404). `again`: it may be repeated."""
+        """Returns the JSON of the answer, or `missing`, if given, for a 404. `again`: repeat it although it may be applied."""
 
         async def ask() -> Any:
             return await self._ask_once(method, path, json, params, seconds or self._timeout)
@@ -234,13 +234,13 @@ class ServerService(Service):
 
 
 class Answered(ServiceError):
-    """The server answered, and not with success; `status` is the HTTP status."""
+    """The server answered with an error; `status` is the HTTP status."""
 
     status = 0
 
 
 def changes(rows: Any) -> list[Change]:
-    """A history as mem0's library and server give it: an object a step, with `new_memory` and the times."""
+    """Parse a history of mem0's library or server: an object per step, with `new_memory` and the times."""
     found: list[Mapping[str, Any]] = [row for row in rows or () if isinstance(row, Mapping)]
     return [
         Change(
@@ -269,7 +269,7 @@ def _refusal(doing: str, response: httpx.Response) -> ServiceError:
 
 
 def _detail(response: httpx.Response) -> str:
-    """What the server says of it, shortened; a validation error, which repeats what was sent, is left out."""
+    """The server's explanation, shortened. A validation error is left out, since it repeats what was sent."""
     try:
         detail: Any = response.json().get("detail")
     except (ValueError, AttributeError):
@@ -285,7 +285,7 @@ def _items(answer: Any) -> list[Item]:
 
 
 def _is_id(id: str) -> bool:
-    """mem0 gives UUIDs, and fails where it is asked for anything else."""
+    """Whether it is a UUID, as mem0's ids are; the server fails for anything else."""
     try:
         uuid.UUID(id)
     except ValueError:
@@ -298,7 +298,7 @@ def _path(id: str) -> str:
 
 
 def _address(url: str) -> tuple[str, tuple[str, str] | None]:
-    """The address without a name and password before its host, and these."""
+    """Split an address into the one without credentials, and these."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -313,7 +313,7 @@ def _address(url: str) -> tuple[str, tuple[str, str] | None]:
 
 
 def _key(key: str) -> str:
-    """A key that can stand in a header; what else it holds must not come into an error of the HTTP library."""
+    """Check that a key fits in a header: an error of the HTTP library would show it."""
     key = key.strip()
     if not key or not key.isascii() or not key.isprintable():
         raise ConfigError("a key is a word of printable ASCII characters", key="api_key")

@@ -1,7 +1,7 @@
-"""What mem0's three interfaces (cloud, self-hosted server, library) have in common, as one small contract.
+"""The contract of mem0's three interfaces: cloud, self-hosted server, library.
 
-A `Service` speaks for mem0 and keeps nothing itself. `Mem0` makes a memory of one: it keeps what mem0 has not confirmed,
-enforces whose a memory is, and retries what was not taken.
+A `Service` calls mem0 and stores nothing. `Mem0` turns one into a memory: it stores what mem0 has not confirmed, enforces the
+owner of a memory, and retries what mem0 did not take.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from retinue_memory.errors import MemoryBackendError
 from retinue_memory.memory import Scope
 
 TURN = "retinue_turn"
-"""The metadata key that holds the id of the turn a memory was made of, a string."""
+"""The metadata key for the id of the turn that a memory was made of, a string."""
 ABOUT = "retinue"
-"""The metadata key that holds what else is known of it, a JSON object: see `memory.about`."""
+"""The metadata key for what else is known of a memory, a JSON object: see `records.about`."""
 PAGE = 100
-"""Memories to a page."""
+"""Memories per page."""
 
 _PLAIN = re.compile(r"[^\s*]{1,128}")
 _ENCODED = "retinue/"
-_LONGEST = 200
+_MAX_ID_CHARS = 200
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """Whose memories are meant, as mem0 says it: one entity id, never none. `field` is mem0's name of it."""
+    """The owner of memories in mem0's terms: exactly one entity id. `field` is mem0's name for it."""
 
     field: Literal["user_id", "run_id"]
     id: str
@@ -44,22 +44,22 @@ class Entity:
 
     @classmethod
     def of(cls, scope: Scope) -> Entity:
-        """A user of the default tenant and space under their own id, so that what a team has in mem0 already is found.
+        """A user of the default tenant and space has their own id, so that what a team already has in mem0 is found.
 
-        Other tenants and spaces, ids that mem0 trims or reads as a wildcard, and those that look like an encoded one, under
-        one that no other scope has.
+        Other tenants and spaces, ids that mem0 trims or reads as a wildcard, and those that look like an encoded one, are
+        encoded to an id that no other scope has.
         """
         entity: Literal["user_id", "run_id"] = "user_id" if scope.owner == "user" else "run_id"
         if (scope.tenant, scope.space) == ("", "default") and _is_plain(scope.id):
             return cls(entity, scope.id)
         encoded = _ENCODED + scope.key
-        if len(encoded) > _LONGEST:
+        if len(encoded) > _MAX_ID_CHARS:
             encoded = f"{_ENCODED}sha256/{hashlib.sha256(scope.key.encode()).hexdigest()}"
         return cls(entity, encoded)
 
     @property
     def filter(self) -> dict[str, str]:
-        """`{"user_id": "alice"}`: keyword arguments, query parameters or filters of mem0."""
+        """Keyword arguments, query parameters or filters of mem0: `{"user_id": "alice"}`."""
         return {self.field: self.id}
 
 
@@ -81,14 +81,14 @@ class Item:
     user_id: str | None = None
     run_id: str | None = None
     score: float = 0.0
-    """0..1, higher is better; 0 where it was not searched for."""
+    """0..1, higher is better; 0 if it was not searched for."""
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     categories: tuple[str, ...] = ()
     created_at: datetime = _EPOCH
 
     @classmethod
     def of(cls, value: Any) -> Item:
-        """From the JSON of any of the three. Raises MemoryBackendError for what is no memory."""
+        """Parse the JSON of any of the three interfaces. Raises MemoryBackendError if it is no memory."""
         found = _mapping(value)
         if not isinstance(found.get("id"), str):
             raise MemoryBackendError("mem0 answered with something that is not a memory")
@@ -105,7 +105,7 @@ class Item:
         )
 
     def belongs_to(self, entity: Entity) -> bool:
-        """Whether it is this entity's. A session's is nobody's: one that names a user too belongs to the user."""
+        """Whether the entity owns it. A memory that names a session and a user belongs to the user."""
         if entity.field == "user_id":
             return self.user_id == entity.id
         return self.run_id == entity.id and self.user_id is None
@@ -113,7 +113,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One step of a memory's history: what it said from then on; None: it was deleted."""
+    """One step of a memory's history: its text from then on, or None if it was deleted."""
 
     text: str | None
     at: datetime
@@ -121,7 +121,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What mem0 said to an `add`. `event` is to be asked about until it has ended; None: it is searchable already."""
+    """mem0's answer to an `add`. `event` is to be asked about until it ends; None if the memory is searchable already."""
 
     event: str | None = None
 
@@ -130,10 +130,10 @@ Progress = Literal["pending", "done", "failed"]
 
 
 class ServiceError(MemoryBackendError):
-    """mem0 did not do what was asked; the message says what to do about it, and never holds a key.
+    """mem0 did not do what was asked. The message says what to do about it, and never holds a key.
 
-    `applied`: whether it may have been done all the same. False: it was not. `retry`: whether the same request may succeed
-    later; `after` is in how many seconds at the earliest.
+    `applied`: whether it may have been done all the same. `retry`: whether the same request may succeed later, after at least
+    `after` seconds.
     """
 
     def __init__(self, problem: str, *, applied: bool = False, retry: bool = True, after: float | None = None) -> None:
@@ -144,14 +144,14 @@ class ServiceError(MemoryBackendError):
 
 
 class Refused(ServiceError):
-    """mem0 will never take this: it is too long, or malformed. (A wrong key is not the fault of what was to be remembered.)"""
+    """mem0 will never take this: it is too long, or malformed. (Not raised for a wrong key.)"""
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem, retry=False)
 
 
 class TooMany(ServiceError):
-    """mem0 has more memories of one user than it lists, which are `listed`."""
+    """mem0 has more memories of one user than it lists; it lists `listed`."""
 
     def __init__(self, problem: str, listed: int) -> None:
         super().__init__(problem, retry=False)
@@ -159,18 +159,19 @@ class TooMany(ServiceError):
 
 
 class Service(ABC):
-    """One mem0. All methods run on one event loop, that of `Mem0`, and may be called concurrently; none may block it for
-    long. They raise ServiceError and nothing else on purpose. Nothing is connected, and mem0 not imported, before the
-    first call."""
+    """One mem0. All methods run on the event loop of `Mem0` and may be called concurrently; none may block it for long.
+
+    They raise ServiceError and nothing else on purpose. Nothing is connected, and mem0 not imported, before the first call.
+    """
 
     name: str
     """For messages and provenance: "mem0", "mem0-server", "mem0-local"."""
     elsewhere: str = "mem0's own backups and logs"
-    """What no call of mem0 deletes, for the receipts of those that delete."""
+    """Where deleted memories may remain, since no call of mem0 deletes there; for receipts."""
     knows_sessions: bool = False
-    """Whether `delete_all` of a session leaves what is a user's, though it was said in that session."""
+    """Whether `delete_all` of a session keeps the memories of users that were said in that session."""
     grace: float = 30.0
-    """Seconds in which what came of an `add` that ended without an answer may still show: as long it is looked for."""
+    """Seconds during which an `add` that ended without an answer may still appear, and is looked for."""
 
     @abstractmethod
     async def add(
@@ -182,8 +183,8 @@ class Service(ABC):
         infer: bool,
         at: datetime,
     ) -> Added:
-        """Remember messages `{"role", "content"}` (and "name"), said at `at`. `infer`: let mem0's model draw facts from them;
-        False: keep each as it is. Not repeated by itself once it may have been applied."""
+        """Remember messages `{"role", "content"}` (and "name"), said at `at`. `infer`: have mem0's model extract facts; if
+        False, keep each message as it is. Not repeated once it may have been applied."""
 
     @abstractmethod
     async def search(self, query: str, entity: Entity, *, top_k: int) -> list[Item]:
@@ -191,15 +192,16 @@ class Service(ABC):
 
     @abstractmethod
     async def page(self, entity: Entity, number: int) -> list[Item]:
-        """Page `number` (from 1) of `PAGE` memories of the entity, in one lasting order; fewer: the last one. Raises TooMany."""
+        """Page `number` (from 1) of the entity's memories in a stable order: `PAGE` memories, or fewer on the last. Raises
+        TooMany."""
 
     async def of_turn(self, entity: Entity, turn: str, said: str) -> list[Item] | None:
-        """What was made of a turn, in which this was said; more does no harm. None: only a look through all can tell."""
+        """Find what was made of a turn in which this was said; may return more. Returns None if all have to be searched."""
         return None
 
     @abstractmethod
     async def get(self, id: str) -> Item | None:
-        """Whoever's it is: the caller checks. None: no such memory."""
+        """Get a memory, whoever owns it: the caller checks. Returns None if there is none."""
 
     @abstractmethod
     async def change(self, id: str, *, text: str, metadata: Mapping[str, Any]) -> None:
@@ -207,38 +209,38 @@ class Service(ABC):
 
     @abstractmethod
     async def delete(self, id: str) -> None:
-        """Delete a memory for good; one that is not there is fine."""
+        """Delete a memory for good, if it exists."""
 
     @abstractmethod
     async def delete_all(self, entity: Entity) -> None:
-        """Delete all that is the entity's, and what mem0 keeps beside it."""
+        """Delete all memories of the entity, and what mem0 keeps beside them."""
 
     @abstractmethod
     async def history(self, id: str) -> list[Change]:
-        """Oldest first; the first is how it was made. May be empty where mem0 keeps none."""
+        """The changes of a memory, oldest first, starting with its creation. Empty if mem0 keeps none."""
 
     async def progress(self, event: str) -> Progress:
-        """How far an `Added.event` has come. "failed": mem0 has given it up. Only asked where `add` gave an event."""
+        """The progress of an `Added.event`. Only called if `add` returned an event."""
         raise ServiceError(f"{self.name} has no event {event}", retry=False)
 
     async def remains(self, entity: Entity) -> Mapping[str, int]:
-        """What mem0 still holds of the entity beside its memories (history, messages), by table; empty: nothing, or not
-        to be known."""
+        """Count what mem0 holds of the entity beside its memories (history, messages), by table. Empty if that is nothing, or
+        unknown."""
         return {}
 
     async def connect(self) -> None:
-        """Do now what the first call would have to wait for."""
+        """Do now what the first call would otherwise wait for."""
 
     async def scrub(self) -> str | None:
-        """Leave nothing in files of one's own of what was deleted: None, or in words what may still hold it."""
+        """Remove what was deleted from own files. Returns None, or in words what may still hold it."""
         return None
 
     async def aclose(self) -> None:
-        """Release what is held. Using it afterwards is an error."""
+        """Close all connections. Using it afterwards is an error."""
 
 
 def moment(value: object) -> datetime:
-    """A time as mem0 writes it: ISO 8601, or seconds since the epoch; the epoch where it is neither."""
+    """Parse a time of mem0: ISO 8601, or seconds since the epoch. Returns the epoch if it is neither."""
     try:
         if isinstance(value, str):
             found = datetime.fromisoformat(value)

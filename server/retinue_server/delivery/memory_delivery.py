@@ -102,6 +102,8 @@ class MemoryDelivery(Deliveries[Key, DueWrite]):
     async def due(self, busy: Collection[Key], limit: int) -> tuple[Sequence[Group[Key, DueWrite]], float | None]:
         if self._committed is not None:
             committed = self._committed
+            if not committed:
+                return (), None
             keys = list(islice((key for key in committed if key not in busy), limit))
             groups = [(key, committed.pop(key)) for key in keys]
             self._committed_count -= sum(len(writes) for _, writes in groups)
