@@ -19,6 +19,7 @@ LAYERS = ("retinue_memory", "retinue_agents", "retinue_server")
 """Bottom up: each may import those before it."""
 SOLE_IMPORTERS = {"litellm": "agents/retinue_agents/models/litellm.py", "mem0": "memory/retinue_memory/mem0/"}
 """What takes seconds to import, or phones home when it is, has one module or package that knows how."""
+DATABASES = "memory/retinue_memory/database/"
 MODULES = sorted(
     path.relative_to(ROOT).as_posix()
     for layer in LAYERS
@@ -116,10 +117,29 @@ def test_a_costly_library_has_one_importer(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
+def test_only_the_database_package_knows_sqlite(module: str) -> None:
+    """Another database can take its place: nothing else imports the driver, or a module that does."""
+    found = {name for name, _ in imports(module)}
+    drivers = {"sqlite3", "retinue_memory.database.sqlite", "retinue_memory.database.foreign"}
+    allowed = module.startswith(
+        (DATABASES, "memory/retinue_memory/mem0/library.py")
+    )  # mem0 keeps SQLite files of its own
+    assert allowed or not found & drivers
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_what_a_module_imports_is_declared(module: str) -> None:
     """Every library that is imported is named in pyproject.toml, rather than there because another needs it."""
     libraries = packages(module) - sys.stdlib_module_names - set(LAYERS)
     assert not {name for name in libraries if not owners().get(name, set[str]()) & declared()}
+
+
+def test_the_map_names_what_is_there() -> None:
+    """Every path in docs/architecture.md exists."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"`([\w.-]+/[\w./-]*)`", text))
+    assert len(paths) > 50
+    assert {path for path in paths if not (ROOT / path).exists()} == set()
 
 
 def test_a_module_stays_readable() -> None:
