@@ -102,24 +102,11 @@ def build(
     )
     handlers = {
         name: Handler(
-            name,
-            executor,
-            agent_card(name, config.agents[name], ""),
-            engine=engine,
-            tasks=store.tasks,
-            push=store.push,
-            pusher=pusher,
+            name, executor, agent_card(name, config.agents[name], ""), engine, store.tasks, store.push, pusher
         )
         for name, executor in executors.items()
     }
-    users = UserData(
-        memories,
-        owners=store.owners,
-        writes=store.memory_outbox,
-        engine=engine,
-        outbox=outbox,
-        database=database,
-    )
+    users = UserData(memories, store, engine, outbox)
     contexts = CallContextBuilder(NoAuth())
     grpc = grpc_port(handlers[config.default_agent], contexts, config.server)
     server = Server(config, store, memories, outbox, pusher, engine, grpc, resources)

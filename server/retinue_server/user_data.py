@@ -13,13 +13,11 @@ from a2a.types import Task
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from retinue_memory import Memory, Scope
-from retinue_memory.database.base import Database
 from retinue_memory.errors import RetinueError
 
 from .delivery.memory_outbox import Outbox
 from .runtime.engine import Engine
-from .runtime.store.memory_outbox import MemoryOutboxRows
-from .runtime.store.owner_data import OwnerData
+from .runtime.store.store import Store
 from .runtime.turn import USER
 
 log = logging.getLogger(__name__)
@@ -51,22 +49,13 @@ class _Erased:
 class UserData:
     """The memories and tasks of users, and their pending memory writes."""
 
-    def __init__(
-        self,
-        memories: Mapping[str, Memory],
-        *,
-        owners: OwnerData,
-        writes: MemoryOutboxRows,
-        engine: Engine,
-        outbox: Outbox,
-        database: Database,
-    ) -> None:
+    def __init__(self, memories: Mapping[str, Memory], store: Store, engine: Engine, outbox: Outbox) -> None:
         self._memories = memories
-        self._owners = owners
-        self._writes = writes
+        self._owners = store.owners
+        self._writes = store.memory_outbox
+        self._database = store.database
         self._engine = engine
         self._outbox = outbox
-        self._database = database
 
     async def erase(self, tenant: str, user: str, *, tasks: bool) -> dict[str, Any]:
         """Delete the user's memories for good and, if `tasks`, also their tasks with steps and artifacts.

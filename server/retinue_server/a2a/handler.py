@@ -50,7 +50,6 @@ class Handler(RequestHandler):
         name: str,
         executor: TurnExecutor,
         card: AgentCard,
-        *,
         engine: Engine,
         tasks: Tasks,
         push: PushRows,
