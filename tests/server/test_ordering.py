@@ -781,3 +781,26 @@ async def test_a_callers_disconnect_never_stops_the_turn(
     task = await again[1]
     assert (task.status.state, texts(task)) == (COMPLETED, ["xy"])
     assert len(actor.began) == 1
+
+
+async def test_a_list_by_state_knows_the_state_of_a_running_turn(client: Client, actor: Actor) -> None:
+    """Working is what is worked on, and it is no longer submitted; a follow-up's task no longer waits for input."""
+    asked = await ask(client, request("ask"))
+    working = await begin(client, request("work wait:go done"))
+    again = await begin(client, request("work wait:go done", task_id=asked.id))
+    for task in (working, again):
+        await until(client, task.id, TaskState.TASK_STATE_WORKING)
+
+    async def listed(state: TaskState) -> set[str]:
+        found = await client.list_tasks(ListTasksRequest(status=state))
+        assert found.total_size == len(found.tasks)
+        assert {task.status.state for task in found.tasks} <= {state}
+        return {task.id for task in found.tasks}
+
+    assert await listed(TaskState.TASK_STATE_WORKING) == {working.id, again.id}
+    assert await listed(TaskState.TASK_STATE_SUBMITTED) == set()
+    assert await listed(TaskState.TASK_STATE_INPUT_REQUIRED) == set()
+    actor.gate("go").set()
+    for task in (working, again):
+        await until(client, task.id, COMPLETED)
+    assert await listed(TaskState.TASK_STATE_WORKING) == set()

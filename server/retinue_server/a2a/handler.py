@@ -141,6 +141,8 @@ class Handler(RequestHandler):
             before=(last.at_us, last.task_id) if last else None,
             count=last is None,
         )
+        if listing.state:
+            await self._engine.commit_states(caller)
         at_work = self._engine.active_tasks()
         tasks, counted = await self._tasks.page(caller, listing)
         page, more = tasks[:size], len(tasks) > size

@@ -80,6 +80,10 @@ class Engine(ABC):
         """Return a copy of a task that a turn is working on. Returns None if the stored one is current."""
 
     @abstractmethod
+    async def commit_states(self, caller: Caller) -> None:
+        """Commit the states of the caller's tasks that turns have changed, so that the store can find tasks by their state."""
+
+    @abstractmethod
     def active_tasks(self) -> frozenset[str]:
         """Return the ids of the tasks that turns work on or wait for."""
 

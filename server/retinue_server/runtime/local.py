@@ -139,6 +139,9 @@ class LocalEngine(Engine):
         run = self._queues.find(caller, task_id)
         return None if run is None else run.publication.shown()
 
+    async def commit_states(self, caller: Caller) -> None:
+        await asyncio.gather(*(run.commit_state() for run in self._queues.visible_to(caller)))
+
     def active_tasks(self) -> frozenset[str]:
         return self._queues.task_ids()
 

@@ -86,6 +86,15 @@ class Recorder:
             self._commit = asyncio.create_task(self._record(self._take()))
             await asyncio.shield(self._commit)
 
+    async def flush_if(self, allowed: Callable[[], bool]) -> None:
+        """Commit what has happened so far, if `allowed` still holds when no other commit is under way."""
+        while self._commit is not None and not self._commit.done():
+            await asyncio.wait((self._commit,))
+        if self._changed and allowed():
+            self._commit = asyncio.create_task(self._record(self._take()))
+            self._commit.add_done_callback(self._check)
+            await asyncio.wait((self._commit,))
+
     async def commit_steps(self) -> None:
         """Commit the steps that are not committed yet. Raises what the latest commit raised, even if it was not awaited."""
         await self._idle()

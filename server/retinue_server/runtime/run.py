@@ -195,6 +195,10 @@ class Run(EventQueue):
         self.publication.publish_committed(event)
         self.outcome.resolve(Outcome(task=self._snapshot.copy()))
 
+    async def commit_state(self) -> None:
+        """Commit the task's state if it is stored as another, unless the turn is about to end or to interrupt it."""
+        await self.recorder.flush_if(lambda: self._state is RunState.RUNNING)
+
     # -- the end of the turn -------------------------------------------------------------------------------------------------
 
     async def end_task(self, state: TaskState, reason: str = "") -> None:

@@ -96,12 +96,17 @@ class SerialQueues:
 
     def find(self, caller: Caller, task_id: str) -> Run | None:
         """Return the first run of a task that the caller may see, or None if there is none."""
-        for run in self.of_task(task_id):
-            turn = run.turn
-            same_agent = (turn.caller.agent, turn.caller.tenant) == (caller.agent, caller.tenant)
-            if same_agent and caller.visible_owner in (None, turn.owner):
-                return run
-        return None
+        return next((run for run in self.of_task(task_id) if _is_visible(run, caller)), None)
+
+    def visible_to(self, caller: Caller) -> list[Run]:
+        """Return the runs that the caller may see."""
+        return [run for run in self if _is_visible(run, caller)]
 
     def task_ids(self) -> frozenset[str]:
         return frozenset(self._by_task)
+
+
+def _is_visible(run: Run, caller: Caller) -> bool:
+    turn = run.turn
+    same_agent = (turn.caller.agent, turn.caller.tenant) == (caller.agent, caller.tenant)
+    return same_agent and caller.visible_owner in (None, turn.owner)
