@@ -44,8 +44,11 @@ class Deliveries(ABC, Generic[K, T]):
         """The number of keys that may be delivered at the same time."""
 
     @property
-    def inline(self) -> bool:
-        """Whether a key that is alone is delivered within the worker's own task, which then does nothing else meanwhile."""
+    def in_batches(self) -> bool:
+        """Whether all of what was due together is delivered before the next look, and a key that is alone without a task.
+
+        For deliveries that are cheaper together (they share a commit, a model's batch) and none of which takes long.
+        """
         return False
 
     @abstractmethod
@@ -139,11 +142,13 @@ class DeliveryWorker(Generic[K, T]):
         except Exception:
             log.exception("%s: what is due cannot be read; trying again in %g s", self._deliveries.name, _PAUSE_S)
             return _PAUSE_S
-        if len(groups) == 1 and not self._running and self._deliveries.inline:
+        if len(groups) == 1 and not self._running and self._deliveries.in_batches:
             await self._deliver_inline(*groups[0])
             return None
-        for key, items in groups:
-            self._start(key, self._deliver_in_order(items))
+        tasks = [self._start(key, self._deliver_in_order(items)) for key, items in groups]
+        if tasks and self._deliveries.in_batches:
+            await asyncio.wait(tasks)
+            return None
         if next_s is None:
             return None
         if next_s <= 0 and self._running:

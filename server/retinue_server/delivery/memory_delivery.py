@@ -96,7 +96,8 @@ class MemoryDelivery(Deliveries[Key, DueWrite]):
         return _SCOPES_AT_ONCE_SHARED if self._shares_database else _SCOPES_AT_ONCE
 
     @property
-    def inline(self) -> bool:
+    def in_batches(self) -> bool:
+        # benchmarks.server, 32 clients with memory: 5.6 instead of 6.4 ms CPU a task
         return True
 
     async def due(self, busy: Collection[Key], limit: int) -> tuple[Sequence[Group[Key, DueWrite]], float | None]:
