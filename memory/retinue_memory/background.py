@@ -43,6 +43,7 @@ class LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._portal: Future[BlockingPortal] = Future()
         self._closed = False
+        self._exiting = False
 
     def run(self, started: Callable[[], object] = lambda: None) -> None:
         """Run the loop in the calling thread until it is closed; `started` is called on it, once it takes calls."""
@@ -112,6 +113,10 @@ class LoopThread:
         future = self.start_soon(lambda: _finish(function))
         try:
             task = future.result()
+        except concurrent.futures.CancelledError:
+            if self._exiting:
+                raise SystemExit from None  # ends this daemon thread without a traceback
+            raise
         except BaseException:
             future.cancel()
             raise
@@ -158,6 +163,7 @@ class LoopThread:
 
     def _abandon(self) -> None:
         """Let the tasks of a loop that nobody closed end, before the exit of the process freezes its thread."""
+        self._exiting = True
         self.stop()
         if self._thread is not None:
             self._thread.join(_EXIT_TIMEOUT_S)

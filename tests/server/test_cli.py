@@ -140,7 +140,7 @@ agents:
 PROBLEMS = """\
 line 2: memory.one.backend: there is no memory 'natve'
 line 3: memory.two.backend: 'parts:Recite' is a Recite, not a Memory
-line 4: memory.three.host: the host is an address such as https://api.mem0.ai
+line 4: memory.three.host: expected an address such as https://api.mem0.ai
 line 5: memory.unused.backend: there is no memory 'natve'
 line 7: agents.unknown-model.model: there is no local model 'smollm9'
 line 8: agents.bad-format.model: 'parts:' is not of the form "module:attribute"

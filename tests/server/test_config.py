@@ -255,7 +255,7 @@ WRONG = {
             "line 4: memory.default.cache_mb: expected a number, got 'many'",
             "line 5: memory.default.embedder: expected minilm or off, got 'bert'",
             "line 6: memory.default.max_memories: expected 1 or more, got the number 0",
-            'line 7: memory.default.redact: what can be redacted is secret, card, email, phone, or "regex:..."',
+            'line 7: memory.default.redact: expected secret, card, email, phone, or "regex:..."',
             "line 8: memory.cloud.infer: expected true or false, got 'no'",
             "line 8: memory.cloud.api_key: expected text, got something else: put it in quotes",
             'line 9: memory.own.url: is missing: the address of the server, such as "http://127.0.0.1:8888"',
