@@ -7,7 +7,6 @@ from typing import Generic, NamedTuple, TypeGuard, TypeVar
 
 from a2a.types import (
     Message,
-    StreamResponse,
     Task,
     TaskArtifactUpdateEvent,
     TaskState,
@@ -15,7 +14,7 @@ from a2a.types import (
     TaskStatusUpdateEvent,
 )
 from a2a.utils.errors import InvalidAgentResponseError
-from google.protobuf.message import Message as ProtobufMessage
+from a2a.utils.proto_utils import to_stream_response
 
 from retinue_server.a2a.validation import stamp, unfit, unfit_artifact, unfit_message
 
@@ -178,30 +177,5 @@ def _unfit_status(status: TaskStatus) -> str | None:
 
 
 def payload_of(event: Event) -> bytes:
-    """The serialised StreamResponse that carries the event, as it is pushed.
-
-    Composed of its parts, because setting one message into another copies it.
-    """
-    content = event.SerializeToString()
-    return _FIELDS[type(event)] + _varint(len(content)) + content
-
-
-def _varint(number: int) -> bytes:
-    found = bytearray()
-    while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
-        number >>= 7
-    found.append(number)
-    return bytes(found)
-
-
-_LENGTH_DELIMITED = 2  # the wire type of a message field
-_FIELDS: dict[type[ProtobufMessage], bytes] = {
-    kind: _varint(StreamResponse.DESCRIPTOR.fields_by_name[name].number << 3 | _LENGTH_DELIMITED)
-    for kind, name in {
-        Task: "task",
-        Message: "message",
-        TaskStatusUpdateEvent: "status_update",
-        TaskArtifactUpdateEvent: "artifact_update",
-    }.items()
-}
+    """The serialised StreamResponse that carries the event, as it is pushed."""
+    return to_stream_response(event).SerializeToString()
