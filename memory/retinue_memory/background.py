@@ -162,7 +162,7 @@ class LoopThread:
                 atexit.register(self._abandon)
 
     def _abandon(self) -> None:
-        """Let the tasks of a loop that nobody closed end, before the exit of the process freezes its thread."""
+        """If the loop was not closed: let its tasks end, before the exit of the process freezes the thread."""
         self._exiting = True
         self.stop()
         if self._thread is not None:

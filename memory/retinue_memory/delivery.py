@@ -132,7 +132,7 @@ class DeliveryWorker(Generic[K, T]):
                     await self._woken.wait()
 
     async def _start_due(self) -> float | None:
-        """Start what is due. Returns the seconds to sleep, None for as long as nobody wakes the worker."""
+        """Start what is due. Returns the seconds to sleep; None: until the worker is woken."""
         self._busy = set(self._running)
         free = self._deliveries.at_once - len(self._running)
         if free <= 0:
@@ -175,7 +175,7 @@ class DeliveryWorker(Generic[K, T]):
         del self._running[key]
         self._woken.set()
         if not done.cancelled():
-            done.exception()  # for whoever called `deliver_now`, who may have gone
+            done.exception()  # mark it as retrieved: the caller of `deliver_now` may have been cancelled
 
     async def _deliver_one(self, item: T) -> None:
         if (error := await self._deliver_in_order((item,))) is not None:

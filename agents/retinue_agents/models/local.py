@@ -202,7 +202,7 @@ def _runtime() -> Any:
 
 
 def _without_endpoint(create: Callable[[Any], Any], params: Any) -> Any:
-    """Create the server object so that nobody can connect to the HTTP endpoint that it always opens.
+    """Create the server object, with the HTTP endpoint that it always opens closed to connections.
 
     The endpoint is a Unix socket in a private folder that is removed at once. If there are no Unix sockets (Windows), or
     the path of the temporary folder is too long for one, it is a port on 127.0.0.1 that requires a random key.

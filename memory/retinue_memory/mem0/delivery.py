@@ -258,7 +258,7 @@ class Delivery(Deliveries[Key, Turn]):
             return error.listed
 
     async def everything(self, entity: Entity) -> list[Item]:
-        """All memories of an entity, and nobody else's."""
+        """All memories that belong to the entity."""
         found: dict[str, Item] = {}
         for number in range(1, _MAX_PAGES):
             page = await self._service.page(entity, number)

@@ -21,7 +21,6 @@ from retinue_memory.messages import Message
 from .importing import check_installed
 from .library import Library, held
 from .memory import Mem0
-from .server import changes
 from .service import (
     PAGE,
     Added,
@@ -30,6 +29,7 @@ from .service import (
     Item,
     Service,
     ServiceError,
+    history_of,
 )
 
 P = ParamSpec("P")
@@ -185,7 +185,7 @@ class LocalService(Service):
         await self._run(self._writing, lambda mem0: mem0.delete_all(entity))
 
     async def history(self, id: str) -> list[Change]:
-        return changes(await self._run(self._reading, lambda mem0: mem0.history(id)))
+        return history_of(await self._run(self._reading, lambda mem0: mem0.history(id)))
 
     async def remains(self, entity: Entity) -> Mapping[str, int]:
         return await self._run(self._reading, lambda mem0: mem0.beside(entity))

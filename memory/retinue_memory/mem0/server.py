@@ -31,7 +31,7 @@ from .service import (
     Service,
     ServiceError,
     TooMany,
-    moment,
+    history_of,
 )
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class ServerService(Service):
         if not _is_id(id):
             return []
         rows: Any = await self._ask("GET", f"{_path(id)}/history", missing=[])
-        return changes(rows)
+        return history_of(rows)
 
     async def aclose(self) -> None:
         if self._http is not None:
@@ -237,18 +237,6 @@ class Answered(ServiceError):
     """The server answered with an error; `status` is the HTTP status."""
 
     status = 0
-
-
-def changes(rows: Any) -> list[Change]:
-    """Parse a history of mem0's library or server: an object per step, with `new_memory` and the times."""
-    found: list[Mapping[str, Any]] = [row for row in rows or () if isinstance(row, Mapping)]
-    return [
-        Change(
-            row["new_memory"] if isinstance(row.get("new_memory"), str) else None,
-            moment(row.get("updated_at") or row.get("created_at")),
-        )
-        for row in found
-    ]
 
 
 def _refusal(doing: str, response: httpx.Response) -> ServiceError:

@@ -201,7 +201,7 @@ class Service(ABC):
 
     @abstractmethod
     async def get(self, id: str) -> Item | None:
-        """Get a memory, whoever owns it: the caller checks. Returns None if there is none."""
+        """Get a memory of any owner: the caller checks. Returns None if there is none."""
 
     @abstractmethod
     async def change(self, id: str, *, text: str, metadata: Mapping[str, Any]) -> None:
@@ -250,6 +250,18 @@ def moment(value: object) -> datetime:
     except (ValueError, OverflowError, OSError):
         pass
     return _EPOCH
+
+
+def history_of(rows: Any) -> list[Change]:
+    """Parse a history of mem0's library or server: an object per step, with `new_memory` and the times."""
+    found: list[Mapping[str, Any]] = [row for row in rows or () if isinstance(row, Mapping)]
+    return [
+        Change(
+            row["new_memory"] if isinstance(row.get("new_memory"), str) else None,
+            moment(row.get("updated_at") or row.get("created_at")),
+        )
+        for row in found
+    ]
 
 
 def _text(value: object) -> str:

@@ -27,7 +27,7 @@ from .rows import NewMemory
 log = logging.getLogger(__name__)
 
 _BACKGROUND_BATCH = 64  # memories embedded between two writes in the background: a recall waits for these at most
-_BATCH = 16  # texts in one call: they share the way of the model's weights through the cache, and nobody waits for more
+_BATCH = 16  # texts in one call: the weights are loaded into the CPU's cache once for all; more would delay the first request
 _REMOTE_CALLS = 4  # concurrent calls of an embedder that may wait for a network; one that computes here gets one
 _PAUSE_AFTER_FAILURE_S = 60.0
 _MAX_SEQ = 2**63 - 1
@@ -203,7 +203,7 @@ def _set_vectors(
 def _answer(embedder: Recent, together: Sequence[_Request]) -> None:
     try:
         readings = iter(embedder.read([text for request in together for text in request.texts]))
-    except Exception as error:  # noqa: BLE001 - raised in whoever awaits the request
+    except Exception as error:  # noqa: BLE001 - the awaiter of the request gets it
         if len(together) == 1:
             together[0].readings.set_exception(error)
             return
