@@ -6,13 +6,13 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from a2a.types import Task
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from retinue_memory import Memory, Scope
+from retinue_memory.clock import now
 from retinue_memory.errors import RetinueError
 
 from .delivery.memory_outbox import Outbox
@@ -77,7 +77,7 @@ class UserData:
         return {
             "user": user,
             "tenant": tenant,
-            "at": datetime.now(UTC).isoformat(),
+            "at": now().isoformat(),
             "tasks": tasks,
             "deleted": dict(erased.deleted),
             "left": list(erased.left),

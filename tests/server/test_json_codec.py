@@ -32,7 +32,7 @@ from retinue_server.a2a.json_codec import (
     struct_json,
     time_json,
 )
-from retinue_server.a2a.validation import stamp
+from retinue_server.a2a.timestamps import current_timestamp
 from retinue_server.runtime.events import payload_of
 
 texts = st.text(max_size=8)
@@ -245,6 +245,6 @@ def test_new_ids_are_uuids_in_the_order_of_their_making() -> None:
 
 def test_a_stamp_is_now_in_whole_microseconds() -> None:
     """Which is what the database keeps of a time."""
-    before, made, after = time.time_ns() // 1000, stamp(), time.time_ns() // 1000
+    before, made, after = time.time_ns() // 1000, current_timestamp(), time.time_ns() // 1000
     assert before <= made.ToMicroseconds() <= after
     assert made.nanos % 1000 == 0

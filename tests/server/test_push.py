@@ -26,10 +26,10 @@ from a2a.types import (
 from a2a.utils.errors import InvalidParamsError
 from google.protobuf.json_format import ParseDict
 
+from retinue_memory.clock import now_us
 from retinue_memory.database.sqlite import SQLiteDatabase
 from retinue_server.delivery.push import Pusher
 from retinue_server.delivery.url_policy import Refused, UrlPolicy
-from retinue_server.runtime.store.rows import now
 from retinue_server.runtime.store.store import Store
 from retinue_server.runtime.turn import Accepted, Caller, Progress
 
@@ -304,7 +304,7 @@ async def owe(store: Store, url: str, *numbers: int) -> Accepted:
     state = TaskState.TASK_STATE_COMPLETED
     snapshot = found.task.SerializeToString()
     await store.turns.record(
-        Progress(found.turn, state=state, status_at=now(), snapshot=snapshot, generation=1, pushes=pushes, done=True)
+        Progress(found.turn, state=state, status_at=now_us(), snapshot=snapshot, generation=1, pushes=pushes, done=True)
     )
     return found
 
@@ -345,7 +345,7 @@ async def test_a_url_that_keeps_failing_is_left_alone(tmp_path: Path, receiver: 
 
 async def _all_later(store: Store) -> bool:
     at = await store.push.next_push()
-    return at is not None and at > now() + 10_000_000
+    return at is not None and at > now_us() + 10_000_000
 
 
 @pytest.mark.parametrize("path", ["silent", "silent?{}"], ids=["one address", "many of one host"])

@@ -16,7 +16,8 @@ from a2a.utils.errors import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retinue_server.a2a.validation import MAX_DEPTH, IncomingMessage, MessageValidator, require_parts
+from retinue_server.a2a.json_values import MAX_DEPTH
+from retinue_server.a2a.validation import IncomingMessage, MessageValidator, require_parts
 from retinue_server.auth.owners import user_of
 
 from .inprocess import request

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TypeVar
 
+from retinue_memory.clock import now
 from retinue_memory.retry import Backoff, CircuitBreaker, RetryPolicy
 
 from .service import ServiceError
@@ -69,7 +70,7 @@ class Caller:
         return done
 
     def _open(self, wait_s: float) -> ServiceError:
-        until = datetime.now(UTC) + timedelta(seconds=wait_s)
+        until = now() + timedelta(seconds=wait_s)
         problem = (
             f"{self._name} failed {self._breaker.failures} times in a row and is not asked again before "
             f"{until:%H:%M:%S} UTC; the last time: {self._last}"

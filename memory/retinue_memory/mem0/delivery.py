@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from retinue_memory.clock import now_us as now
+from retinue_memory.clock import now_us
 from retinue_memory.database.base import Operation
 from retinue_memory.delivery import Deliveries, DeliveryWorker, Group
 from retinue_memory.errors import RetinueError
@@ -145,7 +145,7 @@ class Delivery(Deliveries[Key, Turn]):
             await self._ask(turn)
         elif await self.of_turn(turn.entity, turn.id, turn.said):
             await self._done(turn)
-        elif now() - turn.since < self._service.grace * 1e6:
+        elif now_us() - turn.since < self._service.grace * 1e6:
             await self._turns.again(turn, _LOOK.delay_s(turn.tries))
         elif turn.void:
             await self._turns.drop(turn)
@@ -219,7 +219,7 @@ class Delivery(Deliveries[Key, Turn]):
             await self._done(turn)
         elif progress == "failed":
             await self._failed(turn)
-        elif now() - turn.since > _MAX_EVENT_AGE_S * 1e6:
+        elif now_us() - turn.since > _MAX_EVENT_AGE_S * 1e6:
             await self._advance(turn, "sent")
         else:
             await self._turns.again(turn, _POLL.delay_s(turn.tries))

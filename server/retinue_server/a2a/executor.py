@@ -55,7 +55,7 @@ from retinue_server.auth.owners import user_of
 from retinue_server.runtime.executor import TurnExecutor
 from retinue_server.runtime.turn import WRITES, MemoryWrite
 
-from .validation import stamp
+from .timestamps import current_timestamp
 
 logger = logging.getLogger(__name__)
 
@@ -307,7 +307,7 @@ class _Publisher:
 
     async def task(self, message: A2AMessage, user: str | None) -> None:
         task = Task(id=self._task_id, context_id=self._context_id, history=[message])
-        task.status.CopyFrom(TaskStatus(state=_SUBMITTED, timestamp=stamp()))
+        task.status.CopyFrom(TaskStatus(state=_SUBMITTED, timestamp=current_timestamp()))
         if user is not None:
             task.metadata["user_id"] = user
         await self._enqueue(task)
@@ -315,7 +315,7 @@ class _Publisher:
     async def status(self, state: TaskState, text: str | None = None, metadata: Struct | None = None) -> None:
         event = TaskStatusUpdateEvent(task_id=self._task_id, context_id=self._context_id, metadata=metadata)
         event.status.state = state
-        event.status.timestamp.CopyFrom(stamp())
+        event.status.timestamp.CopyFrom(current_timestamp())
         if text is not None:
             event.status.message.CopyFrom(
                 A2AMessage(

@@ -1,19 +1,15 @@
-"""Validate what enters the store: SendMessage requests, in one pass, and the values that executors publish."""
+"""Validate SendMessage requests, in one pass, and the common fields of the other requests."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Generator, Iterable, Set
+from collections.abc import Callable, Generator, Set
 from dataclasses import dataclass
 
 from a2a.types import (
     AgentCard,
-    Artifact,
     GetTaskRequest,
     ListTasksRequest,
     Message,
-    Part,
     Role,
     SendMessageConfiguration,
     SendMessageRequest,
@@ -26,14 +22,13 @@ from a2a.utils.errors import (
     InvalidParamsError,
     VersionNotSupportedError,
 )
-from google.protobuf.struct_pb2 import Struct, Value
-from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.struct_pb2 import Value
 
 from retinue_memory.ids import new_id
 from retinue_server.auth.owners import checked_id, user_of
 
-MAX_DEPTH = 28
-"""The most levels of lists and objects in a value: protobuf parses 100 levels, and an object takes three of them."""
+from .json_values import part_values, values_problem
+
 ANY_MEDIA_TYPE = "*/*"
 
 
@@ -75,7 +70,7 @@ class MessageValidator:
         if message.role != Role.ROLE_USER:
             raise InvalidParamsError("role: expected ROLE_USER in a message to an agent")
         self._check(request)
-        if problem := _unfit_values([*request.metadata.fields.values(), *self._values_of(message)]):
+        if problem := values_problem([*request.metadata.fields.values(), *self._values_of(message)]):
             raise InvalidParamsError(f"message: {problem}")
         if missing := self._required - extensions:
             raise ExtensionSupportRequiredError(f"this agent requires the extensions {', '.join(sorted(missing))}")
@@ -99,7 +94,7 @@ class MessageValidator:
             if part.media_type and not self._media_types & {part.media_type, ANY_MEDIA_TYPE}:
                 known = ", ".join(sorted(self._media_types))
                 raise ContentTypeNotSupportedError(f"mediaType: this agent accepts {known}, got {part.media_type}")
-            yield from _values_of_part(part)
+            yield from part_values(part)
 
 
 def require_parts(request: SendMessageRequest) -> None:
@@ -134,62 +129,3 @@ def check_version(version: str | None) -> None:
     """Raise VersionNotSupportedError unless a request speaks version 1 of the protocol. None: it says nothing, and means 0.3."""
     if (version or "0.3").partition(".")[0] != PROTOCOL_VERSION_1_0.partition(".")[0]:
         raise VersionNotSupportedError(f"A2A version {version or '0.3'} is not supported here: send A2A-Version: 1.0")
-
-
-# -- values: stored are those that every binding can write as JSON and read back ---------------------------------------------
-
-
-def unfit(*structs: Struct) -> str | None:
-    """Why one of these cannot be stored. Returns None if all can."""
-    return _unfit_values([value for struct in structs for value in struct.fields.values()])
-
-
-def unfit_message(message: Message) -> str | None:
-    """`unfit` for all that a message carries."""
-    return _unfit(message)
-
-
-def unfit_artifact(artifact: Artifact) -> str | None:
-    """`unfit` for all that an artifact carries."""
-    return _unfit(artifact)
-
-
-def _unfit(carrier: Message | Artifact) -> str | None:
-    values = [value for part in carrier.parts for value in _values_of_part(part)]
-    return _unfit_values([*carrier.metadata.fields.values(), *values])
-
-
-def _values_of_part(part: Part) -> Generator[Value]:
-    if part.HasField("data"):
-        yield part.data
-    if part.HasField("metadata"):
-        yield from part.metadata.fields.values()
-
-
-def _unfit_values(values: Iterable[Value]) -> str | None:
-    for _ in range(MAX_DEPTH):
-        deeper: list[Value] = []
-        nested = False
-        for value in values:
-            match value.WhichOneof("kind"):
-                case "number_value":
-                    if not math.isfinite(value.number_value):
-                        return "a number is not finite, and JSON has no such numbers"
-                case "struct_value":
-                    nested = True
-                    deeper += value.struct_value.fields.values()
-                case "list_value":
-                    nested = True
-                    deeper += value.list_value.values
-                case _:
-                    pass
-        if not nested:
-            return None
-        values = deeper
-    return f"lists and objects are nested more than {MAX_DEPTH} levels deep"
-
-
-def stamp() -> Timestamp:
-    """The current time, in whole microseconds."""
-    seconds, micros = divmod(time.time_ns() // 1000, 1_000_000)
-    return Timestamp(seconds=seconds, nanos=micros * 1000)

@@ -10,13 +10,13 @@ from itertools import islice
 from typing import Any
 
 from retinue_memory import Memory
+from retinue_memory.clock import now_us
 from retinue_memory.database.base import Alongside, Database
 from retinue_memory.delivery import Deliveries, DeliveryWorker, Group, group
 from retinue_memory.errors import MemoryBackendError
 from retinue_memory.retry import RetryPolicy
 from retinue_server.http.metrics import Metrics
 from retinue_server.runtime.store.memory_outbox import MemoryOutboxRows, write_done
-from retinue_server.runtime.store.rows import now
 from retinue_server.runtime.turn import DueWrite
 
 from .pending_writes import Key, PendingWrites
@@ -114,12 +114,12 @@ class MemoryDelivery(Deliveries[Key, DueWrite]):
         rows_left = True
         try:
             due = await self._rows.due_writes(self._memory_name, _ROWS_AT_ONCE)
-            at = now() if due else await self._rows.next_write(self._memory_name)
+            at = now_us() if due else await self._rows.next_write(self._memory_name)
             rows_left = at is not None
         finally:
             if rows_left:
                 self._committed = None
-        return group(due, _key, busy, limit), None if at is None else (at - now()) / 1e6
+        return group(due, _key, busy, limit), None if at is None else (at - now_us()) / 1e6
 
     async def deliver(self, item: DueWrite) -> None:
         write = item.write
@@ -138,7 +138,7 @@ class MemoryDelivery(Deliveries[Key, DueWrite]):
         if item.id in self._written:
             raise error  # the memory has it: only the row is left to delete
         problem, name = f"{type(error).__name__}: {error}", item.write.memory
-        retry_at = None if retry_in_s is None else now() + int(1e6 * retry_in_s)
+        retry_at = None if retry_in_s is None else now_us() + int(1e6 * retry_in_s)
         if not await self._rows.write_failed(item, problem, retry_at):  # its commit came after all, or it was dropped
             log.info(
                 "memory %s: a write of task %s failed, but is not pending any more: %s", name, item.task_id, problem

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 from a2a.types import TaskPushNotificationConfig
 from a2a.utils.errors import InvalidParamsError
 
+from retinue_memory.clock import now_us
 from retinue_memory.delivery import Deliveries, DeliveryWorker, Group
 from retinue_memory.retry import Backoff, CircuitBreaker, RetryPolicy
 from retinue_server.runtime.store.push import PushRows
-from retinue_server.runtime.store.rows import now
 from retinue_server.runtime.turn import DuePush
 
 from .push_sender import PushFailed, PushSender
@@ -91,10 +91,10 @@ class Pusher(Deliveries[Key, DuePush]):
             if len(groups) < limit and _key(push) not in busy and self._acquire(push):
                 groups.append((_key(push), [push]))
         if groups or len(rows) < _ROWS_AT_ONCE or time.monotonic() - self._ended_at < _STUCK_AFTER_S:
-            at = now() if rows else await self._rows.next_push()
-            return groups, None if at is None else (at - now()) / 1e6
+            at = now_us() if rows else await self._rows.next_push()
+            return groups, None if at is None else (at - now_us()) / 1e6
         # none of these can start, and they hide what is due behind them
-        later = now() + int(1e6 * _DEFER_S)
+        later = now_us() + int(1e6 * _DEFER_S)
         await asyncio.gather(*(self._rows.push_later(push, later) for push in rows if _key(push) not in busy))
         return (), _REREAD_S
 
@@ -103,7 +103,7 @@ class Pusher(Deliveries[Key, DuePush]):
         try:
             breaker = self._breakers.get(url)
             if breaker is not None and (rest_s := breaker.acquire()) > 0:
-                await self._rows.push_later(item, now() + int(1e6 * rest_s) + 1)
+                await self._rows.push_later(item, now_us() + int(1e6 * rest_s) + 1)
                 return
             await self._sender.send(item)
             self._breakers.pop(url, None)
@@ -120,7 +120,7 @@ class Pusher(Deliveries[Key, DuePush]):
         breaker.failed()
         level = logging.ERROR if retry_in_s is None else logging.WARNING
         log.log(level, "push %s of task %s failed: %s", item.config.id, item.config.task_id, error)
-        retry_at = None if retry_in_s is None else now() + int(1e6 * retry_in_s)
+        retry_at = None if retry_in_s is None else now_us() + int(1e6 * retry_in_s)
         await self._rows.push_failed(item, str(error), retry_at)
 
     def _acquire(self, push: DuePush) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from a2a.utils.errors import ContentTypeNotSupportedError, InvalidRequestError, JSONParseError
 from starlette.requests import ClientDisconnect, Request
 
-from retinue_server.a2a.validation import MAX_DEPTH
+from retinue_server.a2a.json_values import MAX_DEPTH
 
 MAX_BODY_BYTES = 10 * 2**20
 _MAX_BODY_DEPTH = MAX_DEPTH + 8  # a value in a message in a call

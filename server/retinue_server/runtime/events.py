@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Generic, NamedTuple, TypeGuard, TypeVar
 
 from a2a.types import (
@@ -10,13 +9,12 @@ from a2a.types import (
     Task,
     TaskArtifactUpdateEvent,
     TaskState,
-    TaskStatus,
     TaskStatusUpdateEvent,
 )
 from a2a.utils.errors import InvalidAgentResponseError
 from a2a.utils.proto_utils import to_stream_response
 
-from retinue_server.a2a.validation import stamp, unfit, unfit_artifact, unfit_message
+from retinue_server.a2a.timestamps import current_timestamp
 
 from .pieces import is_plain_text
 
@@ -87,7 +85,7 @@ class Snapshot:
                 if task.status.HasField("message"):
                     task.history.append(task.status.message)
                 if not event.status.HasField("timestamp"):
-                    event.status.timestamp.CopyFrom(stamp())
+                    event.status.timestamp.CopyFrom(current_timestamp())
                 task.status.CopyFrom(event.status)
                 if event.HasField("metadata"):
                     task.metadata.MergeFrom(event.metadata)
@@ -150,30 +148,6 @@ def only_describes(event: Event) -> TypeGuard[Task]:
         and event.status.state in (TaskState.TASK_STATE_UNSPECIFIED, TaskState.TASK_STATE_SUBMITTED)
         and not event.artifacts
     )
-
-
-def unfit_event(event: Event) -> str | None:
-    """Why an event cannot be stored. Returns None if it can."""
-    return next((problem for problem in _problems(event) if problem), None)
-
-
-def _problems(event: Event) -> Iterator[str | None]:
-    if isinstance(event, Message):
-        yield unfit_message(event)
-        return
-    if event.HasField("metadata"):
-        yield unfit(event.metadata)
-    if isinstance(event, TaskArtifactUpdateEvent):
-        yield unfit_artifact(event.artifact)
-        return
-    yield _unfit_status(event.status)
-    if isinstance(event, Task):
-        yield from map(unfit_message, event.history)
-        yield from map(unfit_artifact, event.artifacts)
-
-
-def _unfit_status(status: TaskStatus) -> str | None:
-    return unfit_message(status.message) if status.HasField("message") else None
 
 
 def payload_of(event: Event) -> bytes:

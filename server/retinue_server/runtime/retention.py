@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from retinue_memory.clock import DAY_US, now_us
 from retinue_memory.errors import StoreError
 
-from .store.rows import now
 from .store.tasks import Tasks
 
 logger = logging.getLogger(__name__)
@@ -15,14 +15,13 @@ logger = logging.getLogger(__name__)
 _INTERVAL_S = 60.0
 _BATCH = 100
 _PAUSE_S = 0.05  # between batches, so that other writes get through
-_DAY_US = 86_400_000_000
 
 
 async def purge_forever(tasks: Tasks, days: float | None) -> None:
     """Delete tasks that ended more than `days` ago, with everything of theirs. Returns at once if `days` is None."""
     while days is not None:
         try:
-            purged = await tasks.purge(now() - int(days * _DAY_US), _BATCH)
+            purged = await tasks.purge(now_us() - int(days * DAY_US), _BATCH)
         except StoreError:
             logger.exception("old tasks could not be purged, trying again in %g s", _INTERVAL_S)
             purged = 0

@@ -11,9 +11,10 @@ from a2a.server.events import EventQueue
 from a2a.types import Message, Role, Task, TaskArtifactUpdateEvent, TaskState, TaskStatusUpdateEvent
 from a2a.utils.errors import InternalError, InvalidAgentResponseError
 
-from retinue_server.a2a.validation import stamp
+from retinue_server.a2a.json_values import event_problem
+from retinue_server.a2a.timestamps import current_timestamp
 
-from .events import Event, Numbered, Snapshot, only_describes, unfit_event
+from .events import Event, Numbered, Snapshot, only_describes
 from .executor import TurnExecutor
 from .outcome import Outcome, PendingOutcome
 from .publication import Publication
@@ -149,7 +150,7 @@ class Run(EventQueue):
 
         Raises InvalidAgentResponseError if the event does not fit the task, cannot be stored, or comes after the end.
         """
-        if self._executor.events_need_checks and (problem := unfit_event(event)):
+        if self._executor.events_need_checks and (problem := event_problem(event)):
             raise InvalidAgentResponseError(f"the agent's event cannot be stored: {problem}")
         if not self._state.publishing:
             raise InvalidAgentResponseError("the agent published an event after the end of its turn")
@@ -223,7 +224,7 @@ class Run(EventQueue):
         turn = self.turn
         event = TaskStatusUpdateEvent(task_id=turn.task_id, context_id=turn.context_id)
         event.status.state = state
-        event.status.timestamp.CopyFrom(stamp())
+        event.status.timestamp.CopyFrom(current_timestamp())
         if message is not None:
             event.status.message.CopyFrom(message)
             event.status.message.task_id, event.status.message.context_id = turn.task_id, turn.context_id

@@ -9,6 +9,7 @@ from typing import Any
 from a2a.types import Message, SendMessageRequest, Task, TaskState
 from a2a.utils.errors import InvalidParamsError, TaskNotFoundError, UnsupportedOperationError
 
+from retinue_memory.clock import now_us
 from retinue_memory.database.base import Connection
 from retinue_memory.database.migrations import load_queries
 from retinue_memory.ids import new_id
@@ -16,7 +17,7 @@ from retinue_server.auth.owners import USER_ID
 from retinue_server.runtime.turn import TERMINAL, USER, Accepted, Caller, Turn, TurnState
 
 from . import push
-from .rows import SQL_FOLDER, accepted_of, digest_of, named, now, scope_of, task_of
+from .rows import SQL_FOLDER, accepted_of, digest_of, named, scope_of, task_of
 
 _SQL = load_queries(SQL_FOLDER, "acceptance.sql")
 
@@ -114,7 +115,7 @@ def _new_target(request: SendMessageRequest, scope: Mapping[str, Any], db: Conne
     message.context_id = message.context_id or new_id()
     task = Task(id=message.task_id, context_id=message.context_id, history=[message])
     task.status.state = TaskState.TASK_STATE_SUBMITTED
-    task.status.timestamp.FromMicroseconds(now())
+    task.status.timestamp.FromMicroseconds(now_us())
     if USER_ID in request.metadata:
         task.metadata[USER_ID] = request.metadata[USER_ID]
     return _Target(task, new_context=not known)

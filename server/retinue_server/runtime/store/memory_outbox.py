@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
+from retinue_memory.clock import now_us
 from retinue_memory.database.base import Connection, Database
 from retinue_memory.database.migrations import load_queries
 from retinue_server.runtime.turn import DueWrite, FailedWrite, MemoryWrite
 
-from .rows import SQL_FOLDER, now, write_of, write_values
+from .rows import SQL_FOLDER, write_of, write_values
 
 _SQL = load_queries(SQL_FOLDER, "memory_outbox.sql")
 
@@ -20,7 +21,7 @@ def insert(task_id: str, turn_id: int, write: MemoryWrite, due_at: int, db: Conn
 
 
 def due_writes(memory: str, limit: int, db: Connection) -> list[DueWrite]:
-    rows = db.execute(_SQL["due_writes"], {"memory": memory, "now": now(), "limit": limit})
+    rows = db.execute(_SQL["due_writes"], {"memory": memory, "now": now_us(), "limit": limit})
     return [DueWrite(id, task_id, tries, write_of(*write)) for id, task_id, tries, *write in rows]
 
 
@@ -56,7 +57,7 @@ def failed_writes(limit: int, db: Connection) -> list[FailedWrite]:
 
 def retry_failed_writes(memory: str, db: Connection) -> list[MemoryWrite]:
     db.execute(_SQL["tasks_of_failed_writes"], (memory,))
-    return [write_of(*row) for row in db.execute(_SQL["retry_failed_writes"], {"memory": memory, "now": now()})]
+    return [write_of(*row) for row in db.execute(_SQL["retry_failed_writes"], {"memory": memory, "now": now_us()})]
 
 
 class MemoryOutboxRows:

@@ -6,11 +6,12 @@ from functools import partial
 
 from a2a.types import TaskPushNotificationConfig
 
+from retinue_memory.clock import now_us
 from retinue_memory.database.base import Connection, Database
 from retinue_memory.database.migrations import load_queries
 from retinue_server.runtime.turn import Caller, DuePush
 
-from .rows import SQL_FOLDER, config_of, now, scope_of
+from .rows import SQL_FOLDER, config_of, scope_of
 
 _SQL = load_queries(SQL_FOLDER, "push.sql")
 
@@ -48,7 +49,7 @@ def insert(task_id: str, payload: bytes, due_at: int, db: Connection) -> None:
 
 
 def due_pushes(limit: int, db: Connection) -> list[DuePush]:
-    rows = db.execute(_SQL["due_pushes"], {"now": now(), "limit": limit})
+    rows = db.execute(_SQL["due_pushes"], {"now": now_us(), "limit": limit})
     return [DuePush(id, tries, payload, config_of(config)) for id, tries, payload, config in rows]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from a2a.types import Task, TaskState, TaskStatus
 
+from retinue_memory.clock import now_us
 from retinue_memory.database.base import Connection
 from retinue_memory.database.migrations import load_queries
 from retinue_server.runtime.turn import (
@@ -21,7 +22,7 @@ from retinue_server.runtime.turn import (
 )
 
 from . import memory_outbox, push
-from .rows import SQL_FOLDER, now, scope_of
+from .rows import SQL_FOLDER, scope_of
 
 _SQL = load_queries(SQL_FOLDER, "recording.sql")
 
@@ -49,7 +50,7 @@ def record(progress: Progress, db: Connection) -> list[DueWrite]:
     db.execute(_SQL["record_turn"], values)
     for step, result in progress.steps:
         db.execute(_SQL["record_step"], (turn.id, step, result))
-    at = now()
+    at = now_us()
     for payload in progress.pushes:
         push.insert(turn.task_id, payload, at, db)
     return [memory_outbox.insert(turn.task_id, turn.id, write, at, db) for write in progress.writes]
@@ -74,7 +75,7 @@ def end(
     rows = db.execute(_SQL["end_task"], values).fetchall()
     if not rows:
         return None
-    at = now()
+    at = now_us()
     push.insert(task.id, event, at, db)
     ((first_turn,),) = rows  # a task's place is the id of its first turn
     return [memory_outbox.insert(task.id, first_turn, write, at, db) for write in writes]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from importlib.resources import files
@@ -20,11 +19,6 @@ from retinue_server.runtime.turn import Accepted, Caller, MemoryWrite, Turn
 
 SQL_FOLDER = files("retinue_server.runtime.store")
 _CONTEXT = tuple(field.name for field in fields(InvocationContext))
-
-
-def now() -> int:
-    """Microseconds since the epoch."""
-    return time.time_ns() // 1000
 
 
 def digest_of(message: Message) -> bytes:
