@@ -225,6 +225,7 @@ async def test_a_model_that_breaks_its_contract_is_a_model_error() -> None:
 
 
 async def test_an_empty_message_is_neither_looked_up_nor_remembered() -> None:
+    """A message of blanks starts no recall and leaves no memory."""
     memory = ListMemory()
     kinds = [event.kind for event in await events_of(Agent(ScriptedModel(["Yes?"]), memory=memory), "  \n")]
     assert kinds == ["text_delta", "final_answer"]
@@ -447,10 +448,12 @@ async def test_run_returns_the_output_and_the_steps() -> None:
 
 
 def test_run_sync_needs_no_event_loop() -> None:
+    """`run_sync` answers in a program without an event loop."""
     assert Agent("echo").run_sync("hello", user_id="alice").output == "hello"
 
 
 async def test_tools_are_added_by_call_and_by_decorator() -> None:
+    """`add_tool` and both forms of `tool_plain` offer a function to the model."""
     agent = Agent(ScriptedModel([ToolCall("1", "twice", {"n": 4}), "8"]))
 
     @agent.tool_plain
@@ -486,6 +489,7 @@ async def test_a_schema_reaches_the_model() -> None:
 
 
 def test_an_agent_needs_exactly_one_model() -> None:
+    """Neither `model` nor `llm`, or both of them, is a ConfigError."""
     for wrong in ({}, {"model": "echo", "llm": EchoModel()}):
         with pytest.raises(ConfigError, match="one model"):
             Agent(**wrong)  # type: ignore[arg-type]

@@ -223,6 +223,7 @@ async def test_a_real_endpoint_answers_in_a_stream(openai_endpoint: str) -> None
 
 
 async def test_a_real_endpoint_follows_a_schema(openai_endpoint: str) -> None:
+    """An answer with a schema is JSON of its shape."""
     schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
     deltas = await collect(model(openai_endpoint), schema=schema, max_tokens=60, temperature=0)
     assert isinstance(json.loads("".join(delta.text for delta in deltas))["city"], str)
@@ -268,7 +269,8 @@ async def test_what_is_sent_is_the_openai_shape(endpoint: Endpoint) -> None:
     assert set(body) == {"messages", "model", "tools", "response_format", "temperature", "stream", "stream_options"}
 
 
-async def test_text_and_usage_come_back(endpoint: Endpoint) -> None:
+async def test_the_answer_carries_text_finish_and_usage(endpoint: Endpoint) -> None:
+    """The deltas carry the text, and the last one the finish reason and the tokens."""
     deltas = await collect(model(endpoint.url, "fine"))
     assert "".join(delta.text for delta in deltas) == "Hello"
     last = deltas[-1]
@@ -292,6 +294,7 @@ async def test_tool_calls_are_put_together_from_their_pieces(endpoint: Endpoint)
 
 
 async def test_broken_arguments_of_a_tool_call_are_a_model_error(endpoint: Endpoint) -> None:
+    """Arguments that are no JSON object raise ModelError."""
     assert "not a JSON object" in str(await failure(model(endpoint.url, "badcall")))
 
 
@@ -343,13 +346,15 @@ async def test_without_a_key_nothing_is_sent(endpoint: Endpoint, monkeypatch: py
     assert endpoint.requests == []
 
 
-async def test_an_unknown_provider_is_said_at_the_first_request() -> None:
+async def test_an_unknown_provider_is_an_error_at_the_first_request() -> None:
+    """A provider that LiteLLM does not know is a ModelError that is not retried."""
     error = await failure(LiteLLMChat("opnai/m"))
     assert str(error).startswith("opnai/m: LiteLLM knows no such provider")
     assert not error.retryable
 
 
-async def test_nobody_listening_is_a_readable_error() -> None:
+async def test_a_refused_connection_is_a_retryable_error() -> None:
+    """An endpoint that nobody listens on raises a ModelError that names the problem."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         error = await failure(model(f"http://127.0.0.1:{probe.getsockname()[1]}", retries=0))

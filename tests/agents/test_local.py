@@ -175,6 +175,7 @@ async def test_a_message_longer_than_the_model_reads_is_cut() -> None:
 
 
 async def test_a_schema_is_followed() -> None:
+    """The embedded model answers a schema with JSON of its shape."""
     schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
     assert "city" in json.loads(await answer(user("I am from Italy. Name a city."), schema=schema))
 
@@ -193,6 +194,7 @@ def test_tools_are_ignored_and_that_is_said(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_settings_are_checked() -> None:
+    """A max_tokens outside of the model's window is a ConfigError."""
     for wrong in (0, 100_000):
         with pytest.raises(ConfigError):
             LocalChat(max_tokens=wrong)
@@ -240,7 +242,8 @@ print([name for name in bound if name != ("AF_UNIX", False)])
         ("", "plain"),
     ],
 )
-def test_the_shape_follows_what_is_said(said: str, shape: str) -> None:
+def test_the_shape_of_the_prompt_follows_the_message(said: str, shape: str) -> None:
+    """A statement about the user, a question about the user and everything else have a shape of prompt each."""
     assert smollm2.shape([user(said)]).shape == shape
 
 
@@ -272,6 +275,7 @@ def test_a_long_conversation_loses_its_oldest_turns() -> None:
 
 
 def test_a_long_system_prompt_or_memory_leaves_room_for_the_question() -> None:
+    """System prompt and memories are cut before the question is."""
     long_system = Message("system", "Be kind. " * 1000)
     fitted = smollm2.fit(smollm2.shape([long_system, user("Tell me about the capital of France. " * 20)]), 2000)
     assert len(fitted.lines[0][1]) == 1000

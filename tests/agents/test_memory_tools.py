@@ -116,7 +116,8 @@ async def test_the_tools_describe_themselves(native: Memory) -> None:
     assert specs["forget_memory"].parameters["properties"]["ids"]["maxItems"] == 20
 
 
-async def test_what_cannot_forget_is_not_offered_to_forget() -> None:
+async def test_a_memory_that_cannot_forget_has_no_forget_tool() -> None:
+    """The model is offered forget_memory only if a memory can forget."""
     model = ScriptedModel(["Hi."])
     await events_of(Agent(model, memory=ListMemory(), memory_mode="tools"))
     assert offered(model) == ["search_memory", "add_memory"]
@@ -139,7 +140,8 @@ async def test_a_turn_that_may_not_is_not_offered_to(use: dict[str, Any], tools:
     assert sorted([*tools, *refused]) == ["add_memory", "forget_memory", "search_memory"]
 
 
-async def test_a_search_keeps_to_the_number_the_turn_asks_for(native: ManagedMemory) -> None:
+async def test_a_search_returns_at_most_top_k_of_the_turn(native: ManagedMemory) -> None:
+    """The turn's top_k counts for searches of the model, not the agent's."""
     for name in ("Ann", "Bea", "Cleo"):
         await native.add(SCOPE, f"{name} is a cousin of the user.")
     model = ScriptedModel([search("cousin"), "Two."])
@@ -163,7 +165,9 @@ def test_a_model_that_calls_no_tools_cannot_be_left_alone_with_a_memory(caplog: 
         Agent(EchoModel(), memory_mode="always")  # type: ignore[arg-type]
 
 
-def test_the_names_of_the_tools_are_taken() -> None:
+def test_a_tool_cannot_have_the_name_of_a_memory_tool() -> None:
+    """A name of a memory tool is refused for others, but only if there are memory tools."""
+
     def add_memory() -> None: ...
 
     with pytest.raises(ConfigError, match="two tools named 'add_memory'"):
@@ -189,14 +193,16 @@ async def test_what_is_found_is_data(native: ManagedMemory) -> None:
     assert retrieved.messages[0].metadata["memory"]["id"] == record.id
 
 
-async def test_ids_are_for_those_who_may_forget(native: ManagedMemory) -> None:
+async def test_ids_are_shown_only_to_a_turn_that_may_forget(native: ManagedMemory) -> None:
+    """A search shows the ids of memories only if the turn may forget them."""
     await native.add(SCOPE, "The user's dog is called Rex.")
     model = ScriptedModel([search("dog"), "Rex."])
     ((text, _),) = results(await events_of(Agent(model, memory=native, memory_mode="tools"), remember=False))
     assert "(id" not in text
 
 
-async def test_nothing_found_is_said() -> None:
+async def test_a_search_without_results_says_so() -> None:
+    """The model is told that nothing was found."""
     events = await events_of(Agent(ScriptedModel([search("x"), "-"]), memory=ListMemory(), memory_mode="tools"))
     assert results(events) == [("No memories found.", False)]
 
@@ -375,13 +381,15 @@ async def test_a_note_gives_no_orders(native: ManagedMemory) -> None:
     assert all("Italy" in message.content for message in recalled)
 
 
-async def test_secrets_are_not_saved(native: ManagedMemory) -> None:
+async def test_a_secret_in_a_note_is_redacted(native: ManagedMemory) -> None:
+    """A password in a note is stored as a mark."""
     await events_of(Agent(ScriptedModel([add("The password is: hunter2!x"), "-"]), memory=native, memory_mode="tools"))
     assert await contents(native) == ["The password is: [redacted secret]"]
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "x" * 2001, 5])
-async def test_what_cannot_be_added_is_told(text: Any) -> None:
+async def test_a_note_that_cannot_be_added_is_a_failed_result(text: Any) -> None:
+    """An empty or overlong note fails, names the argument and stores nothing."""
     memory = ListMemory()
     ((said, failed),) = results(
         await events_of(Agent(ScriptedModel([add(text), "-"]), memory=memory, memory_mode="tools"))
@@ -441,7 +449,8 @@ async def test_a_turn_that_forgets_is_not_remembered_by_itself(native: ManagedMe
     assert await contents(native) == ["The user works as a baker."]
 
 
-async def test_what_was_forgotten_can_be_said_again(native: ManagedMemory) -> None:
+async def test_a_forgotten_memory_can_be_added_again(native: ManagedMemory) -> None:
+    """A turn that forgot a memory may store the same text anew."""
     home = await native.add(SCOPE, "The user lives in Bergen.")
     model = ScriptedModel([search("Bergen"), forget(home.id), add("The user lives in Bergen."), "Kept."])
     await events_of(Agent(model, memory=native, memory_mode="tools"))

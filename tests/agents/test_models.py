@@ -69,7 +69,8 @@ def test_a_litellm_name_in_either_style(spec: str, name: str) -> None:
     assert model.name == name
 
 
-def test_the_models_that_are_in_the_box() -> None:
+def test_built_in_models_open_by_name() -> None:
+    """`echo` and `local/...` open their models, and a model is passed through."""
     assert isinstance(open_model("echo"), EchoModel)
     local = open_model("local/smollm2-135m")
     assert isinstance(local, LocalChat)

@@ -85,6 +85,7 @@ def test_a_function_describes_itself() -> None:
 
 
 def test_sphinx_style_docstrings_are_read() -> None:
+    """Parameters described as `:param name:` reach the tool's schema."""
     spec = as_tool(sphinx).spec
     assert spec.description == "Add."
     assert {name: p["description"] for name, p in spec.parameters["properties"].items()} == {
@@ -131,6 +132,8 @@ async def test_the_context_may_be_optional() -> None:
 
 
 async def test_plain_functions_run_off_the_event_loop() -> None:
+    """A plain function runs in another thread, a coroutine function on the event loop."""
+
     def where() -> str:
         return threading.current_thread().name
 
@@ -142,6 +145,7 @@ async def test_plain_functions_run_off_the_event_loop() -> None:
 
 
 async def test_results_are_text_or_json() -> None:
+    """A string is the result itself; any other value is written as JSON."""
     for value, text in (
         ("as it is", "as it is"),
         (None, "null"),
@@ -199,6 +203,8 @@ async def test_settings_come_from_the_decorator() -> None:
 
 
 async def test_methods_and_callable_objects_are_tools() -> None:
+    """Bound methods and objects with `__call__` become tools."""
+
     class Counter:
         def __init__(self) -> None:
             self.n = 0

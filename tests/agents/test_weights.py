@@ -80,6 +80,7 @@ def test_offline_the_way_out_is_named(empty_cache: Path) -> None:
 
 
 def test_a_cache_that_cannot_be_written_is_named(empty_cache: Path) -> None:
+    """The error for a cache folder that is a file names the variable that moves it."""
     empty_cache.parent.mkdir(parents=True)
     empty_cache.write_text("a file where the folder belongs", encoding="utf-8")
     with pytest.raises(ConfigError, match="RETINUE_CACHE"):
@@ -95,7 +96,8 @@ def test_the_command_ends_in_one_line(empty_cache: Path) -> None:
     assert "RETINUE_CACHE" in done.stderr.splitlines()[-1]
 
 
-def test_the_command_says_where_they_lie(weights: Mapping[Weight, Path]) -> None:
+def test_the_command_prints_where_the_weights_are(weights: Mapping[Weight, Path]) -> None:
+    """`python -m retinue_agents.models.weights` prints the path of each file."""
     command = [sys.executable, "-m", "retinue_agents.models.weights"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert [line.partition(": ")[2] for line in done.stdout.splitlines()] == [str(weights[weight]) for weight in ALL]

@@ -147,6 +147,7 @@ async def test_a_call_in_a_thread_cannot_be_cancelled() -> None:
 
 
 async def test_an_executor_of_daemon_threads_runs_every_call_at_once() -> None:
+    """A hundred calls that wait for each other all run."""
     together = threading.Barrier(100)
     executor = DaemonThreads()
     loop = asyncio.get_running_loop()

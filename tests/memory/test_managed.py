@@ -141,6 +141,7 @@ async def test_memories_of_one_moment_are_all_leafed_through(memory: NativeMemor
 
 @pytest.mark.parametrize("cursor", ["", "x", "1", "1.2.3", "1.2; DROP TABLE memories", "9" * 40 + ".1"])
 async def test_a_cursor_that_no_page_gave_is_refused(memory: NativeMemory, cursor: str) -> None:
+    """A made-up cursor and a limit of 0 are ValueErrors that say what is expected."""
     with pytest.raises(ValueError, match="cursor"):
         await memory.browse(ALICE, cursor=cursor)
     with pytest.raises(ValueError, match="1 to 1000"):
@@ -258,6 +259,7 @@ async def test_a_budget_bounds_the_tokens(memory: NativeMemory) -> None:
 
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_law_tokens_grow_with_the_text(one: str, other: str) -> None:
+    """A longer text is never estimated at fewer tokens."""
     assert 0 < estimate_tokens(one) <= estimate_tokens(one + other)
 
 
@@ -340,7 +342,8 @@ async def test_adding_by_hand_is_like_saying_it(memory: NativeMemory) -> None:
         await memory.add(ALICE, "\n")
 
 
-async def test_pinning_what_is_not_there(memory: NativeMemory) -> None:
+async def test_pinning_an_unknown_id_returns_none(memory: NativeMemory) -> None:
+    """Pinning an id that does not exist changes nothing, in an empty memory too."""
     assert await memory.pin(ALICE, "x") is None
     await tell(memory, "I ski")
     assert await memory.pin(ALICE, "x") is None
@@ -613,7 +616,8 @@ def test_settings_are_checked(entry: dict[str, Any], key: str) -> None:
     assert refused.value.key == key
 
 
-def test_settings_are_taken(tmp_path: Path) -> None:
+def test_open_memory_takes_the_settings_of_the_native_memory(tmp_path: Path) -> None:
+    """The settings of a native entry are accepted by `open_memory`."""
     url = f"sqlite:///{tmp_path}/x.db"
     memory = open_memory({"backend": "native", "database": url, "max_memories": 7, "fade_days": 90, "embedder": "off"})
     assert isinstance(memory, ManagedMemory)

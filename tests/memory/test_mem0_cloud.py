@@ -296,7 +296,8 @@ async def test_a_session_is_erased_without_its_users(cloud: Cloud, memory: Mem0M
     assert cloud.texts() == ["Alice in run s1"]
 
 
-async def test_deleting_everything_always_names_someone(cloud: Cloud, memory: Mem0Memory) -> None:
+async def test_delete_all_always_names_a_user(cloud: Cloud, memory: Mem0Memory) -> None:
+    """mem0 deletes everything of everybody if no entity is named: one always is."""
     await memory.update(said("I keep bees"), ctx=turn_of())
     await memory.erase(ALICE)
     assert [call.params for call in cloud.calls if call.operation == "delete_all"] == [{"user_id": "alice"}]
@@ -322,7 +323,8 @@ async def test_an_erasure_wins_over_what_is_under_way(cloud: Cloud, memory: Mem0
     assert cloud.memories == {}
 
 
-async def test_what_is_forgotten_while_mem0_works_on_it_does_not_come_back(cloud: Cloud, memory: Mem0Memory) -> None:
+async def test_a_message_forgotten_while_mem0_extracts_stays_forgotten(cloud: Cloud, memory: Mem0Memory) -> None:
+    """A pending message that was forgotten is not found once mem0 has extracted it."""
     cloud.indexing.clear()
     await memory.update(said("I keep bees"), ctx=turn_of())
     await memory.update(said("I like figs"), ctx=turn_of())
@@ -442,7 +444,8 @@ async def test_what_mem0_refuses_of_a_queued_update_is_kept(cloud: Cloud, tmp_pa
     await memory.aclose()
 
 
-async def test_what_mem0_refuses_is_an_error_and_not_kept(cloud: Cloud, memory: Mem0Memory) -> None:
+async def test_a_message_that_mem0_refuses_is_an_error_and_not_kept(cloud: Cloud, memory: Mem0Memory) -> None:
+    """A refused update raises, and leaves nothing pending."""
     cloud.faults["add"] = [Fault(413)]
     with pytest.raises(MemoryBackendError, match=r"refused \(413\)"):
         await memory.update(said("I keep bees"), ctx=turn_of())
@@ -543,6 +546,7 @@ async def test_a_stalled_first_call_holds_up_nobody(cloud: Cloud) -> None:
 
 
 async def test_closing_does_not_wait_for_a_stalled_call(cloud: Cloud) -> None:
+    """`aclose` returns while a call hangs, and calls after it say that the memory is closed."""
     cloud.faults["ping"] = [Fault(stall=True)]
     memory = Mem0Memory(KEY, host=cloud.url, timeout=0.1)
     with pytest.raises(MemoryBackendError):
@@ -554,6 +558,7 @@ async def test_closing_does_not_wait_for_a_stalled_call(cloud: Cloud) -> None:
 
 
 async def test_a_slow_search_ends_in_time_and_holds_up_no_update(cloud: Cloud) -> None:
+    """A search that hangs ends at its timeout, and updates go on meanwhile."""
     memory = Mem0Memory(KEY, host=cloud.url, timeout=0.5)
     cloud.faults["search"] = [Fault(stall=True)] * 9
     longest = asyncio.create_task(longest_lag())
@@ -630,12 +635,14 @@ def test_a_key_is_needed_and_taken_from_the_environment(cloud: Cloud, monkeypatc
     ],
 )
 def test_a_wrong_setting_is_named(entry: dict[str, Any], key: str, problem: str) -> None:
+    """The error for a wrong setting carries its key."""
     with pytest.raises(ConfigError, match=problem) as caught:
         open_memory({"backend": "mem0", "api_key": KEY} | entry)
     assert caught.value.key == key
 
 
 def test_without_mem0_the_error_says_what_to_install() -> None:
+    """Without mem0ai the error names the extra to install."""
     run_python("""
         import sys
         sys.modules["mem0"] = None

@@ -56,7 +56,8 @@ def test_terms(text: str, expected: list[str]) -> None:
 @pytest.mark.parametrize(
     "text", ["Where is it?", "what is the capital of my country", "Tell me my name", "可以吗\uff1f"]
 )
-def test_asks(text: str) -> None:
+def test_a_question_is_recognised(text: str) -> None:
+    """A question counts as one, with the whole weight."""
     assert asks(text)
     assert asking(text) == 1.0
 
@@ -64,7 +65,8 @@ def test_asks(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["I am from Italy", "What a day", "What I like most is tea", "Whatever", "Isabel is my aunt"]
 )
-def test_tells(text: str) -> None:
+def test_a_statement_is_not_a_question(text: str) -> None:
+    """A statement is no question, even if it holds a question word."""
     assert not asks(text)
     assert asking(text) == 0.0
 

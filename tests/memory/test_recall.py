@@ -155,7 +155,9 @@ async def test_an_answer_that_makes_no_sense_is_a_failure_of_its_memory(nonsense
     assert [failure.memory for failure in result.failures] == ["odd"]
 
 
-async def test_an_answer_without_end_is_cut() -> None:
+async def test_an_endless_result_is_cut_at_top_k() -> None:
+    """A memory that returns an endless iterable is read up to top_k."""
+
     def endless() -> Iterator[Message]:
         for number in itertools.count():
             yield hit(str(number))

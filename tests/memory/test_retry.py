@@ -72,5 +72,6 @@ def test_a_retry_after_is_seconds_or_a_date(header: str | None, seconds: float |
 
 
 def test_a_retry_after_date_is_counted_from_now() -> None:
+    """A Retry-After header that holds a date gives the seconds until then."""
     at = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
     assert 55 < (retry_after(at) or 0.0) <= 60

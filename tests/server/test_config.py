@@ -166,7 +166,8 @@ def test_how_an_agent_uses_its_memory(written: str, mode: str, memories: tuple[s
     assert (config.agents["a"].memory_mode, config.memories_of("a")) == (mode, memories)
 
 
-def test_how_much_and_how_long_an_agent_recalls() -> None:
+def test_memory_timeout_and_top_k_of_an_agent() -> None:
+    """memory_timeout and memory_top_k are read, and default to 2 s and 5."""
     entry = parse_config("agents: {a: {model: echo, memory_timeout: 0.5, memory_top_k: 20}}").agents["a"]
     assert (entry.memory_timeout, entry.memory_top_k) == (0.5, 20)
     default = parse_config("agents: {a: {model: echo}}").agents["a"]

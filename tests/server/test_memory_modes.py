@@ -196,9 +196,10 @@ def test_a_request_binds_the_tools_too(
 
 
 @pytest.mark.parametrize(("wish", "most"), [({}, 2), ({"top_k": 3}, 3), ({"top_k": 1}, 1)])
-def test_a_search_brings_as_many_as_the_request_or_the_config_says(
+def test_a_search_returns_at_most_top_k_of_the_request_or_the_config(
     wish: dict[str, Any], most: int, server: Server, brain: Brain, user: str
 ) -> None:
+    """A request's top_k counts for searches of the model, else memory_top_k."""
     for name in ("Ann", "Bea", "Cleo", "Dora"):
         added = {"content": f"{name} is a cousin."}
         httpx.post(f"{server.url}/api/v1/memories", params={"user": user}, json=added).raise_for_status()

@@ -25,6 +25,7 @@ def started(at: float = 0.0) -> TextPieces:
 
 
 def test_a_piece_after_a_pause_is_not_held() -> None:
+    """The first piece after a whole window is published at once."""
     event = piece("two")
     assert started().add(event, WINDOW_S) is event
 
@@ -42,6 +43,7 @@ def test_pieces_within_the_window_are_one() -> None:
 
 
 def test_the_last_chunk_is_published_at_once_with_what_is_held() -> None:
+    """The last chunk ends the window: held text and its own come as one piece."""
     pieces = started()
     assert pieces.add(piece("two "), 0.0) is None
     joined = pieces.add(piece("three", last=True), 0.0)
@@ -49,13 +51,15 @@ def test_the_last_chunk_is_published_at_once_with_what_is_held() -> None:
     assert (text_of(joined), joined.append, joined.last_chunk) == ("two three", True, True)
 
 
-def test_what_is_held_does_not_grow_without_end() -> None:
+def test_held_text_is_bounded() -> None:
+    """Text is published early once a piece's worth of characters is held."""
     pieces = started()
     given_out = [text_of(pieces.add(piece("x" * 1000), 0.0)) for _ in range(10)]
     assert [text for text in given_out if text is not None] == ["x" * 5000] * 2
 
 
 def test_only_plain_text_of_the_same_artifact_continues_it() -> None:
+    """Pieces of another artifact, with metadata or of other kinds are not coalesced."""
     pieces = started()
     assert pieces.continues(piece("two"))
     assert not pieces.continues(piece("two", append=False))
@@ -75,6 +79,7 @@ def test_only_plain_text_of_the_same_artifact_continues_it() -> None:
 
 @given(st.lists(st.tuples(st.text(max_size=3), st.floats(0, 2 * WINDOW_S))))
 def test_no_text_is_lost_or_reordered(said: list[tuple[str, float]]) -> None:
+    """Whatever the pauses, the published pieces joined are the text."""
     pieces, now, given_out = started(), 0.0, "one"
     for text, pause in said:
         now += pause

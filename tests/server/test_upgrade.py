@@ -206,7 +206,8 @@ def test_due_memory_writes_are_made_in_their_order(server: Server, old: Old, bra
     assert remembered(brain) == ["owed", "owed at the end", "given up"]
 
 
-def test_a_turn_that_mem0_had_not_taken_is_taken_once(server: Server, old: Old, cloud: Cloud) -> None:
+def test_a_pending_mem0_write_is_delivered_once(server: Server, old: Old, cloud: Cloud) -> None:
+    """A write to mem0 that was pending in the old file is delivered, once."""
     wait_until_stored(server, "cloud", old.ids[IN_MEM0])
     eventually(lambda: cloud.texts().count("kept for mem0") == 1, "mem0 has it")
     assert cloud.count("add") == 1

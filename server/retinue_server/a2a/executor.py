@@ -70,9 +70,6 @@ MEMORY = "memory"
 """The metadata key of the memory extension, in requests and in finished tasks."""
 MEMORY_EXTENSION = "urn:retinue:a2a:memory:v1"
 _MAX_TOP_K = 100
-# looked up once: a name of a protobuf enumeration takes longer to look up than to use
-_SUBMITTED, _WORKING = TaskState.TASK_STATE_SUBMITTED, TaskState.TASK_STATE_WORKING
-_COMPLETED, _AGENT = TaskState.TASK_STATE_COMPLETED, Role.ROLE_AGENT
 
 
 def text_of(message: A2AMessage) -> str:
@@ -169,16 +166,18 @@ class A2AExecutor(TurnExecutor):
         message = context.message
         if message is None:
             raise InvalidParamsError("the request carries no message")
-        refuse_without_text(message)
+        under_runtime = TURN in context.call_context.state
+        if not under_runtime:
+            refuse_without_text(message)  # else `check` has done it
         metadata = context.metadata  # a property that builds a new dictionary
         use = MemoryUse.of(metadata)
         task = context.current_task
         user = user_of(metadata, message.metadata, task.metadata if task else None)
         publish = _Publisher(context, event_queue, use)
         history = await self._history(context)
-        if task is None and TURN not in context.call_context.state:
+        if task is None and not under_runtime:
             await publish.task(message, user)
-        await publish.status(_WORKING)
+        await publish.status(TaskState.TASK_STATE_WORKING)
         turn = InvocationContext(
             session_id=message.context_id,
             user_id=user,
@@ -283,7 +282,7 @@ class _Publisher:
                 if self._held is None and not self._appends:
                     self._held = content
                 await self._flush(last=True)
-                self._end = (_COMPLETED, None)
+                self._end = (TaskState.TASK_STATE_COMPLETED, None)
             case InputRequired(content):
                 await self._flush(last=True)
                 self._end = (TaskState.TASK_STATE_INPUT_REQUIRED, content)
@@ -307,7 +306,7 @@ class _Publisher:
 
     async def task(self, message: A2AMessage, user: str | None) -> None:
         task = Task(id=self._task_id, context_id=self._context_id, history=[message])
-        task.status.CopyFrom(TaskStatus(state=_SUBMITTED, timestamp=current_timestamp()))
+        task.status.CopyFrom(TaskStatus(state=TaskState.TASK_STATE_SUBMITTED, timestamp=current_timestamp()))
         if user is not None:
             task.metadata["user_id"] = user
         await self._enqueue(task)
@@ -361,7 +360,7 @@ async def _of_task(context: RequestContext) -> list[Message]:
 
 
 def _message(message: A2AMessage) -> Message:
-    return Message("assistant" if message.role == _AGENT else "user", text_of(message), id=message.message_id)
+    return Message("assistant" if message.role == Role.ROLE_AGENT else "user", text_of(message), id=message.message_id)
 
 
 def _without(write: MemoryWrite, written: Sequence[MemoryWrite]) -> MemoryWrite | None:

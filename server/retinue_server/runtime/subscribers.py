@@ -25,7 +25,8 @@ class Subscriber:
     def __init__(self, catch_up: Callable[[], Awaitable[Numbered[Task]]], *, after: int = 0) -> None:
         self._catch_up = catch_up
         self._delivered = after
-        self._waiting: deque[Numbered[Event]] = deque()
+        self._waiting: deque[tuple[Numbered[Event], int]] = deque()
+        """Events with their sizes in bytes."""
         self._waiting_bytes = 0
         self._waiter: asyncio.Future[None] | None = None
         self._behind = False
@@ -38,14 +39,15 @@ class Subscriber:
     def put(self, event: Numbered[Event]) -> None:
         if self._behind or self._closed:
             return
-        self._waiting_bytes += event.event.ByteSize()
+        size = event.event.ByteSize()
+        self._waiting_bytes += size
         too_many = len(self._waiting) >= _MAX_WAITING_EVENTS or self._waiting_bytes > _MAX_WAITING_BYTES
         if self._waiting and too_many:
             self._waiting.clear()
             self._waiting_bytes = 0
             self._behind = True
         else:
-            self._waiting.append(event)
+            self._waiting.append((event, size))
         self._wake()
 
     def close(self) -> None:
@@ -61,8 +63,8 @@ class Subscriber:
                 self._delivered = task.generation
                 yield task
             while self._waiting:
-                event = self._waiting.popleft()
-                self._waiting_bytes -= event.event.ByteSize()
+                event, size = self._waiting.popleft()
+                self._waiting_bytes -= size
                 if event.generation > self._delivered:
                     self._delivered = event.generation
                     yield event
