@@ -7,7 +7,6 @@ without memory at 32 clients, that is 4 % (reading) and 7 % (writing) of the CPU
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
@@ -21,9 +20,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 _ID_FIELDS = {"messageId": "message_id", "contextId": "context_id", "taskId": "task_id"}
 _ROLES: Mapping[int, str] = {number: name for name, number in Role.items() if number}
 _STATES: Mapping[int, str] = {number: name for name, number in TaskState.items() if number}
-
-encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-"""Encode a JSON value as compact text."""
 
 
 # -- reading -------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from a2a.utils.errors import (
     InvalidParamsError,
 )
 from google.protobuf.json_format import ParseDict, ParseError
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -27,7 +28,7 @@ from starlette.types import Receive, Scope, Send
 from retinue_server.http.body import StrictRequest
 
 from .errors import TooManyRequestsError
-from .json_codec import encode, send_request, send_response
+from .json_codec import send_request, send_response
 from .sse import with_event_ids
 from .validation import check_version
 
@@ -65,11 +66,11 @@ class JsonRpcApp(JsonRpcDispatcher):
         context = self._context_builder.build(request)
         context.tenant = params.tenant
         try:
-            check_version(request.headers.get(VERSION_HEADER))
+            check_version(context.state["headers"].get(VERSION_HEADER))
             answer = await self.request_handler.on_message_send(params, context)
         except A2AError as error:
             return _error_response(request_id, error)
-        content = encode({"jsonrpc": "2.0", "id": request_id, "result": send_response(answer)})
+        content = to_json({"jsonrpc": "2.0", "id": request_id, "result": send_response(answer)})
         return Response(content, media_type="application/json")
 
     def _generate_error_response(self, request_id: str | int | None, error: Any) -> JSONResponse:

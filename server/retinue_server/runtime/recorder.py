@@ -47,7 +47,7 @@ class Recorder:
         self._steps: list[tuple[str, str | None]] = []
         self._writes: list[MemoryWrite] = []
         self._commit: asyncio.Task[None] | None = None
-        self._failed = failed
+        self._failed: Callable[[BaseException], None] | None = failed
 
     @property
     def pushes(self) -> bool:
@@ -119,6 +119,7 @@ class Recorder:
     def close(self) -> None:
         """Start no commit any more."""
         self._commits.timer.forget(self._record_now)
+        self._failed = None  # a run and its recorder refer to each other: this leaves nothing to the garbage collector
 
     async def _idle(self) -> None:
         """Wait for the commit that is under way; its failure is reported to whoever started it."""
@@ -138,7 +139,7 @@ class Recorder:
 
     def _check(self, commit: asyncio.Task[None]) -> None:
         error = None if commit.cancelled() else commit.exception()
-        if error is not None:
+        if error is not None and self._failed is not None:
             self._failed(error)
 
     async def _record(self, progress: Progress) -> None:

@@ -128,8 +128,7 @@ class Run(EventQueue):
         """Finish the run after everything else. The subscribers of one that CONTINUES stay, for its successor."""
         if not self._state.final:
             self.give_up(RunState.FAILED, InternalError("the task stopped"))
-        else:
-            self.recorder.close()
+        self.recorder.close()
         if self._state is not RunState.CONTINUES:
             self.publication.close()
         self.closed.set()

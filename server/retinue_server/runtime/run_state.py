@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum, auto
+from enum import IntEnum, auto
 
 
-class RunState(Enum):
+class RunState(IntEnum):
     """The state of a run. `TRANSITIONS` holds which state may follow which; `Run` checks every step against it.
 
     | state     | meaning                                                               | entered by                      |
