@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args, overload
 
 from retinue_memory import ChatModel, InvocationContext, Memory, MemoryBackend, MemoryModule, Message, Recall, as_memory
 from retinue_memory.errors import ConfigError
 from retinue_memory.ids import new_id
 
+from .event_stream import EventStream
 from .events import Event, FinalAnswer, InputRequired, TextDelta
 from .function_tool import FunctionTool
 from .journal import Journal, NullJournal
@@ -146,8 +146,8 @@ class Agent:
         remember: bool = True,
         top_k: int | None = None,
         earlier: Sequence[Message] = (),
-    ) -> AsyncGenerator[Event, None]:
-        """Answer the last user message of `state`, and yield events as they happen. The answer is added to `state`.
+    ) -> EventStream:
+        """Answer the last user message of `state`; the result yields events as they happen. The answer is added to `state`.
 
         The memory write starts before FinalAnswer is yielded: it completes even if the caller stops there, and a caller
         that exhausts the stream has awaited it. Without `ctx` the turn is a session of its own. `response_schema` is a JSON
@@ -170,7 +170,7 @@ class Agent:
             if asked is not None and asked.content.strip():
                 query = asked.content if recall else ""
                 memory.to_write = [*earlier, asked] if remember else []
-        return AgentLoop(
+        turn = AgentLoop(
             ctx=ctx,
             state=state,
             prompt=prompt,
@@ -181,7 +181,9 @@ class Agent:
             memory=memory,
             journal=journal or _NULL_JOURNAL,
             max_steps=self.max_steps if max_steps is None else max_steps,
-        ).run(query)
+            query=query,
+        )
+        return EventStream(turn)
 
     async def run(
         self,
@@ -222,20 +224,22 @@ class Agent:
     ) -> RunResult:
         output = ""
         steps: list[Event] = []
-        async with aclosing(self.stream(state, ctx=ctx)) as events:
-            async for event in events:
-                if on_step is not None:
-                    returned = on_step(event)
-                    if inspect.isawaitable(returned):
-                        await returned
-                match event:
-                    case TextDelta():
-                        continue
-                    case FinalAnswer(content) | InputRequired(content):
-                        output = content
-                    case _:
-                        pass
+
+        async def take(event: Event) -> None:
+            nonlocal output
+            if on_step is not None:
+                returned = on_step(event)
+                if inspect.isawaitable(returned):
+                    await returned
+            if isinstance(event, FinalAnswer | InputRequired):
+                output = event.content
+            if not isinstance(event, TextDelta):
                 steps.append(event)
+
+        stream = self.stream(state, ctx=ctx)
+        write = await stream.run(take)
+        for event in await stream.outcome(write):
+            await take(event)
         return RunResult(output, tuple(steps))
 
     def _build_memory_tools(self) -> MemoryTools | None:

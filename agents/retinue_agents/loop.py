@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from retinue_memory import ChatModel, InvocationContext, Message, ToolCall, Usage, render
+from retinue_memory import ChatModel, InvocationContext, Message, ModelDelta, ToolCall, Usage, render
 from retinue_memory.errors import ModelError, RetinueError
 from retinue_memory.ids import new_id
 
@@ -25,10 +25,13 @@ from .events import (
     ToolReturned,
 )
 from .journal import Journal, JSONObject
+from .memory_writes import PendingWrite
 from .state import State
-from .streamed_step import StreamedStep
 from .tools import NeedInput, Tool, ToolContext
 from .turn_memory import TurnMemory
+
+Emit = Callable[[Event], Awaitable[None]]
+"""Takes each event of a turn as it happens. The turn goes on when it returns."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,87 +50,98 @@ class AgentLoop:
     memory: TurnMemory
     journal: Journal
     max_steps: int
+    query: str = ""
+    """What memories are recalled for before the first LLM step. Empty: for nothing."""
     usage: Usage = field(default_factory=Usage, init=False)
     turn_id: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.turn_id = self.ctx.turn_id or new_id()
 
-    async def run(self, query: str) -> AsyncGenerator[Event, None]:
-        """Run the turn, recalling memories for `query` first unless it is empty. Raises as `Agent.stream` does."""
-        if query:
-            for event in await self._recall(query):
-                yield event
+    async def run(self, emit: Emit) -> PendingWrite | None:
+        """Run the turn, recalling memories for `query` first unless it is empty. Raises as `Agent.stream` does.
+
+        Returns the memory write that was started, which may be in flight.
+        """
+        if self.query:
+            await self._recall(emit)
         self.prompt += self.state.messages
         asked = len(self.prompt)
         for step in range(1, self.max_steps + 1):
-            streamed = StreamedStep()
-            llm_step = self.journal.step(f"llm/{step}", partial(self._ask_model, streamed))
-            try:
-                async with aclosing(streamed.texts(llm_step)) as texts:
-                    async for text in texts:
-                        yield TextDelta(text)
-            except ModelError:
-                for event in await self.memory.outcome(self.memory.write(), self.memory.recall.timeout):
-                    yield event
-                raise
-            calls = self._add_model_step(streamed.result)
+            result = await self._model_step(step, emit)
+            calls = self._add_model_result(result)
             if not calls:
-                answer = Message("assistant", streamed.result["text"], id=f"{self.turn_id}/answer")
+                answer = Message("assistant", result["text"], id=f"{self.turn_id}/answer")
                 self.state.messages += [*self.prompt[asked:], answer]
                 write = self.memory.write(answer)
-                yield FinalAnswer(answer.content, self.usage)
-                for event in await self.memory.outcome(write):
-                    yield event
-                return
+                await emit(FinalAnswer(answer.content, self.usage))
+                return write
             if step == self.max_steps:
                 break
             for call in calls:
-                yield ToolCalled(call)
+                await emit(ToolCalled(call))
             outcomes = await self._use_tools(step, calls)
             for call, outcome in zip(calls, outcomes, strict=True):
-                for event in self._add_tool_step(call, outcome):
-                    yield event
+                for event in self._add_tool_result(call, outcome):
+                    await emit(event)
             if questions := [outcome["question"] for outcome in outcomes if "question" in outcome]:
                 question = "\n".join(questions)
                 self.state.add_message(Message("assistant", question))
-                yield InputRequired(question)
-                return
+                await emit(InputRequired(question))
+                return None
         write = self.memory.write()
-        yield StepLimitReached(self.max_steps)
-        for event in await self.memory.outcome(write):
-            yield event
+        await emit(StepLimitReached(self.max_steps))
+        return write
 
-    async def _recall(self, query: str) -> list[Event]:
-        found = await self.memory.retrieve(query)
+    async def _recall(self, emit: Emit) -> None:
+        found = await self.memory.retrieve(self.query)
         if block := render(found.messages):
             self.prompt.append(block)
         self.memory.known += [message.content for message in found.messages]
-        failures = [MemoryFailed("retrieve", failure.memory, failure.problem) for failure in found.failures]
-        return [*failures, MemoryRetrieved(found.messages)]
+        for failure in found.failures:
+            await emit(MemoryFailed("retrieve", failure.memory, failure.problem))
+        await emit(MemoryRetrieved(found.messages))
 
-    async def _ask_model(self, streamed: StreamedStep) -> JSONObject:
-        """One LLM step: stream the text, and return what the journal keeps."""
-        texts: list[str] = []
+    async def _model_step(self, step: int, emit: Emit) -> JSONObject:
+        """One LLM step. Its text is emitted as the model streams it, or at once if the journal has the result already."""
+        streamed: list[str] = []
+        try:
+            result = await self.journal.step(f"llm/{step}", partial(self._ask_model, streamed, emit))
+        except ModelError:
+            for event in await self.memory.outcome(self.memory.write(), self.memory.recall.timeout):
+                await emit(event)
+            raise
+        if result["text"] and not streamed:
+            await emit(TextDelta(result["text"]))
+        return result
+
+    async def _ask_model(self, streamed: list[str], emit: Emit) -> JSONObject:
+        """Ask the model. Its text is emitted piece by piece, and added to `streamed`. Returns what the journal keeps."""
         calls: list[JSONObject] = []
         usage, finish = Usage(), None
-        specs = [tool.spec for tool in self.tools.values()]
-        try:
-            async for delta in self.model.stream(self.prompt, tools=specs, schema=self.schema, **self.model_settings):
+        async with aclosing(self._deltas()) as deltas:
+            async for delta in deltas:
                 if delta.text:
-                    texts.append(delta.text)
-                    streamed.add(delta.text)
+                    streamed.append(delta.text)
+                    await emit(TextDelta(delta.text))
                 calls += [{"id": c.id, "name": c.name, "arguments": dict(c.arguments)} for c in delta.tool_calls]
                 usage = delta.usage or usage
                 finish = delta.finish or finish
+        tokens = [usage.input_tokens, usage.output_tokens]
+        return {"text": "".join(streamed), "tool_calls": calls, "usage": tokens, "finish": finish}
+
+    async def _deltas(self) -> AsyncGenerator[ModelDelta, None]:
+        """What the model streams. Whatever a foreign model raises becomes a ModelError."""
+        specs = [tool.spec for tool in self.tools.values()]
+        try:
+            async for delta in self.model.stream(self.prompt, tools=specs, schema=self.schema, **self.model_settings):
+                yield delta
         except RetinueError:
             raise
         except Exception as error:
             raise ModelError(f"{self.model.name} failed: {type(error).__name__}: {error}") from error
-        tokens = [usage.input_tokens, usage.output_tokens]
-        return {"text": "".join(texts), "tool_calls": calls, "usage": tokens, "finish": finish}
 
-    def _add_model_step(self, result: JSONObject) -> tuple[ToolCall, ...]:
+    def _add_model_result(self, result: JSONObject) -> tuple[ToolCall, ...]:
         """Count the tokens of an LLM step. Return its tool calls, and add them to the prompt."""
         input_tokens, output_tokens = result["usage"]
         self.usage = Usage(self.usage.input_tokens + input_tokens, self.usage.output_tokens + output_tokens)
@@ -166,7 +180,7 @@ class AgentLoop:
 
         return await self.journal.step(key, use, repeatable=tool.retry != "never")
 
-    def _add_tool_step(self, call: ToolCall, outcome: JSONObject) -> Iterator[Event]:
+    def _add_tool_result(self, call: ToolCall, outcome: JSONObject) -> Iterator[Event]:
         """Apply a tool's effects, and add its result to the prompt. A question is neither."""
         if "question" in outcome:
             return

@@ -432,6 +432,67 @@ async def test_closing_the_stream_early_stops_the_model() -> None:
     assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
 
 
+async def test_dropping_the_stream_stops_the_turn() -> None:
+    """A consumer that leaves the loop at a tool call, without closing the stream, has neither the tool nor the model run on."""
+    used: list[str] = []
+
+    def act() -> str:
+        used.append("act")
+        return "done"
+
+    model = ScriptedModel([ToolCall("1", "act", {}), "It is done."])
+    async for event in Agent(model, tools=[act]).stream(saying("Act!")):
+        if isinstance(event, ToolCalled):
+            break
+    running = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    assert len(running) == 1
+    async with asyncio.timeout(5):
+        await asyncio.wait(running)
+    assert used == []
+    assert len(model.requests) == 1
+
+
+async def test_events_can_be_awaited_instead_of_iterated() -> None:
+    """`run` of a stream emits the events that iterating yields, in the calling task, and returns the write in flight."""
+    memory = ListMemory()
+    agent = Agent(ScriptedModel([["Ro", "me"]]), memory=memory)
+    heard: list[Any] = []
+
+    async def hear(event: Any) -> None:
+        heard.append((event.kind, asyncio.current_task()))
+
+    stream = agent.stream(saying("hello"), ctx=ALICE)
+    write = await stream.run(hear)
+    assert write is not None
+    assert heard == [
+        (kind, asyncio.current_task()) for kind in ("memory_retrieved", "text_delta", "text_delta", "final_answer")
+    ]
+    assert [event.kind for event in await stream.outcome(write)] == ["memory_updated"]
+    assert len(memory.kept["alice"]) == 2
+
+
+async def test_an_error_of_the_listener_is_not_the_models() -> None:
+    """What `emit` raises while the model streams ends the turn as it is, and closes the model's stream."""
+    closed = asyncio.Event()
+
+    class Closing(EchoModel):
+        async def stream(self, messages: Sequence[Message], **kwargs: Any) -> AsyncIterator[ModelDelta]:
+            try:
+                yield ModelDelta("one")
+                yield ModelDelta("two")
+            finally:
+                closed.set()
+
+    async def refuse(event: Any) -> None:
+        if isinstance(event, TextDelta):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await Agent(Closing()).stream(saying("hello")).run(refuse)
+    async with asyncio.timeout(5):
+        await closed.wait()
+
+
 async def test_run_returns_the_output_and_the_steps() -> None:
     """`run` returns the answer and every event except the deltas; `on_step` gets all of them as they happen."""
     memory = ListMemory()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self, cast
@@ -199,13 +198,12 @@ class A2AExecutor(TurnExecutor):
                 top_k=use.top_k,
                 earlier=asked_back(task),
             )
-            async with aclosing(stream) as events:
-                async for event in events:
+            write = await stream.run(publish.event)
+            if under_runtime:
+                for event in await stream.outcome(write):
                     await publish.event(event)
-                    if publish.ended and JOURNAL not in context.call_context.state:
-                        if use.remember and self.agent.remembers:
-                            await publish.event(MemoryUpdated())
-                        break  # the memory write is running and must not delay the answer
+            elif write is not None:
+                await publish.event(MemoryUpdated())  # it is in flight, and must not delay the answer
         except RetinueError as error:
             logger.warning("task %s failed: %s", message.task_id, error)
             await publish.failure(str(error))
@@ -253,11 +251,6 @@ class _Publisher:
         self._appends = False
         self._memory: dict[str, Any] = {}
         self._end: tuple[TaskState, str | None] | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the agent's last event was seen."""
-        return self._end is not None
 
     async def event(self, event: Event) -> None:
         match event:
