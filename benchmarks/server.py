@@ -1,7 +1,8 @@
 """What a task costs on the bare SDK, on ours, and on ours with memory: the same echo, the same load, side by side.
 
-python -m benchmarks.server [--quick] [--adk PYTHON]: with an interpreter that has google-adk and its extra `a2a`, an agent
-of it is measured too, without memory. It is no dependency of ours, so it is not looked for.
+python -m benchmarks.server [--quick] [--adk PYTHON] [--before COMMAND]: with an interpreter that has google-adk and its extra
+`a2a`, an agent of it is measured too, without memory. It is no dependency of ours, so it is not looked for. COMMAND is that of
+another version of this server, which is measured without memory and compared round by round.
 
 The servers run at once and take turns under load, round after round, so that what else the machine does meets all of
 them. CPU time is what to judge by; rates and latencies also tell how busy the machine was. Nothing but 127.0.0.1.
@@ -32,7 +33,7 @@ from retinue_memory.native.memory import NativeMemory
 from .load import Burst, Figures, said, send
 from .process import RETINUE, Server, started
 
-SDK, ADK, OURS, REMEMBERING = "a2a-sdk", "google-adk", "retinue", "with memory"
+SDK, ADK, BEFORE, OURS, REMEMBERING = "a2a-sdk", "google-adk", "before", "retinue", "with memory"
 CLIENTS, MEMORIES, DELTAS = 32, 1000, 200
 _ADK = 2.3, 2.9
 """What google-adk without memory is taken to cost at 1 and 32 clients, in tasks of the SDK, where it is not measured."""
@@ -104,13 +105,15 @@ class Row:
         return statistics.median((many.cpu - one.cpu) / (DELTAS - 1) for many, one in pairs)
 
 
-def main(quick: bool, adk: str | None = None) -> None:
+def main(quick: bool, adk: str | None = None, before: str | None = None) -> None:
     size = QUICK if quick else NORMAL
-    before = os.getloadavg()[0]
+    load = os.getloadavg()[0]
     with TemporaryDirectory() as folder:
         commands = {SDK: [sys.executable, str(Path(__file__).with_name("echo.py"))]}
         if adk is not None:
             commands[ADK] = [adk, str(Path(__file__).with_name("adk.py"))]
+        if before is not None:
+            commands[BEFORE] = _serve(Path(folder, "before"), memory="off", command=before)
         commands |= {
             OURS: _serve(Path(folder, "ours"), memory="off"),
             REMEMBERING: _serve(Path(folder, "remembering"), memory="default"),
@@ -131,25 +134,27 @@ def main(quick: bool, adk: str | None = None) -> None:
                         _measure(name, server, rows[name], key, burst)
             for name, server in servers.items():
                 rows[name].after = server.megabytes()
-    _head(size, before, by_meaning, adk)
+    _head(size, load, by_meaning, adk)
     _figures(rows)
     _budgets(rows)
+    if before is not None:
+        _pairs(rows[BEFORE], rows[OURS])
 
 
 # -- the servers -----------------------------------------------------------------------------------------------------------
 
 
-def _serve(folder: Path, *, memory: str) -> list[str]:
+def _serve(folder: Path, *, memory: str, command: str = RETINUE) -> list[str]:
     folder.mkdir()
     config = folder / "retinue.yaml"
     text = _CONFIG.replace("MEMORY", memory).replace("bench.db", f"{folder}/bench.db")
     config.write_text(text, encoding="utf-8")
-    return [RETINUE, "serve", "--config", str(config), "--port"]
+    return [command, "serve", "--config", str(config), "--port"]
 
 
 @contextmanager
 def _all_started(commands: dict[str, list[str]], folder: str) -> Generator[dict[str, Server]]:
-    folders = {OURS: "ours", REMEMBERING: "remembering"}
+    folders = {OURS: "ours", BEFORE: "before", REMEMBERING: "remembering"}
     with ExitStack() as stack:
         yield {
             name: stack.enter_context(started(command, Path(folder, folders.get(name, ""))))
@@ -189,11 +194,11 @@ def _measure(name: str, server: Server, row: Row, key: str, burst: Burst) -> Non
 # -- what it says ----------------------------------------------------------------------------------------------------------
 
 
-def _head(size: Size, before: float, by_meaning: bool, adk: str | None) -> None:
+def _head(size: Size, load: float, by_meaning: bool, adk: str | None) -> None:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("retinue", "a2a-sdk"))
     machine = f"Python {platform.python_version()}, {os.cpu_count()} cores"
     print(f"server: {versions}, {machine}; median of {size.rounds} rounds in turn")
-    print(f"  load average {before:.1f} before, {os.getloadavg()[0]:.1f} after")
+    print(f"  load average {load:.1f} before, {os.getloadavg()[0]:.1f} after")
     print(f"  {SDK}: DefaultRequestHandler, InMemoryTaskStore; {OURS}: SQLite, synchronous FULL, memory off")
     found = "by words and meaning" if by_meaning else "by words alone: the embedder or its weights are not installed"
     print(f"  {REMEMBERING}: the native memory, {MEMORIES} memories for each of {CLIENTS} users, found {found}")
@@ -254,6 +259,14 @@ def _budgets(rows: dict[str, Row]) -> None:
         print(f"  * ours with memory takes {ratios} of what {ADK} takes without, above")
 
 
+def _pairs(before: Row, ours: Row) -> None:
+    print(f"\n  {'CPU a task, of that before':<44}{'median':>13}{'from':>13}{'to':>9}  by round")
+    for burst in ours.bursts:
+        pairs = zip(ours.bursts[burst], before.bursts[burst], strict=True)
+        ratios = sorted(one.cpu / other.cpu for one, other in pairs)
+        print(f"  {burst:<44}{statistics.median(ratios):>13.2f}{ratios[0]:>13.2f}{ratios[-1]:>9.2f}")
+
+
 def _budget(
     what: str, base: float, own: float, *, at_most: float = math.inf, at_least: float = 0.0, ratio: bool = False
 ) -> None:
@@ -268,9 +281,10 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.server", description="What a task costs.")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--adk", metavar="PYTHON", help="an interpreter that has google-adk with its extra a2a")
+    parser.add_argument("--before", metavar="COMMAND", help="the command of another version, to be compared with")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     options = _options()
-    main(options.quick, options.adk)
+    main(options.quick, options.adk, options.before)
