@@ -20,7 +20,7 @@ class EventStream(AsyncIterator[Event]):
 
     def __init__(self, turn: AgentLoop) -> None:
         self._turn = turn
-        self._events: AsyncGenerator[Event, None] | None = None
+        self._events = _iterate(turn)
 
     async def run(self, emit: Emit) -> PendingWrite | None:
         """Run the turn in the calling task, and await `emit` with each event.
@@ -35,13 +35,11 @@ class EventStream(AsyncIterator[Event]):
         return await self._turn.memory.outcome(write)
 
     async def __anext__(self) -> Event:
-        self._events = self._events or _iterate(self._turn)
         return await anext(self._events)
 
     async def aclose(self) -> None:
         """Stop the turn, unless it has ended. A memory write that has started completes."""
-        if self._events is not None:
-            await self._events.aclose()
+        await self._events.aclose()
 
 
 async def _iterate(turn: AgentLoop) -> AsyncGenerator[Event, None]:

@@ -50,7 +50,7 @@ class AgentLoop:
     memory: TurnMemory
     journal: Journal
     max_steps: int
-    query: str = ""
+    query: str
     """What memories are recalled for before the first LLM step. Empty: for nothing."""
     usage: Usage = field(default_factory=Usage, init=False)
     turn_id: str = field(init=False)
@@ -59,7 +59,7 @@ class AgentLoop:
         self.turn_id = self.ctx.turn_id or new_id()
 
     async def run(self, emit: Emit) -> PendingWrite | None:
-        """Run the turn, recalling memories for `query` first unless it is empty. Raises as `Agent.stream` does.
+        """Run the turn. Raises as `Agent.stream` does.
 
         Returns the memory write that was started, which may be in flight.
         """

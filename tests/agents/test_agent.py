@@ -432,6 +432,15 @@ async def test_closing_the_stream_early_stops_the_model() -> None:
     assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
 
 
+async def test_a_stream_that_was_closed_before_it_began_runs_nothing() -> None:
+    """Iterating over it afterwards yields nothing, and the model is not asked."""
+    model = ScriptedModel(["never"])
+    stream = Agent(model).stream(saying("hello"))
+    await stream.aclose()
+    assert [event async for event in stream] == []
+    assert model.requests == []
+
+
 async def test_dropping_the_stream_stops_the_turn() -> None:
     """A consumer that leaves the loop at a tool call, without closing the stream, has neither the tool nor the model run on."""
     used: list[str] = []

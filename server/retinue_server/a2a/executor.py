@@ -22,7 +22,6 @@ from a2a.types import (
     Task,
     TaskArtifactUpdateEvent,
     TaskState,
-    TaskStatus,
     TaskStatusUpdateEvent,
 )
 from a2a.types import Message as A2AMessage
@@ -48,13 +47,12 @@ from retinue_agents.events import (
     ToolCalled,
 )
 from retinue_memory import InvocationContext, Message, provenance
+from retinue_memory.clock import now_us
 from retinue_memory.errors import RetinueError
 from retinue_memory.recall import NO_ANSWER
 from retinue_server.auth.owners import user_of
 from retinue_server.runtime.executor import TurnExecutor
 from retinue_server.runtime.turn import WRITES, MemoryWrite
-
-from .timestamps import current_timestamp
 
 logger = logging.getLogger(__name__)
 
@@ -299,7 +297,8 @@ class _Publisher:
 
     async def task(self, message: A2AMessage, user: str | None) -> None:
         task = Task(id=self._task_id, context_id=self._context_id, history=[message])
-        task.status.CopyFrom(TaskStatus(state=TaskState.TASK_STATE_SUBMITTED, timestamp=current_timestamp()))
+        task.status.state = TaskState.TASK_STATE_SUBMITTED
+        task.status.timestamp.FromMicroseconds(now_us())
         if user is not None:
             task.metadata["user_id"] = user
         await self._enqueue(task)
@@ -307,7 +306,7 @@ class _Publisher:
     async def status(self, state: TaskState, text: str | None = None, metadata: Struct | None = None) -> None:
         event = TaskStatusUpdateEvent(task_id=self._task_id, context_id=self._context_id, metadata=metadata)
         event.status.state = state
-        event.status.timestamp.CopyFrom(current_timestamp())
+        event.status.timestamp.FromMicroseconds(now_us())
         if text is not None:
             event.status.message.CopyFrom(
                 A2AMessage(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable
 
-from a2a.types import Artifact, Message, Part, Task, TaskArtifactUpdateEvent, TaskStatusUpdateEvent
+from a2a.types import Artifact, Message, Part, Task, TaskArtifactUpdateEvent
 from google.protobuf.struct_pb2 import Value
+
+from retinue_server.runtime.events import Event
 
 MAX_DEPTH = 28
 """The most levels of lists and objects in a value: protobuf parses 100 levels, and an object takes three of them."""
@@ -36,7 +38,7 @@ def values_problem(values: Iterable[Value]) -> str | None:
     return f"lists and objects are nested more than {MAX_DEPTH} levels deep"
 
 
-def event_problem(event: Task | Message | TaskStatusUpdateEvent | TaskArtifactUpdateEvent) -> str | None:
+def event_problem(event: Event) -> str | None:
     """Why an event cannot be stored. Returns None if it can."""
     return values_problem(_event_values(event))
 
@@ -49,7 +51,7 @@ def part_values(part: Part) -> Generator[Value]:
         yield from part.metadata.fields.values()
 
 
-def _event_values(event: Task | Message | TaskStatusUpdateEvent | TaskArtifactUpdateEvent) -> Generator[Value]:
+def _event_values(event: Event) -> Generator[Value]:
     if isinstance(event, Message):
         yield from _carried_values(event)
         return

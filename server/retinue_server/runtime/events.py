@@ -14,7 +14,7 @@ from a2a.types import (
 from a2a.utils.errors import InvalidAgentResponseError
 from a2a.utils.proto_utils import to_stream_response
 
-from retinue_server.a2a.timestamps import current_timestamp
+from retinue_memory.clock import now_us
 
 from .pieces import is_plain_text
 
@@ -85,7 +85,7 @@ class Snapshot:
                 if task.status.HasField("message"):
                     task.history.append(task.status.message)
                 if not event.status.HasField("timestamp"):
-                    event.status.timestamp.CopyFrom(current_timestamp())
+                    event.status.timestamp.FromMicroseconds(now_us())
                 task.status.CopyFrom(event.status)
                 if event.HasField("metadata"):
                     task.metadata.MergeFrom(event.metadata)

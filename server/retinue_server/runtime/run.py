@@ -11,8 +11,8 @@ from a2a.server.events import EventQueue
 from a2a.types import Message, Role, Task, TaskArtifactUpdateEvent, TaskState, TaskStatusUpdateEvent
 from a2a.utils.errors import InternalError, InvalidAgentResponseError
 
+from retinue_memory.clock import now_us
 from retinue_server.a2a.json_values import event_problem
-from retinue_server.a2a.timestamps import current_timestamp
 
 from .events import Event, Numbered, Snapshot, only_describes
 from .executor import TurnExecutor
@@ -224,7 +224,7 @@ class Run(EventQueue):
         turn = self.turn
         event = TaskStatusUpdateEvent(task_id=turn.task_id, context_id=turn.context_id)
         event.status.state = state
-        event.status.timestamp.CopyFrom(current_timestamp())
+        event.status.timestamp.FromMicroseconds(now_us())
         if message is not None:
             event.status.message.CopyFrom(message)
             event.status.message.task_id, event.status.message.context_id = turn.task_id, turn.context_id
